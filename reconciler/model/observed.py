@@ -1,0 +1,146 @@
+"""Observed state: what devices report and what the stores hold, as one snapshot.
+
+`Snapshot` is the contract's JSON (`--observed FILE`), value for value; `planner.columns` turns it into arrays. Optional
+parts may be left out; a device of the fleet that is not listed has never reported. Source: contract, "Observed snapshot".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator
+
+from reconciler.model.desired import Part
+from reconciler.model.scalars import Digest, Instant, Name, Release, Version
+
+
+class Health(StrEnum):
+    """Result of the device's healthcheck; `warning` counts as good."""
+
+    UNKNOWN = "unknown"
+    OK = "ok"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class ArtifactState(StrEnum):
+    """How far the artifact of a release has come."""
+
+    ABSENT = "absent"
+    BUILT = "built"
+    SIGNED = "signed"
+    PUBLISHED = "published"
+    BROKEN = "broken"
+
+
+class Artifact(Part):
+    """One release in the image store."""
+
+    state: ArtifactState = ArtifactState.ABSENT
+    digest: Digest | None = None
+
+
+class RunningApp(Part):
+    """An app on a device."""
+
+    digest: Digest
+    since: Instant | None = None
+
+
+Reported = Annotated[str, Field(min_length=1, max_length=128)]
+"""What a device says it runs: a release, or anything else, since devices are not trusted to know git."""
+
+
+class DeviceObservation(Part):
+    """What is known of one device. Times are those of the recorder's clock."""
+
+    name: Name
+    site: Name | None = None
+    image: Reported | None = None
+    image_since: Instant | None = None
+    previous_image: Reported | None = None
+    inactive_slot: Reported | None = None
+    health: Health = Health.UNKNOWN
+    health_since: Instant | None = None
+    health_before_update: Health | None = None
+    checks_worse: tuple[str, ...] = Field(default=(), description="Checks that are worse than before the update")
+    last_seen: Instant | None = None
+    updating_to: Reported | None = None
+    updating_since: Instant | None = None
+    rebooting_since: Instant | None = None
+    restarting_since: Instant | None = None
+    restarting_app: Name | None = None
+    configuring_since: Instant | None = None
+    failed_attempts: Mapping[str, int] = Field(default_factory=dict)
+    rescued_from: Mapping[str, Instant] = Field(
+        default_factory=dict, description="Releases it was rescued from, and when"
+    )
+    apps: Mapping[Name, RunningApp] = Field(default_factory=dict)
+    config: Digest | None = None
+    conflict: bool = Field(default=False, description="The recorder saw two devices claim this name")
+
+    @field_validator("checks_worse", mode="before")
+    @classmethod
+    def _checks(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Verdict(Part):
+    """A proof or a failure on record: of an image (`image`), or of an app (`app` and `release`)."""
+
+    wave: Name
+    image: Release | None = None
+    app: Name | None = None
+    release: Version | None = None
+    at: Instant
+    closed: bool = False
+
+    @property
+    def key(self) -> str:
+        """`v1.4.2` for an image, `video-ingest@2.8.0` for an app: how a release is named across the snapshot."""
+        return self.image if self.image is not None else f"{self.app}@{self.release}"
+
+
+class Proposal(Part):
+    """A revert that was proposed."""
+
+    image: Release | None = None
+    app: Name | None = None
+    release: Version | None = None
+    at: Instant
+
+    @property
+    def key(self) -> str:
+        """As `Verdict.key`."""
+        return self.image if self.image is not None else f"{self.app}@{self.release}"
+
+
+class Snapshot(Part):
+    """Everything observed at one time."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    api_version: Literal["fleet/v1"] | None = None
+    kind: Literal["Observed"] | None = None
+    at: Instant | None = Field(default=None, description="When the snapshot was taken")
+    devices: tuple[DeviceObservation, ...] = ()
+    artifacts: Mapping[Release, Artifact] = Field(default_factory=dict)
+    tags: Mapping[Name, Mapping[str, Digest | None]] = Field(default_factory=dict)
+    tags_set: Mapping[Name, Mapping[str, Digest | None]] = Field(default_factory=dict)
+    proofs: tuple[Verdict, ...] = ()
+    failures: tuple[Verdict, ...] = ()
+    members: Mapping[str, Mapping[Name, tuple[Name, ...]]] = Field(default_factory=dict)
+    proposals: tuple[Proposal, ...] = ()
+    secret_versions: Mapping[str, str] = Field(
+        default_factory=dict, description="Secret names to version ids; never values"
+    )
+
+    @field_validator("artifacts", mode="before")
+    @classmethod
+    def _states(cls, value: Any) -> Any:
+        """An artifact's state alone is a shorthand (contract, Scenario)."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: {"state": item} if isinstance(item, str) else item for name, item in value.items()}

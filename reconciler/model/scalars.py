@@ -1,0 +1,270 @@
+"""The scalar vocabulary of fleet documents: durations, times of day, releases, names, digests, budgets.
+
+Each is a pydantic-annotated type that accepts the text as it was written in YAML (`02:00`, `v1.10`, `48h`, `10%`; scalars reach the
+model as text) and keeps a machine value. Errors are `ValueError`s whose text names the offending value, the cause and the
+remedy; `reconciler.repo` adds file, line and column. Contract: "Fleet documents".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import total_ordering
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, StringConstraints, WithJsonSchema
+
+_DURATION = re.compile(r"^(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?$")
+_TIME_OF_DAY = re.compile(r"^([01]\d|2[0-3]):([0-5]\d)$")
+_RELEASE = re.compile(r"^v(0|[1-9]\d{0,8})(?:\.(0|[1-9]\d{0,8}))?(?:\.(0|[1-9]\d{0,8}))?$")
+_VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,62}$")
+_PERCENT = re.compile(r"^(\d{1,3})%$")
+_INSTANT = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:[Zz]|[+-]\d{2}:\d{2})$")
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$"
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+DURATION_PATTERN = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?$"
+TIME_PATTERN = r"^(([01]\d|2[0-3]):[0-5]\d|24:00)$"
+RELEASE_PATTERN = _RELEASE.pattern
+FINGERPRINT_PATTERN = r"^[0-9A-Fa-f]{40}$"
+
+
+def parse_duration(value: Any) -> int:
+    """`90s`, `15m`, `48h`, `7d`, `1h30m` → whole seconds. An int is taken as seconds already parsed."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _DURATION.match(value) if isinstance(value, str) and value else None
+    if match is None:
+        raise ValueError(f"{value!r} is not a duration; write a number with its unit, as 90s, 15m, 48h, 7d or 1h30m")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def format_duration(seconds: int) -> str:
+    """Whole seconds → the shortest form that `parse_duration` reads back: 5400 → `1h30m`."""
+    if seconds == 0:
+        return "0s"
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if unit == "d" and seconds % 86400:
+            continue
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
+def parse_time_of_day(value: Any) -> int:
+    """`02:00` → minutes since local midnight; `24:00` is the midnight that ends the day (1440)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if value == "24:00":
+        return 1440
+    match = _TIME_OF_DAY.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'{value!r} is not a time of day; write hours and minutes, as "02:00" (00:00 to 24:00)')
+    return int(match.group(1)) * 60 + int(match.group(2))
+
+
+def format_time_of_day(minutes: int) -> str:
+    """Minutes since midnight → `02:00`."""
+    return f"{minutes // 60:02d}:{minutes % 60:02d}"
+
+
+def parse_instant(value: Any) -> datetime:
+    """RFC 3339 text with an offset → an aware datetime in UTC."""
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError(f"{value.isoformat()} has no offset; write UTC, as 2026-01-15T01:30:00Z")
+        return value.astimezone(UTC)
+    if not isinstance(value, str) or not _INSTANT.match(value):
+        raise ValueError(f"{value!r} is not an instant; write date, time and offset, as 2026-01-15T01:30:00Z")
+    try:
+        return datetime.fromisoformat(value.upper().replace(" ", "T")).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{value!r} is not an instant: {error}; write it as 2026-01-15T01:30:00Z") from None
+
+
+def format_instant(instant: datetime) -> str:
+    """An aware datetime → `2026-01-15T01:30:00Z`, with microseconds only where there are any."""
+    return instant.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+
+
+def release_key(release: str) -> tuple[int, int, int]:
+    """The numbers a release of an image is ordered by, missing parts 0: `v1.10` → (1, 10, 0)."""
+    match = _RELEASE.match(release)
+    if match is None:
+        raise ValueError(f"{release!r} is not a release; write v and one to three numbers, as v2, v1.10 or v1.4.2")
+    major, minor, patch = (int(part or 0) for part in match.groups())
+    return major, minor, patch
+
+
+def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
+    """The order of app versions: numeric parts as numbers, a missing part is 0, a pre-release before its release."""
+    main, dash, pre = version.lstrip("v").partition("-")
+    parts = [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in re.split(r"[.+]", main)]
+    while parts and parts[-1] == (1, 0, ""):
+        parts.pop()
+    tail = [(0, int(p), "") if p.isdigit() else (0, 1 << 62, p) for p in pre.split(".")] if dash else [(1, 0, "")]
+    return (*parts, (0, -1, ""), *tail) if dash else tuple(parts)
+
+
+def _release(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a release; write v and one to three numbers, as v2, v1.10 or v1.4.2")
+    release_key(value)
+    return value
+
+
+def _version(value: Any) -> str:
+    if not isinstance(value, str) or not _VERSION.match(value):
+        raise ValueError(f"{value!r} is not a version; write letters, digits, '.', '-', '+' or '_', as 2.8.0")
+    return value
+
+
+def _pattern(pattern: str, what: str, remedy: str) -> Any:
+    compiled = re.compile(pattern)
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not compiled.match(value):
+            raise ValueError(f"{value!r} is not {what}; {remedy}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value in ("true", "false"):
+        return bool(value == "true")
+    raise ValueError(f"{value!r} is not true or false; write true or false, without quotes")
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 9:
+        return int(value)
+    raise ValueError(f"{value!r} is not a whole number; write digits, as 10")
+
+
+def _percentage(value: Any) -> int:
+    number = _whole(value[:-1] if isinstance(value, str) and value.endswith("%") else value)
+    if not 1 <= number <= 100:
+        raise ValueError(f"{value!r} is not a percentage; write a whole number from 1 to 100")
+    return number
+
+
+@total_ordering
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A count of devices, or a percentage of a wave's non-suspended devices (contract, fine print 10)."""
+
+    count: int | None = None
+    percent: int | None = None
+
+    def exceeded_by(self, number: int, of: int) -> bool:
+        """Strictly greater fails, in integer arithmetic."""
+        return number > self.count if self.count is not None else number * 100 > (self.percent or 0) * of
+
+    def slots(self, of: int) -> int:
+        """How many may be in flight: a percentage rounds down, and at least 1 of it remains."""
+        return self.count if self.count is not None else max(1, (self.percent or 0) * of // 100)
+
+    def __str__(self) -> str:
+        return f"{self.percent}%" if self.count is None else str(self.count)
+
+    def __lt__(self, other: Budget) -> bool:
+        return (self.percent or 0, self.count or 0) < (other.percent or 0, other.count or 0)
+
+
+def parse_budget(value: Any) -> Budget:
+    """`3` → a count, `10%` → a percentage (0 to 100)."""
+    if isinstance(value, Budget):
+        return value
+    if isinstance(value, str):
+        match = _PERCENT.match(value)
+        if match and int(match.group(1)) <= 100:
+            return Budget(percent=int(match.group(1)))
+    try:
+        return Budget(count=_whole(value))
+    except ValueError:
+        raise ValueError(f'{value!r} is neither a count nor a percentage; write 3 or "10%"') from None
+
+
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN, "examples": ["90s", "15m", "48h", "1h30m"]}),
+]
+"""A length of time in whole seconds."""
+
+TimeOfDay = Annotated[
+    int,
+    BeforeValidator(parse_time_of_day),
+    PlainSerializer(format_time_of_day, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": TIME_PATTERN, "examples": ["02:00", "24:00"]}),
+]
+"""A local time of day in minutes since midnight."""
+
+Instant = Annotated[
+    datetime,
+    BeforeValidator(parse_instant),
+    PlainSerializer(format_instant, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-01-15T01:30:00Z"]}),
+]
+"""A point in time, UTC."""
+
+Release = Annotated[
+    str,
+    BeforeValidator(_release),
+    WithJsonSchema({"type": "string", "pattern": RELEASE_PATTERN, "examples": ["v1.4.2"]}),
+]
+Version = Annotated[
+    str,
+    BeforeValidator(_version),
+    WithJsonSchema({"type": "string", "pattern": _VERSION.pattern, "examples": ["2.8.0"]}),
+]
+Digest = Annotated[
+    str,
+    _pattern(DIGEST_PATTERN, "a digest", "write sha256: and 64 lower-case hexadecimal digits"),
+    WithJsonSchema({"type": "string", "pattern": DIGEST_PATTERN}),
+]
+Name = Annotated[
+    str,
+    _pattern(NAME_PATTERN, "a name", "use letters, digits and '-', 63 at most, beginning with a letter or digit"),
+    WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
+]
+Fingerprint = Annotated[
+    str,
+    _pattern(FINGERPRINT_PATTERN, "a key fingerprint", "write all 40 hexadecimal digits, without spaces"),
+    WithJsonSchema({"type": "string", "pattern": FINGERPRINT_PATTERN}),
+]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Flag = Annotated[bool, BeforeValidator(_boolean)]
+Percentage = Annotated[
+    int,
+    BeforeValidator(_percentage),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": 100},
+                {"type": "string", "pattern": r"^([1-9]\d?|100)%?$"},
+            ]
+        }
+    ),
+]
+BudgetField = Annotated[
+    Budget,
+    BeforeValidator(parse_budget),
+    PlainSerializer(str, when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^(\d+|(\d{1,2}|100)%)$"}],
+            "examples": [3, "10%"],
+        }
+    ),
+]

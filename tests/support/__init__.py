@@ -1,0 +1,1 @@
+"""What tests share: real keys, system packages, small fleets."""
