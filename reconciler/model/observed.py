@@ -49,6 +49,16 @@ class RunningApp(Part):
     since: Instant | None = None
 
 
+class Boot(Part):
+    """A run of reports under one boot id: the last sequence number in it, and when it was first and last heard of."""
+
+    id: Annotated[str, Field(min_length=1, max_length=128)]
+    sequence: Annotated[int, Field(ge=0)]
+    first_sequence: Annotated[int, Field(ge=0)]
+    since: Instant
+    seen: Instant
+
+
 Reported = Annotated[str, Field(min_length=1, max_length=128)]
 """What a device says it runs: a release, or anything else, since devices are not trusted to know git."""
 
@@ -74,12 +84,17 @@ class DeviceObservation(Part):
     restarting_app: Name | None = None
     configuring_since: Instant | None = None
     failed_attempts: Mapping[str, int] = Field(default_factory=dict)
+    reported_attempts: Mapping[str, int] = Field(
+        default_factory=dict, description="Failed attempts as the device counts them; time-outs are not among them"
+    )
     rescued_from: Mapping[str, Instant] = Field(
         default_factory=dict, description="Releases it was rescued from, and when"
     )
     apps: Mapping[Name, RunningApp] = Field(default_factory=dict)
     config: Digest | None = None
     conflict: bool = Field(default=False, description="The recorder saw two devices claim this name")
+    boot: Boot | None = Field(default=None, description="The boot that the device reports from")
+    rival: Boot | None = Field(default=None, description="The boot that the present one displaced; it must stay silent")
 
     @field_validator("checks_worse", mode="before")
     @classmethod
