@@ -17,10 +17,12 @@ from pydantic.alias_generators import to_camel
 from reconciler.model.scalars import (
     Budget,
     BudgetField,
+    CameraAddress,
     Digest,
     Duration,
     Fingerprint,
     Flag,
+    Host,
     Instant,
     Name,
     Percentage,
@@ -230,9 +232,11 @@ class SiteSpec(Part):
     lab: Flag = Field(default=False, description="A lab site: never drawn for a percentage, not counted")
     suspended: Flag = Field(default=False, description="Nothing is done here, and nothing here is counted")
     pin: Pin | None = Field(default=None, description="Sets devices of this site apart")
-    ntp: tuple[Text, ...] = Field(default=(), description="Time servers")
+    ntp: tuple[Host, ...] = Field(default=(), description="Time servers")
     vpn: Vpn | None = Field(default=None, description="Tunnel, its secret by reference")
-    cameras: tuple[Text, ...] = Field(default=(), description="Addresses of the cameras that healthcheck.sh tries")
+    cameras: tuple[CameraAddress, ...] = Field(
+        default=(), description="Addresses of the cameras that healthcheck.sh tries"
+    )
     labels: Mapping[str, str] = Field(default_factory=dict, description="Free labels, text to text")
 
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import total_ordering
+from ipaddress import ip_address
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, StringConstraints, WithJsonSchema
@@ -28,13 +29,22 @@ DURATION_PATTERN = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?$"
 TIME_PATTERN = r"^(([01]\d|2[0-3]):[0-5]\d|24:00)$"
 RELEASE_PATTERN = _RELEASE.pattern
 FINGERPRINT_PATTERN = r"^[0-9A-Fa-f]{40}$"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*"
+_IPV6 = r"[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+"
+# Both are written into configuration files of a device: nothing passes that a format or a shell could take for syntax.
+HOST_PATTERN = rf"^(?:{_HOST_NAME}|{_IPV6})$"
+CAMERA_PATTERN = rf"^(?:{_HOST_NAME}(?::\d{{1,5}})?|{_IPV6}|\[{_IPV6}\](?::\d{{1,5}})?)$"
+
+_HOST = re.compile(HOST_PATTERN)
+_CAMERA = re.compile(rf"(?:(?P<host>{_HOST_NAME}|{_IPV6}(?!\]))|\[(?P<v6>{_IPV6})\])(?::(?P<port>\d{{1,5}}))?")
 
 
 def parse_duration(value: Any) -> int:
     """`90s`, `15m`, `48h`, `7d`, `1h30m` → whole seconds. An int is taken as seconds already parsed."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    match = _DURATION.match(value) if isinstance(value, str) and value else None
+    match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:
         raise ValueError(f"{value!r} is not a duration; write a number with its unit, as 90s, 15m, 48h, 7d or 1h30m")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
@@ -61,7 +71,7 @@ def parse_time_of_day(value: Any) -> int:
         return value
     if value == "24:00":
         return 1440
-    match = _TIME_OF_DAY.match(value) if isinstance(value, str) else None
+    match = _TIME_OF_DAY.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f'{value!r} is not a time of day; write hours and minutes, as "02:00" (00:00 to 24:00)')
     return int(match.group(1)) * 60 + int(match.group(2))
@@ -78,7 +88,7 @@ def parse_instant(value: Any) -> datetime:
         if value.tzinfo is None:
             raise ValueError(f"{value.isoformat()} has no offset; write UTC, as 2026-01-15T01:30:00Z")
         return value.astimezone(UTC)
-    if not isinstance(value, str) or not _INSTANT.match(value):
+    if not isinstance(value, str) or not _INSTANT.fullmatch(value):
         raise ValueError(f"{value!r} is not an instant; write date, time and offset, as 2026-01-15T01:30:00Z")
     try:
         return datetime.fromisoformat(value.upper().replace(" ", "T")).astimezone(UTC)
@@ -93,7 +103,7 @@ def format_instant(instant: datetime) -> str:
 
 def release_key(release: str) -> tuple[int, int, int]:
     """The numbers a release of an image is ordered by, missing parts 0: `v1.10` → (1, 10, 0)."""
-    match = _RELEASE.match(release)
+    match = _RELEASE.fullmatch(release)
     if match is None:
         raise ValueError(f"{release!r} is not a release; write v and one to three numbers, as v2, v1.10 or v1.4.2")
     major, minor, patch = (int(part or 0) for part in match.groups())
@@ -118,7 +128,7 @@ def _release(value: Any) -> str:
 
 
 def _version(value: Any) -> str:
-    if not isinstance(value, str) or not _VERSION.match(value):
+    if not isinstance(value, str) or not _VERSION.fullmatch(value):
         raise ValueError(f"{value!r} is not a version; write letters, digits, '.', '-', '+' or '_', as 2.8.0")
     return value
 
@@ -127,11 +137,45 @@ def _pattern(pattern: str, what: str, remedy: str) -> Any:
     compiled = re.compile(pattern)
 
     def check(value: Any) -> str:
-        if not isinstance(value, str) or not compiled.match(value):
+        if not isinstance(value, str) or not compiled.fullmatch(value):
             raise ValueError(f"{value!r} is not {what}; {remedy}")
         return value
 
     return BeforeValidator(check)
+
+
+def _is_host(value: str) -> bool:
+    """A host name, or an IP address: what ends in a number must be one (192.0.2.300 is neither)."""
+    if not _HOST.fullmatch(value) or len(value) > 253:
+        return False
+    if ":" not in value and not value.rpartition(".")[2].isdigit():
+        return True
+    try:
+        ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_host(value: Any) -> str:
+    """A host name or an IP address, as text."""
+    if not isinstance(value, str) or not _is_host(value):
+        raise ValueError(
+            f"{value!r} is not a host; write a host name or an IP address, as ntp.site-2847.example or 192.0.2.1"
+        )
+    return value
+
+
+def parse_camera(value: Any) -> str:
+    """A host with an optional port: `192.0.2.21`, `cam-3.example:8554`, `[2001:db8::1]:554`. Never a URL: it could hold a
+    password."""
+    match = _CAMERA.fullmatch(value) if isinstance(value, str) else None
+    if match is None or not _is_host(match["v6"] or match["host"]) or not 0 < int(match["port"] or 554) < 65536:
+        raise ValueError(
+            f"{value!r} is not a camera's address; write a host name or an IP address, with its port where that is not 554, "
+            "as 192.0.2.21 or 192.0.2.21:8554 (no URL, no user, no password)"
+        )
+    return str(value)
 
 
 def _boolean(value: Any) -> bool:
@@ -185,7 +229,7 @@ def parse_budget(value: Any) -> Budget:
     if isinstance(value, Budget):
         return value
     if isinstance(value, str):
-        match = _PERCENT.match(value)
+        match = _PERCENT.fullmatch(value)
         if match and int(match.group(1)) <= 100:
             return Budget(percent=int(match.group(1)))
     try:
@@ -242,6 +286,25 @@ Fingerprint = Annotated[
     str,
     _pattern(FINGERPRINT_PATTERN, "a key fingerprint", "write all 40 hexadecimal digits, without spaces"),
     WithJsonSchema({"type": "string", "pattern": FINGERPRINT_PATTERN}),
+]
+Host = Annotated[
+    str,
+    BeforeValidator(parse_host),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": HOST_PATTERN,
+            "maxLength": 253,
+            "examples": ["ntp.site-2847.example", "192.0.2.1"],
+        }
+    ),
+]
+CameraAddress = Annotated[
+    str,
+    BeforeValidator(parse_camera),
+    WithJsonSchema(
+        {"type": "string", "pattern": CAMERA_PATTERN, "maxLength": 261, "examples": ["192.0.2.21", "192.0.2.21:8554"]}
+    ),
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Flag = Annotated[bool, BeforeValidator(_boolean)]
