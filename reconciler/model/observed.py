@@ -92,6 +92,7 @@ class DeviceObservation(Part):
     )
     apps: Mapping[Name, RunningApp] = Field(default_factory=dict)
     config: Digest | None = None
+    serial: tuple[int, int] | None = Field(default=None, description="Serial (epoch, n) of the last assignment accepted")
     conflict: bool = Field(default=False, description="The recorder saw two devices claim this name")
     boot: Boot | None = Field(default=None, description="The boot that the device reports from")
     rival: Boot | None = Field(default=None, description="The boot that the present one displaced; it must stay silent")
