@@ -1,0 +1,263 @@
+"""Folds a device's report into what is known of the device. Pure: no clock, no store, no log.
+
+Decides when a run of health begins and ends, when an update is over, which reports count, and whether two devices
+claim one name. Never judges a release (the planner does), and never marks a device in flight before it says so (the
+recorder of a tick does, with the intent). Called by the server for every report.
+Source: contract, fine print 1, 12 and 13; design §5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from reconciler.model.observed import Boot, DeviceObservation, Health, RunningApp
+
+if TYPE_CHECKING:
+    from reconciler.protocol.report import Check, Report
+
+# `warning` counts as good (contract, "Observed snapshot"): going from one to the other breaks no run.
+_SEVERITY = {Health.OK: 0, Health.WARNING: 1, Health.UNKNOWN: 2, Health.CRITICAL: 3}
+_GOOD = frozenset({Health.OK, Health.WARNING})
+# Phases in which the update that is coming has not changed the image yet, though `checks_before` may be its already.
+_BEFORE_BOOT = frozenset({"writing", "rebooting"})
+_UPDATING = frozenset({"writing", "rebooting", "trial"})
+
+
+class _Standing(Enum):
+    """What a report is to the ones before it."""
+
+    NEXT = auto()
+    NEW_BOOT = auto()
+    LATE = auto()
+    RIVAL = auto()
+
+
+def fold(
+    previous: DeviceObservation | None, report: Report, received_at: datetime, stale_after_s: float
+) -> DeviceObservation:
+    """The observation after one more report.
+
+    `previous` is the device's observation as recorded, marks of the loop included, or None. `received_at` is the
+    recorder's clock at receipt, UTC. `stale_after_s` is the silence, in seconds, that ends a run; exactly that much
+    does not. A report that is late or doubled changes nothing: `previous` itself is returned (test with `is`). Raises ValueError
+    where a value does not fit the model. The caller reads `previous` and writes the result in one transaction.
+    """
+    before = previous or DeviceObservation(name=report.device, site=report.site)
+    stale = timedelta(seconds=stale_after_s)
+    standing = _standing(before, report, received_at, stale)
+    if standing is _Standing.LATE and previous is not None:
+        return previous
+    if standing is _Standing.RIVAL:
+        return _claimed_twice(before, report, received_at)
+    at, silent = _received(before.last_seen, received_at, stale)
+    rebooted = standing is _Standing.NEW_BOOT
+    # A trial boot is part of the update: the image is what the device has marked good, so a trial neither starts a soak
+    # nor ends one, and a fall-back leaves the old image's record as it was.
+    if report.phase == "trial":
+        of_image: dict[str, Any] = {}
+    else:
+        of_image = _image(before, report, at) | _health(before, report, at, broken=silent, rebooted=rebooted)
+    attempts = _attempts(before, report)
+    values: dict[str, Any] = {
+        "site": report.site if report.site is not None else before.site,
+        "last_seen": at,
+        "apps": _apps(before, report, at),
+        "config": report.config,
+        "serial": report.serial if report.serial is not None else before.serial,
+        **_boots(before, report, at, stale, rebooted=rebooted),
+        **of_image,
+        **attempts,
+        **_marks(before, report, at, attempts["failed_attempts"], rebooted=rebooted),
+    }
+    fields = {name: getattr(before, name) for name in DeviceObservation.model_fields}
+    return DeviceObservation(**(fields | values))
+
+
+# ---------------------------------------------------------------- which reports count
+
+
+def _standing(before: DeviceObservation, report: Report, received_at: datetime, stale: timedelta) -> _Standing:
+    """Where a report stands among those of its device. A boot id never returns once another has displaced it."""
+    boot, rival = before.boot, before.rival
+    # The first report ever: nothing to be late for.
+    if boot is None:
+        return _Standing.NEW_BOOT
+    # One boot counts upwards; what is not newer is late or doubled.
+    if report.boot_id == boot.id:
+        return _Standing.NEXT if report.sequence > boot.sequence else _Standing.LATE
+    # A boot id not seen lately: the device has rebooted, or was installed again and counts from the start.
+    if rival is None or report.boot_id != rival.id:
+        return _Standing.NEW_BOOT
+    # From before the reboot, and doubled.
+    if report.sequence <= rival.sequence:
+        return _Standing.LATE
+    # The other has been silent for so long that only this one is left: the name is this one's.
+    if received_at - boot.seen > stale:
+        return _Standing.NEW_BOOT
+    # Numbers rise over reboots, so one below the present boot's first was sent before it. Nothing is under way for
+    # longer than staleAfter, since the device gives up its request long before: after that, the other boot is alive.
+    if report.sequence < boot.first_sequence and received_at - boot.since <= stale:
+        return _Standing.LATE
+    return _Standing.RIVAL
+
+
+def _claimed_twice(before: DeviceObservation, report: Report, received_at: datetime) -> DeviceObservation:
+    """Two devices alternate under one name. The values of the present boot stand; the planner holds the device."""
+    assert before.rival is not None
+    rival = before.rival.model_copy(update={"sequence": report.sequence, "seen": received_at})
+    return before.model_copy(update={"conflict": True, "rival": rival})
+
+
+def _boots(
+    before: DeviceObservation, report: Report, at: datetime, stale: timedelta, *, rebooted: bool
+) -> dict[str, Any]:
+    """The boots after the report, and whether a conflict stands: it ends when one of the two has fallen silent."""
+    if rebooted or before.boot is None:
+        boot = Boot(id=report.boot_id, sequence=report.sequence, first_sequence=report.sequence, since=at, seen=at)
+        rival = before.boot
+    else:
+        boot = before.boot.model_copy(update={"sequence": report.sequence, "seen": at})
+        rival = before.rival
+    conflict = before.conflict and rival is not None and at - rival.seen <= stale
+    return {"boot": boot, "rival": rival, "conflict": conflict}
+
+
+def _received(last_seen: datetime | None, received_at: datetime, stale: timedelta) -> tuple[datetime, bool]:
+    """The instant to record, and whether silence broke the runs (fine print 12: strictly more than staleAfter).
+
+    Two server threads may stamp out of order by a little: time never goes back for that. A clock that was wrong by more
+    is set right, and breaks the runs, since nothing can be said about how long they were.
+    """
+    if last_seen is None:
+        return received_at, True
+    if received_at < last_seen:
+        return (last_seen, False) if last_seen - received_at <= stale else (received_at, True)
+    return received_at, received_at - last_seen > stale
+
+
+# ---------------------------------------------------------------- image and health
+
+
+def _image(before: DeviceObservation, report: Report, at: datetime) -> dict[str, Any]:
+    """The image that the device has marked good, since when, and what it could switch to."""
+    same = before.image_since is not None and report.image == before.image
+    other = report.slots.get("b" if report.booted == "a" else "a")
+    return {
+        "image": report.image,
+        "image_since": before.image_since if same else (at if report.image is not None else None),
+        "previous_image": report.previous,
+        # A slot that is half written, or fell back, is nothing to switch to.
+        "inactive_slot": other.release if other is not None and other.good else None,
+    }
+
+
+def _health(before: DeviceObservation, report: Report, at: datetime, *, broken: bool, rebooted: bool) -> dict[str, Any]:
+    """Health, the start of its run, and the comparison with the health before the update."""
+    health = Health(report.health)
+    changed = report.image != before.image
+    known = before.health_since is not None and not broken and not changed
+    if health in _GOOD:
+        # A soak wants a fresh good healthcheck after a reboot, so a good run starts again there (design §4.3).
+        runs_on = known and before.health in _GOOD and not rebooted
+    else:
+        # A device that is critical, reboots, and is critical again must not escape criticalFor by rebooting.
+        runs_on = known and before.health is health
+    values: dict[str, Any] = {"health": health, "health_since": before.health_since if runs_on else at}
+    # `checks_before` may be those of the update that is coming: they count from the moment the image has changed.
+    if report.phase in _BEFORE_BOOT and not changed:
+        return values
+    if report.checks_before and (changed or before.health_before_update is None):
+        values["health_before_update"] = worst(check.status for check in report.checks_before)
+    values["checks_worse"] = _worse(report.checks, report.checks_before) if report.checks_before else ()
+    return values
+
+
+def worst(statuses: Iterable[str]) -> Health:
+    """The worst of some checks' states; `ok` when there is none."""
+    return max((Health(status) for status in statuses), key=_SEVERITY.__getitem__, default=Health.OK)
+
+
+def _worse(now: Iterable[Check], before: Iterable[Check]) -> tuple[str, ...]:
+    """Names of checks that are bad now and were better before. A check that did not exist before was not failing.
+
+    `ok` to `warning` is left out on purpose: a warning counts as good, and what is good is not charged to a release.
+    """
+    earlier = {check.name: _SEVERITY[Health(check.status)] for check in before}
+    found = set()
+    for check in now:
+        status = Health(check.status)
+        if status not in _GOOD and _SEVERITY[status] > earlier.get(check.name, 0):
+            found.add(check.name)
+    return tuple(sorted(found))
+
+
+# ---------------------------------------------------------------- attempts, marks, apps
+
+
+def _attempts(before: DeviceObservation, report: Report) -> dict[str, dict[str, int]]:
+    """Failed attempts: what the device newly counts is added once.
+
+    A time-out was charged when it happened, by the tick that judged it. Where the device later reports how that same
+    attempt ended, it is not charged again: the surplus of charged over reported attempts takes it.
+    """
+    failed, reported = dict(before.failed_attempts), dict(before.reported_attempts)
+    for key, count in report.attempts.items():
+        new = count - reported.get(key, 0)
+        if new > 0:
+            in_flight = key == before.updating_to or key.partition("@")[0] == before.restarting_app
+            surplus = max(0, failed.get(key, 0) - reported.get(key, 0))
+            absorbed = min(new - 1 if in_flight else new, surplus)
+            failed[key] = failed.get(key, 0) + new - absorbed
+        # A device that counts from zero again (installed anew) is followed, and what was charged stays.
+        reported[key] = count
+    return {"failed_attempts": failed, "reported_attempts": reported}
+
+
+def _marks(
+    before: DeviceObservation, report: Report, at: datetime, failed: Mapping[str, int], *, rebooted: bool
+) -> dict[str, Any]:
+    """What is in flight after the report: a mark is set by the tick that started something, and its outcome ends it."""
+    values: dict[str, Any] = {"rebooting_since": None}
+    if report.phase == "rebooting":
+        values["rebooting_since"] = before.rebooting_since if before.rebooting_since and not rebooted else at
+    counted = {key for key, count in report.attempts.items() if count > before.reported_attempts.get(key, 0)}
+    arrived = report.phase != "trial" and report.image == before.updating_to
+    if before.updating_to is not None and (arrived or before.updating_to in counted):
+        values |= {"updating_to": None, "updating_since": None}
+    elif before.updating_to is None and _unannounced(before, report, failed):
+        # The record of the start is lost (a restored backup): the device itself says that it is being updated.
+        values |= {"updating_to": report.target, "updating_since": at}
+    app = before.restarting_app
+    if app is not None:
+        moved = app in report.apps and report.apps[app] != _digest(before, app)
+        if moved or any(key.partition("@")[0] == app for key in counted if "@" in key):
+            values |= {"restarting_app": None, "restarting_since": None}
+    # What the device now reports is compared with what git wants by the planner; a change means that it has acted.
+    if before.configuring_since is not None and report.config != before.config:
+        values["configuring_since"] = None
+    return values
+
+
+def _unannounced(before: DeviceObservation, report: Report, failed: Mapping[str, int]) -> bool:
+    """Whether the device is in an update that nothing here started, and that was not already judged timed out."""
+    target = report.target
+    if report.phase not in _UPDATING or target is None or "@" in target:
+        return False
+    timed_out = failed.get(target, 0) > report.attempts.get(target, 0)
+    return not timed_out and bool(target != before.image)
+
+
+def _digest(before: DeviceObservation, app: str) -> str | None:
+    return before.apps[app].digest if app in before.apps else None
+
+
+def _apps(before: DeviceObservation, report: Report, at: datetime) -> dict[str, RunningApp]:
+    """Each app's digest, and since when it runs."""
+    found = {}
+    for app, digest in report.apps.items():
+        old = before.apps.get(app)
+        found[app] = old if old is not None and old.digest == digest else RunningApp(digest=digest, since=at)
+    return found
