@@ -83,6 +83,7 @@ class DeviceObservation(Part):
     restarting_since: Instant | None = None
     restarting_app: Name | None = None
     configuring_since: Instant | None = None
+    attempt_failed_at: Instant | None = Field(default=None, description="When an update attempt last failed")
     failed_attempts: Mapping[str, int] = Field(default_factory=dict)
     reported_attempts: Mapping[str, int] = Field(
         default_factory=dict, description="Failed attempts as the device counts them; time-outs are not among them"
