@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from reconciler.model.desired import API_VERSION, AppSpec, Desired, FleetSpec, ImageSpec, Metadata, SiteSpec, WavesSpec
 from reconciler.model.observed import DeviceObservation, Snapshot
 from reconciler.model.scalars import release_key
+from reconciler.repo import reader
 from reconciler.repo.problem import InvalidInput, Problem
 from reconciler.repo.scenario import ScenarioSpec, generated_sites, instants, releases_to_make
 from reconciler.repo.scenario_run import Scenario
@@ -37,44 +37,12 @@ KINDS: Mapping[str, type[BaseModel]] = {
 
 def read_scenario(path: str, data: bytes, own: OwnDesired | None = None) -> tuple[Scenario, tuple[Problem, ...]]:
     """One scenario file → the scenario and its warnings. Raises `InvalidInput` with every problem of the file."""
-    return _Reader(path, Source(path, data), own).read()
-
-
-@dataclass(slots=True)
-class Source:
-    path: str
-    data: bytes
-    value: Any = None
-    marks: dict[Path, tuple[int, int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        try:
-            node = yaml.compose(self.data, Loader=yaml.CSafeLoader)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            raise InvalidInput(
-                [Problem(self.path, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, str(error))]
-            ) from None
-        self.value = self._plain(node, ()) if node is not None else None
-
-    def _plain(self, node: yaml.Node, path: Path) -> Any:
-        self.marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
-        if isinstance(node, yaml.MappingNode):
-            out: dict[str, Any] = {}
-            for key, value in node.value:
-                self.marks[(*path, key.value)] = (key.start_mark.line + 1, key.start_mark.column + 1)
-                out[key.value] = self._plain(value, (*path, key.value))
-            return out
-        if isinstance(node, yaml.SequenceNode):
-            return [self._plain(item, (*path, number)) for number, item in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode) and node.style is None and node.value in ("", "null", "~"):
-            return None
-        return node.value
-
-    def locate(self, path: Path) -> tuple[int, int]:
-        while path and path not in self.marks:
-            path = path[:-1]
-        return self.marks.get(path, (1, 1))
+    try:
+        value = reader.read(data)
+    except reader.Refused as refused:
+        faults = [Problem(path, fault.line, fault.column, fault.message, code=fault.code) for fault in refused.faults]
+        raise InvalidInput(faults) from None
+    return _Reader(path, data, value, own).read()
 
 
 @dataclass(slots=True)
@@ -82,9 +50,11 @@ class _Reader:
     """One reading. Problems gather in `problems`; `read` raises when any of them is an error."""
 
     path: str
-    source: Source
+    data: bytes
+    value: Any
     own: OwnDesired | None
     problems: list[Problem] = field(default_factory=list)
+    spots: dict[reader.Where, reader.Spot] = field(default_factory=dict)
 
     def read(self) -> tuple[Scenario, tuple[Problem, ...]]:
         name, spec = self._document()
@@ -99,7 +69,7 @@ class _Reader:
         return scenario, tuple(sorted(self.problems))
 
     def _document(self) -> tuple[str, ScenarioSpec | None]:
-        value = self.source.value
+        value = self.value
         if not isinstance(value, Mapping):
             self._problem((), "this is not a document; write apiVersion, kind: Scenario, metadata and spec")
             return "", None
@@ -257,12 +227,19 @@ class _Reader:
             return model.model_validate(value)
         except ValidationError as error:
             for item in error.errors(include_url=False, include_context=False):
-                self._problem((*at, *item["loc"]), item["msg"].removeprefix("Value error, "))
+                key, unknown = item["loc"][-1] if item["loc"] else "", item["type"] == "extra_forbidden"
+                message = f"{key}: {item['msg'].removeprefix('Value error, ')}"
+                if unknown:
+                    message = f"unknown key {key!r}"
+                self._problem((*at, *item["loc"]), message, code="unknown-key" if unknown else "invalid")
             return None
 
-    def _problem(self, at: Path, message: str, severity: Any = "error") -> None:
-        line, column = self.source.locate(at)
-        self.problems.append(Problem(self.path, line, column, message, severity))
+    def _problem(self, at: Path, message: str, severity: Any = "error", code: str = "invalid") -> None:
+        if not self.spots:
+            self.spots.update(reader.locate(self.data))
+        spot, exact = reader.nearest(self.spots, at)
+        line, column = (spot.key_line, spot.key_column) if exact and code == "unknown-key" else (spot.line, spot.column)
+        self.problems.append(Problem(self.path, line, column, message, severity, code))
 
     def _stop_at_errors(self) -> None:
         if any(problem.severity == "error" for problem in self.problems):
