@@ -5,8 +5,8 @@ secret store or a device: secrets stay references until `resolve`, which the ser
 device fetches its files. Called by the controller (digests), the server (files) and `reconciler site render` (files,
 secrets masked).
 
-Three rules keep this safe. A value of the spec is only ever a whole YAML string or a whole line of a file whose type the
-model has checked, never part of a shell line. A dumper quotes every string, so `NO` and `02:00` survive. The files are
+Three rules keep this safe. A value of the spec is only ever a whole YAML string or a whole line of a file, of a type that
+the model has checked, never part of a shell line. A dumper quotes every string, so `NO` and `02:00` survive. The files are
 written by cloud-init with an owner and a mode, those with a secret as 0600.
 Source: design §1 "Site configuration", §4.10, §5.
 """
@@ -62,7 +62,7 @@ class Rendering:
     """The three files of a site (of one of its devices, where `device` is set), with secrets as references.
 
     `spec_digest` is `sha256:…` over what the files say with references in them: the same for every device of the
-    site, the same bytes for the same spec. YAML is written only when a text is asked for; digests of a whole fleet never need it.
+    site, the same bytes for the same spec. YAML is written only when a text is asked for; digests never need it.
     """
 
     site: str
@@ -277,10 +277,11 @@ def _dumper() -> type[SafeDumper]:
         def represent_str(self, data: str) -> Any:
             return self.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else '"')
 
-        def represent_list(self, data: list[Any]) -> Any:
+        def represent_list(self, data: Iterable[Any]) -> Any:
             # A command is one line: ["rm", "-f", "/etc/wireguard/wg0.conf"].
-            flow = all(isinstance(item, str) for item in data)
-            return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+            items = list(data)
+            flow = all(isinstance(item, str) for item in items)
+            return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flow)
 
         def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> Any:
             node = super().represent_mapping(tag, mapping, flow_style)
