@@ -1,0 +1,87 @@
+"""manifest.json of an image artifact: what the files beside it are, and what the image is once unpacked.
+
+Python 3.10, standard library only: runs as root on a device. Holds shape and bounds. SHA256SUMS (signed) binds the
+manifest's bytes; the manifest binds the packed file to the raw image whose digest an assignment names. Written by
+`reconciler.image`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from reconciler.protocol import PROTOCOL
+from reconciler.protocol.canonical import Fields, Malformed, dump, load
+
+MAX_MANIFEST_BYTES = 1024 * 1024
+MAX_IMAGE_BYTES = 64 * 1024**3
+COMPRESSIONS = ("none", "zstd")
+NAME = "manifest.json"
+SUMS = "SHA256SUMS"
+SUMS_SIGNATURE = "SHA256SUMS.gpg"
+
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+class ManifestError(Malformed):
+    """Bytes are not a manifest."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An artifact. `file` is the packed image's name and `size` its bytes (its sha256 stands in SHA256SUMS);
+    `image_size` and `digest` are those of the raw image, unpacked: what a slot holds. `extra` are keys for people
+    (packages, commit, …)."""
+
+    release: str
+    file: str
+    size: int
+    compression: str
+    image_size: int
+    digest: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON and a newline."""
+        own = {
+            "protocol": PROTOCOL,
+            "kind": "ImageManifest",
+            "release": self.release,
+            "file": self.file,
+            "size": self.size,
+            "compression": self.compression,
+            "imageSize": self.image_size,
+            "digest": self.digest,
+        }
+        return dump({**self.extra, **own}) + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Parse bytes whose origin was proven, or not. Raises ManifestError. Unknown keys go to `extra`."""
+        try:
+            fields = Fields(load(data, MAX_MANIFEST_BYTES, "manifest"), "manifest")
+            fields.word("kind", ("ImageManifest",))
+            if fields.whole("protocol", 1) != PROTOCOL:
+                raise fields.bad("protocol", str(PROTOCOL))
+            file = fields.text("file", 200)
+            if _FILE.fullmatch(file) is None:
+                raise fields.bad("file", "a file's name, without slashes")
+            manifest = cls(
+                release=fields.text("release", 64),
+                file=file,
+                size=fields.whole("size", 1, MAX_IMAGE_BYTES),
+                compression=fields.word("compression", COMPRESSIONS),
+                image_size=fields.whole("imageSize", 1, MAX_IMAGE_BYTES),
+                digest=fields.digest("digest"),
+                extra={key: item for key, item in fields.value.items() if key not in _OWN},
+            )
+        except Malformed as error:
+            raise ManifestError(error.reason) from None
+        if manifest.compression == "none" and manifest.size != manifest.image_size:
+            raise ManifestError("manifest: `size` and `imageSize` differ, but `compression` is none")
+        return manifest
+
+
+_OWN = frozenset(("protocol", "kind", "release", "file", "size", "compression", "imageSize", "digest"))
