@@ -8,18 +8,15 @@ Source: contract, fine print 1, 12 and 13; design §5.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reconciler.model.observed import Boot, DeviceObservation, Health, RunningApp
-
-if TYPE_CHECKING:
-    from reconciler.protocol.report import Check, Report
+from reconciler.protocol.report import Report, overall, worse_checks
 
 # `warning` counts as good (contract, "Observed snapshot"): going from one to the other breaks no run.
-_SEVERITY = {Health.OK: 0, Health.WARNING: 1, Health.UNKNOWN: 2, Health.CRITICAL: 3}
 _GOOD = frozenset({Health.OK, Health.WARNING})
 # Phases in which the update that is coming has not changed the image yet, though `checks_before` may be its already.
 _BEFORE_BOOT = frozenset({"writing", "rebooting"})
@@ -42,8 +39,9 @@ def fold(
 
     `previous` is the device's observation as recorded, marks of the loop included, or None. `received_at` is the
     recorder's clock at receipt, UTC. `stale_after_s` is the silence, in seconds, that ends a run; exactly that much
-    does not. A report that is late or doubled changes nothing: `previous` itself is returned (test with `is`). Raises ValueError
-    where a value does not fit the model. The caller reads `previous` and writes the result in one transaction.
+    does not. A report that is late or doubled changes nothing: `previous` itself is returned (test with `is`).
+    Raises ValueError where a value does not fit the model. The caller reads `previous` and writes the result in one
+    transaction.
     """
     before = previous or DeviceObservation(name=report.device, site=report.site)
     stale = timedelta(seconds=stale_after_s)
@@ -170,49 +168,35 @@ def _health(before: DeviceObservation, report: Report, at: datetime, *, broken: 
     if report.phase in _BEFORE_BOOT and not changed:
         return values
     if report.checks_before and (changed or before.health_before_update is None):
-        values["health_before_update"] = worst(check.status for check in report.checks_before)
-    values["checks_worse"] = _worse(report.checks, report.checks_before) if report.checks_before else ()
+        values["health_before_update"] = Health(overall(report.checks_before))
+    values["checks_worse"] = worse_checks(report.checks_before, report.checks) if report.checks_before else ()
     return values
-
-
-def worst(statuses: Iterable[str]) -> Health:
-    """The worst of some checks' states; `ok` when there is none."""
-    return max((Health(status) for status in statuses), key=_SEVERITY.__getitem__, default=Health.OK)
-
-
-def _worse(now: Iterable[Check], before: Iterable[Check]) -> tuple[str, ...]:
-    """Names of checks that are bad now and were better before. A check that did not exist before was not failing.
-
-    `ok` to `warning` is left out on purpose: a warning counts as good, and what is good is not charged to a release.
-    """
-    earlier = {check.name: _SEVERITY[Health(check.status)] for check in before}
-    found = set()
-    for check in now:
-        status = Health(check.status)
-        if status not in _GOOD and _SEVERITY[status] > earlier.get(check.name, 0):
-            found.add(check.name)
-    return tuple(sorted(found))
 
 
 # ---------------------------------------------------------------- attempts, marks, apps
 
 
-def _attempts(before: DeviceObservation, report: Report) -> dict[str, dict[str, int]]:
-    """Failed attempts: what the device newly counts is added once.
+def _attempts(before: DeviceObservation, report: Report) -> dict[str, dict[str, Any]]:
+    """Failed attempts: what the device newly counts is charged once.
 
     A time-out was charged when it happened, by the tick that judged it. Where the device later reports how that same
-    attempt ended, it is not charged again: the surplus of charged over reported attempts takes it.
+    attempt ended, it is not charged again: the surplus of charges over reported ones takes it.
     """
-    failed, reported = dict(before.failed_attempts), dict(before.reported_attempts)
-    for key, count in report.attempts.items():
-        new = count - reported.get(key, 0)
-        if new > 0:
+    failed = dict(before.failed_attempts)
+    reported: dict[str, tuple[int, int]] = {}
+    for key in sorted({*before.reported_attempts, *report.attempts}):
+        last, told = before.reported_attempts.get(key, (0, 0))
+        # The attempts of a release that was closed are dropped from the record; what was told of them counts no more.
+        told = min(told, failed.get(key, 0))
+        count = report.attempts.get(key, 0)
+        # A device that counts from zero again (installed anew) is followed; what was charged stays.
+        new = max(0, count - last)
+        if new:
             in_flight = key == before.updating_to or key.partition("@")[0] == before.restarting_app
-            surplus = max(0, failed.get(key, 0) - reported.get(key, 0))
-            absorbed = min(new - 1 if in_flight else new, surplus)
-            failed[key] = failed.get(key, 0) + new - absorbed
-        # A device that counts from zero again (installed anew) is followed, and what was charged stays.
-        reported[key] = count
+            surplus = failed.get(key, 0) - told
+            failed[key] = failed.get(key, 0) + new - min(new - 1 if in_flight else new, surplus)
+        if count or told + new:
+            reported[key] = (count, told + new)
     return {"failed_attempts": failed, "reported_attempts": reported}
 
 
@@ -223,7 +207,7 @@ def _marks(
     values: dict[str, Any] = {"rebooting_since": None}
     if report.phase == "rebooting":
         values["rebooting_since"] = before.rebooting_since if before.rebooting_since and not rebooted else at
-    counted = {key for key, count in report.attempts.items() if count > before.reported_attempts.get(key, 0)}
+    counted = {key for key, count in report.attempts.items() if count > before.reported_attempts.get(key, (0, 0))[0]}
     arrived = report.phase != "trial" and report.image == before.updating_to
     if before.updating_to is not None and (arrived or before.updating_to in counted):
         values |= {"updating_to": None, "updating_since": None}

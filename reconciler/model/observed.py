@@ -85,8 +85,9 @@ class DeviceObservation(Part):
     configuring_since: Instant | None = None
     attempt_failed_at: Instant | None = Field(default=None, description="When an update attempt last failed")
     failed_attempts: Mapping[str, int] = Field(default_factory=dict)
-    reported_attempts: Mapping[str, int] = Field(
-        default_factory=dict, description="Failed attempts as the device counts them; time-outs are not among them"
+    reported_attempts: Mapping[str, tuple[int, int]] = Field(
+        default_factory=dict,
+        description="Failed attempts as the device counts them (time-outs are not among them), and how many were charged",
     )
     rescued_from: Mapping[str, Instant] = Field(
         default_factory=dict, description="Releases it was rescued from, and when"
