@@ -5,9 +5,9 @@ secret store or a device: secrets stay references until `resolve`, which the ser
 device fetches its files. Called by the controller (digests), the server (files) and `reconciler site render` (files,
 secrets masked).
 
-Three rules keep this safe. A value of the spec is only ever a whole YAML string or a whole line of a file, of a type that
-the model has checked, never part of a shell line. A dumper quotes every string, so `NO` and `02:00` survive. The files are
-written by cloud-init with an owner and a mode, those with a secret as 0600.
+Three rules keep this safe. A value of the spec is only ever a whole YAML string or a whole line of a file, of a type
+that the model has checked, never part of a shell line. A dumper quotes every string, so `NO` and `02:00` survive. The
+files are written by cloud-init with an owner and a mode, those with a secret as 0600.
 Source: design §1 "Site configuration", §4.10, §5.
 """
 
