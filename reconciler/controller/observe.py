@@ -58,7 +58,7 @@ def fold(
         of_image: dict[str, Any] = {}
     else:
         of_image = _image(before, report, at) | _health(before, report, at, broken=silent, rebooted=rebooted)
-    attempts = _attempts(before, report)
+    attempts = _attempts(before, report, at)
     values: dict[str, Any] = {
         "site": report.site if report.site is not None else before.site,
         "last_seen": at,
@@ -176,7 +176,7 @@ def _health(before: DeviceObservation, report: Report, at: datetime, *, broken: 
 # ---------------------------------------------------------------- attempts, marks, apps
 
 
-def _attempts(before: DeviceObservation, report: Report) -> dict[str, dict[str, Any]]:
+def _attempts(before: DeviceObservation, report: Report, at: datetime) -> dict[str, Any]:
     """Failed attempts: what the device newly counts is charged once.
 
     A time-out was charged when it happened, by the tick that judged it. Where the device later reports how that same
@@ -184,6 +184,7 @@ def _attempts(before: DeviceObservation, report: Report) -> dict[str, dict[str, 
     """
     failed = dict(before.failed_attempts)
     reported: dict[str, tuple[int, int]] = {}
+    failed_at = before.attempt_failed_at
     for key in sorted({*before.reported_attempts, *report.attempts}):
         last, told = before.reported_attempts.get(key, (0, 0))
         # The attempts of a release that was closed are dropped from the record; what was told of them counts no more.
@@ -194,10 +195,13 @@ def _attempts(before: DeviceObservation, report: Report) -> dict[str, dict[str, 
         if new:
             in_flight = key == before.updating_to or key.partition("@")[0] == before.restarting_app
             surplus = failed.get(key, 0) - told
-            failed[key] = failed.get(key, 0) + new - min(new - 1 if in_flight else new, surplus)
+            charged = new - min(new - 1 if in_flight else new, surplus)
+            failed[key] = failed.get(key, 0) + charged
+            # A tolerated failure must not shorten a soak, so the instant counts (contract, fine print 2).
+            failed_at = at if charged else failed_at
         if count or told + new:
             reported[key] = (count, told + new)
-    return {"failed_attempts": failed, "reported_attempts": reported}
+    return {"failed_attempts": failed, "reported_attempts": reported, "attempt_failed_at": failed_at}
 
 
 def _marks(

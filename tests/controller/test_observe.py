@@ -138,6 +138,7 @@ def test_a_fall_back_leaves_the_old_images_record_and_counts_once() -> None:
     back = report(2, boot_id="boot-3", attempts={"v1.4.2": 1}, slots=slots("v1.4.1", "v1.4.2", (True, False)))
     seen = told((60, back), (120, dataclasses.replace(back, sequence=3)), start=start)
     assert seen.failed_attempts == {"v1.4.2": 1}
+    assert seen.attempt_failed_at == at(60)
     assert seen.updating_to is None and seen.image_since == T0
     assert seen.inactive_slot is None, "a slot that fell back is nothing to switch to"
 
