@@ -1,0 +1,453 @@
+"""The controller's own settings, `reconciler.yaml`: what a fleet commit must never be able to change.
+
+Decides their shape and their defaults; opens nothing but the one file. Read by the entry points, handed to `bootstrap`.
+A settings file is read by the same strict YAML reader as the fleet repo, so every problem has file, line and column.
+Relative paths are relative to the settings file. Secrets never stand here: only the places where they are kept.
+Source: design §3, "What must not be changed by a fleet commit".
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from reconciler.model.desired import Part
+from reconciler.model.scalars import Duration, Fingerprint, Flag
+from reconciler.repo.problem import InvalidInput, Problem
+
+P = TypeVar("P", bound=Part)
+_BIND = re.compile(r"^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})$")
+_URL = re.compile(r"^https?://[^\s/@]+(?:/[^\s]*)?$")
+_BUCKET = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+
+
+class GitSettings(Part):
+    """Where the fleet repo is."""
+
+    url: Annotated[str, Field(min_length=1, max_length=1000)] = Field(
+        description="URL or absolute path of the fleet repo; https, ssh, file, or a path"
+    )
+    branch: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        default="main", description="Branch in force; `main` unless said"
+    )
+    poll: Duration = Field(
+        default=60, description="How often the remote is asked, ±10 %. A minute: a merge should not wait for a person"
+    )
+    timeout: Duration = Field(
+        default=60, description="Longest fetch or push. A minute: a fleet repo's daily change is small"
+    )
+    watch: Flag = Field(
+        default=True,
+        description="Wake at once when the branch of a repo on this machine moves; the poll covers the rest",
+    )
+    ssh_command: str | None = Field(default=None, description="git's core.sshCommand, as `ssh -i /etc/edge/deploy_key`")
+    credential_helper: str | None = Field(
+        default=None, description="git's credential.helper; the credential itself never stands in a file of ours"
+    )
+
+
+class CommitSettings(Part):
+    """Whose commits are acted on."""
+
+    required: Flag = Field(
+        default=False, description="Whether a commit must be signed by one of `signers`; off until keys are handed out"
+    )
+    signers: tuple[Fingerprint, ...] = Field(
+        default=(), description="Primary fingerprints of the keys whose commits are acted on"
+    )
+    keyring: Path | None = Field(default=None, description="Binary export of those public keys")
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> CommitSettings:
+        if self.required and (not self.signers or self.keyring is None):
+            raise ValueError(
+                "signatures are required and nobody may sign; name `signers` and `keyring`, or drop `required`"
+            )
+        return self
+
+
+class DirectoryPlace(Part):
+    """A folder on this machine."""
+
+    type: Literal["directory"] = Field(description="A folder")
+    path: Path = Field(description="The folder; made where it is absent, except a folder of secrets")
+
+
+class S3Place(Part):
+    """A bucket."""
+
+    type: Literal["s3"] = Field(description="S3, or what speaks it")
+    url: Annotated[str, Field(pattern=r"^s3://[^\s/]+(?:/[^\s]*)?$")] = Field(description="s3://bucket/prefix/")
+    region: str | None = Field(default=None, description="Region; the machine's own unless said")
+    endpoint: str | None = Field(default=None, description="Another endpoint than AWS's, as http://127.0.0.1:5000")
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return self.url.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        """What stands before every object's name, without slashes at the ends."""
+        return self.url.removeprefix("s3://").partition("/")[2].strip("/")
+
+
+class LayoutRegistry(Part):
+    """OCI image layouts in a folder: no server."""
+
+    type: Literal["layout"] = Field(description="OCI layouts in a folder")
+    path: Path = Field(description="The folder; one layout a repository")
+
+
+class OciRegistry(Part):
+    """A registry that speaks the OCI distribution API."""
+
+    type: Literal["oci"] = Field(description="An OCI registry")
+    url: Annotated[str, Field(pattern=_URL.pattern)] = Field(description="https://HOST[:PORT]; http on loopback only")
+
+
+class EcrRegistry(Part):
+    """Amazon ECR."""
+
+    type: Literal["ecr"] = Field(description="Amazon ECR")
+    region: str | None = Field(default=None, description="Region; the machine's own unless said")
+    registry_id: Annotated[str, Field(pattern=r"^\d{12}$")] | None = Field(
+        default=None, description="Account that owns the registry; one's own unless said"
+    )
+    endpoint: str | None = Field(default=None, description="Another endpoint than AWS's")
+
+
+class AwsSecrets(Part):
+    """AWS Secrets Manager."""
+
+    type: Literal["aws"] = Field(description="AWS Secrets Manager")
+    region: str | None = Field(default=None, description="Region; the machine's own unless said")
+    endpoint: str | None = Field(default=None, description="Another endpoint than AWS's")
+
+
+class NoDoorbell(Part):
+    """Devices call in by themselves."""
+
+    type: Literal["none"] = Field(default="none", description="No doorbell")
+
+
+class SsmDoorbell(Part):
+    """SSM Run Command."""
+
+    type: Literal["ssm"] = Field(description="SSM Run Command")
+    document: str = Field(description="Name of the pinned SSM document")
+    document_version: str = Field(description="Its version, pinned: a number")
+    document_hash: str | None = Field(default=None, description="Its sha256, checked by SSM")
+    region: str | None = Field(default=None, description="Region; the machine's own unless said")
+    endpoint: str | None = Field(default=None, description="Another endpoint than AWS's")
+
+
+class KeyPlace(Part):
+    """A key in a GnuPG home of its own."""
+
+    home: Path = Field(description="GNUPGHOME; a short path, since gpg's socket lives in it")
+    fingerprint: Fingerprint = Field(description="Primary fingerprint of the key, 40 hexadecimal digits")
+    passphrase_file: Path | None = Field(
+        default=None,
+        description="File with the key's passphrase, mode 0600; handed to gpg on a descriptor, never in argv",
+    )
+
+
+class KeySettings(Part):
+    """Which keys sign what. Two keys, two homes: whoever runs the loop cannot sign a release by it."""
+
+    assignment: KeyPlace = Field(description="Signs assignments; devices hold its public half")
+    releases: Annotated[tuple[Fingerprint, ...], Field(min_length=1)] = Field(
+        description="Primary fingerprints of the keys that may sign releases; a fleet's `releaseKeys` narrows them"
+    )
+    release_keyring: Path = Field(description="Binary export of those public keys")
+    signer: KeyPlace | None = Field(
+        default=None,
+        description="The release key, where this process may sign releases; absent: they are signed elsewhere",
+    )
+
+
+class TlsSettings(Part):
+    """The server's certificate."""
+
+    certificate: Path = Field(description="PEM file with the certificate chain")
+    key: Path = Field(description="PEM file with the private key, mode 0600")
+
+
+class ServerSettings(Part):
+    """The HTTP service to which devices report."""
+
+    bind: str = Field(default="127.0.0.1:8470", description="Address and port; loopback only unless `tls` is set")
+    tls: TlsSettings | None = Field(default=None, description="Certificate; without it nothing but loopback is bound")
+    public_url: Annotated[str, Field(pattern=_URL.pattern)] | None = Field(
+        default=None, description="Address under which devices reach it; http(s)://BIND unless said"
+    )
+    operators: Path | None = Field(
+        default=None, description="File of token hashes that may read /v1/plan and the metrics; nobody unless said"
+    )
+
+    @property
+    def host(self) -> str:
+        """The host part of `bind`, without brackets."""
+        match = _BIND.match(self.bind)
+        assert match is not None
+        return match.group(1) or match.group(2)
+
+    @property
+    def port(self) -> int:
+        """The port part of `bind`; 0 lets the system choose."""
+        return int(self.bind.rpartition(":")[2])
+
+    @property
+    def address(self) -> str:
+        """Where devices reach the service."""
+        return self.public_url or f"{'https' if self.tls else 'http'}://{self.bind}"
+
+    @field_validator("bind")
+    @classmethod
+    def _bindable(cls, value: str) -> str:
+        match = _BIND.match(value)
+        if match is None or int(match.group(3)) > 65535:
+            raise ValueError(f"{value!r} is not an address to bind; write HOST:PORT, as 127.0.0.1:8470 or [::1]:8470")
+        return value
+
+    @model_validator(mode="after")
+    def _loopback_without_tls(self) -> ServerSettings:
+        if self.tls is None and not _loopback(self.host):
+            raise ValueError(
+                f"`bind` is {self.bind}, which is not loopback, and `tls` is not set; set `tls`, or bind 127.0.0.1"
+            )
+        return self
+
+
+class AllowedSettings(Part):
+    """What a fleet commit may point at. `Fleet` may narrow this, never widen it."""
+
+    images: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Beginnings of image addresses, as s3://vlt-edge-images/ or file:///srv/images/"
+    )
+    registries: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Registry hosts, with port if not 443"
+    )
+
+    @field_validator("images")
+    @classmethod
+    def _whole_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            if not text.endswith("/"):
+                raise ValueError(
+                    f"{text!r} does not end with '/', so it would allow other buckets that begin alike; add it"
+                )
+        return value
+
+
+class BuilderSettings(Part):
+    """Where images are built. The builder holds no key and no credential."""
+
+    work: Path | None = Field(default=None, description="Folder for builds; STATE/builds unless said")
+    timeout: Duration = Field(default=3600, description="Longest build. An hour: a full image takes minutes")
+
+
+class SystemClockSettings(Part):
+    """The machine's clock."""
+
+    type: Literal["system"] = Field(default="system", description="The system's clock")
+
+
+class SteppedClockSettings(Part):
+    """Time owned by another process, for the demo and for tests."""
+
+    type: Literal["stepped"] = Field(description="Time owned by a director")
+    socket: Path = Field(description="Unix socket of the director; its time is in the file beside it, SOCKET.now")
+
+
+class LoopSettings(Part):
+    """How the loop paces itself."""
+
+    interval: Duration = Field(
+        default=30, description="Longest time between two ticks. Half a minute: well inside a report's minute"
+    )
+    stores_poll: Duration = Field(
+        default=60, description="How often image store, registry tags and secret versions are read"
+    )
+    retry_first: Duration = Field(default=5, description="First delay before a failed step is tried again")
+    retry_most: Duration = Field(
+        default=900, description="Longest such delay; delays double with up to half of jitter on top"
+    )
+    assignment_valid: Duration = Field(
+        default=172800,
+        description="How long an assignment holds. Two days: two nights, and no longer than a plan is true",
+    )
+    nights: Annotated[int, Field(ge=1, le=7)] = Field(
+        default=2, description="How many coming windows an assignment names"
+    )
+    site_removal: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=5, description="Percent of the sites that one commit may remove without confirming their count"
+    )
+
+    @field_validator("nights", "site_removal", mode="before")
+    @classmethod
+    def _digits(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
+class Settings(Part):
+    """The whole of `reconciler.yaml`."""
+
+    state: Path = Field(default=Path("state"), description="Folder for the mirror, the builds and the default store")
+    store: str | None = Field(
+        default=None, description="Path or sqlite:/// URL of the store; STATE/store.db unless said"
+    )
+    git: GitSettings = Field(description="Where the fleet repo is")
+    commits: CommitSettings = Field(default=CommitSettings(), description="Whose commits are acted on")
+    images: Annotated[DirectoryPlace | S3Place, Field(discriminator="type")] = Field(description="The image store")
+    registry: Annotated[LayoutRegistry | OciRegistry | EcrRegistry, Field(discriminator="type")] = Field(
+        description="The registry of the apps"
+    )
+    secrets: Annotated[DirectoryPlace | AwsSecrets, Field(discriminator="type")] = Field(
+        description="Where secrets are"
+    )
+    doorbell: Annotated[NoDoorbell | DirectoryPlace | SsmDoorbell, Field(discriminator="type")] = Field(
+        default=NoDoorbell(), description="How devices are asked to call in now"
+    )
+    keys: KeySettings = Field(description="Which keys sign what")
+    allowed: AllowedSettings = Field(description="What a fleet commit may point at")
+    server: ServerSettings = Field(default=ServerSettings(), description="The HTTP service")
+    builder: BuilderSettings = Field(default=BuilderSettings(), description="Where images are built")
+    loop: LoopSettings = Field(default=LoopSettings(), description="How the loop paces itself")
+    clock: Annotated[SystemClockSettings | SteppedClockSettings, Field(discriminator="type")] = Field(
+        default=SystemClockSettings(), description="Whose time it is"
+    )
+    debug: Flag = Field(
+        default=False, description="Check the status' invariants after every tick and stop where one fails"
+    )
+
+    @property
+    def store_place(self) -> str:
+        """Path or URL of the store."""
+        return self.store if self.store is not None else str(self.state / "store.db")
+
+    @model_validator(mode="after")
+    def _within_what_is_allowed(self) -> Settings:
+        place = self.images.url if isinstance(self.images, S3Place) else f"file://{self.images.path}"
+        if isinstance(self.images, S3Place) and not any(_within(place, prefix) for prefix in self.allowed.images):
+            raise ValueError(f"`images` is {place}, which `allowed.images` does not allow; add its bucket there")
+        if self.keys.signer is not None and self.keys.signer.fingerprint not in self.keys.releases:
+            raise ValueError(
+                "`keys.signer` is no key of `keys.releases`, so no device would take what it signs; add it there"
+            )
+        return self
+
+
+def load_settings(path: Path) -> Settings:
+    """Read a settings file. Raises InvalidInput with every problem and its place; nothing else."""
+    from reconciler.repo import reader
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        problem = Problem(str(path), 1, 1, f"cannot be read: {reason}; name the settings file with --config", code="io")
+        raise InvalidInput([problem]) from None
+    try:
+        tree = reader.read(data)
+    except reader.Refused as refused:
+        raise InvalidInput(
+            Problem(str(path), fault.line, fault.column, fault.message, code=fault.code) for fault in refused.faults
+        ) from None
+    if not isinstance(tree, dict):
+        raise InvalidInput(
+            [Problem(str(path), 1, 1, "is not a mapping; write keys and values, as `git:`", code="type")]
+        )
+    try:
+        settings = Settings.model_validate(_nulls_removed(tree))
+    except ValidationError as error:
+        spots = reader.locate(data)
+        raise InvalidInput(_problem(path, found, tree, spots) for found in error.errors()) from None
+    return _absolute(settings, path.absolute().parent)
+
+
+def _nulls_removed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A key without a value is a key that is not there."""
+    return {
+        key: _nulls_removed(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None
+    }
+
+
+def _problem(path: Path, found: Any, tree: Mapping[str, Any], spots: Any) -> Problem:
+    """One complaint of pydantic as a problem with its place, its key, cause and remedy."""
+    from reconciler.repo import reader
+
+    where: list[str | int] = []
+    at: Any = tree
+    for part in found["loc"]:
+        # A discriminated union puts the chosen type into the path; it is no key of the file.
+        if isinstance(at, dict) and part not in at and at.get("type") == part:
+            continue
+        where.append(part)
+        at = (
+            at.get(part)
+            if isinstance(at, dict)
+            else (at[part] if isinstance(at, list) and isinstance(part, int) else None)
+        )
+    spot, exact = reader.nearest(spots, tuple(where))
+    key = ".".join(str(part) for part in where) or "the file"
+    kind = found["type"]
+    if kind == "extra_forbidden":
+        last = str(where[-1])
+        near = get_close_matches(last, _known_keys(where[:-1]), 1)
+        message = f"unknown key `{key}`; " + (f"did you mean `{near[0]}`?" if near else "remove it")
+        return Problem(str(path), spot.key_line, spot.key_column, message, code="unknown-key")
+    if kind == "missing":
+        message = f"`{key}` is missing; add it (see docs/reference/settings.md)"
+    elif kind == "value_error":
+        message = f"`{key}`: {found['ctx']['error']}"
+    elif kind.startswith("union_tag"):
+        message = f"`{key}.type` is missing or unknown; write one of {found['ctx'].get('expected_tags', '')}"
+    else:
+        message = f"`{key}` is {found['input']!r}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+    line, column = (spot.line, spot.column) if exact else (spot.key_line, spot.key_column)
+    return Problem(str(path), line, column, message, code=kind)
+
+
+def _known_keys(where: list[str | int]) -> list[str]:
+    model: Any = Settings
+    for part in where:
+        field = next((f for f in getattr(model, "model_fields", {}).values() if f.alias == part), None)
+        model = field.annotation if field is not None else None
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
+
+
+def _absolute(value: P, folder: Path) -> P:
+    """Every path in the settings made absolute against the settings file's folder."""
+    changes: dict[str, Any] = {}
+    for name in type(value).model_fields:
+        item = getattr(value, name)
+        if isinstance(item, Path):
+            changes[name] = folder / item.expanduser()
+        elif isinstance(item, Part):
+            changes[name] = _absolute(item, folder)
+    if isinstance(value, Settings) and value.store is not None and "://" not in value.store:
+        changes["store"] = str(folder / value.store)
+    return value.model_copy(update=changes)
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _within(place: str, prefix: str) -> bool:
+    return (place if place.endswith("/") else f"{place}/").startswith(prefix)
