@@ -153,7 +153,7 @@ class GitMirror:
 
     @property
     def _suspect(self) -> Path:
-        """Present while a fetch runs and after damage was seen: the mirror is to be looked through before it is used."""
+        """Present while a fetch runs and after damage was seen: the mirror is looked through before it is used."""
         return self._mirror / "reconciler-suspect"
 
     def _fetch(self, mirror: Path, lock_fd: int, timeout_s: float) -> None:

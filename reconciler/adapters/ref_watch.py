@@ -1,0 +1,145 @@
+"""Wakes the loop when a branch of a repository on this machine may have moved, and says when to poll the others.
+
+It only wakes: what the branch holds is asked by `git_source`, and a wake without a change costs one fetch. Missed
+events do no harm either, since the loop polls as well. Watches `HEAD`, `packed-refs`, `refs/heads/` and `reftable/` of
+a bare repository, a work tree, or a linked work tree. Called by the controller's bootstrap. Source:
+gitrepository-layout(5), gitdir and commondir of git-worktree(1).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reconciler.ports import TerminalError
+
+_DEBOUNCE_S = 0.05
+
+
+def poll_delay_s(interval_s: float, draw: float, jitter: float = 0.1) -> float:
+    """Seconds until the next poll of a remote: the interval, spread evenly by ± `jitter` of it. Pure.
+
+    `draw` is a number in [0, 1) from the caller's random source. Many reconcilers started together spread out this way.
+    """
+    if interval_s <= 0 or not 0 <= draw < 1 or not 0 <= jitter < 1:
+        raise ValueError(f"interval {interval_s}, draw {draw}, jitter {jitter}: want > 0, [0, 1), [0, 1)")
+    return interval_s * (1 + jitter * (2 * draw - 1))
+
+
+def refs_folder(repository: Path) -> Path:
+    """The folder that holds a repository's shared refs: itself where bare, `.git`, or what a `.git` file points to.
+
+    TerminalError: no repository there.
+    """
+    git = repository / ".git"
+    if git.is_file():
+        text = git.read_text(encoding="utf-8", errors="replace").strip()
+        if text.startswith("gitdir: "):
+            git = (repository / text.removeprefix("gitdir: ")).resolve()
+    folder = git if git.is_dir() else repository
+    common = folder / "commondir"
+    if common.is_file():
+        folder = (folder / common.read_text(encoding="utf-8").strip()).resolve()
+    if not (folder / "HEAD").is_file() or not (folder / "objects").is_dir():
+        raise TerminalError(
+            f"there is no git repository at {repository}",
+            needed_for="watching the fleet repo",
+            remedy="correct the remote in the settings, or create it",
+        )
+    return folder
+
+
+class RefWatch:
+    """Watches one repository and calls `wake` from a thread of its own, at most once every `debounce_s` seconds.
+
+    A burst of events (a push writes several files) ends in one wake, `debounce_s` after its first event, so that a
+    steady stream of events cannot keep the loop asleep.
+    """
+
+    def __init__(self, repository: Path, wake: Callable[[], None], *, debounce_s: float = _DEBOUNCE_S) -> None:
+        self._folder = refs_folder(repository)
+        self._wake = wake
+        self._debounce_s = debounce_s
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+        self._observer: Any = None
+
+    def start(self) -> None:
+        """Begin to watch. TerminalError: the system grants no watches."""
+        from watchdog.events import FileSystemEvent, FileSystemEventHandler
+        from watchdog.observers import Observer
+
+        watch = self
+
+        class Handler(FileSystemEventHandler):
+            def on_any_event(self, event: FileSystemEvent) -> None:
+                if event.event_type not in ("opened", "closed_no_write"):
+                    paths = [str(path) for path in (event.src_path, event.dest_path) if path]
+                    if any(watch.concerns(Path(path)) for path in paths):
+                        watch.ring()
+
+        observer = Observer()
+        try:
+            observer.schedule(Handler(), str(self._folder), recursive=False)
+            for name in (
+                "refs",
+                "reftable",
+            ):  # refs, not refs/heads: git removes and makes refs/heads anew when it packs
+                if (self._folder / name).is_dir():
+                    observer.schedule(Handler(), str(self._folder / name), recursive=True)
+            observer.start()
+        except OSError as error:
+            raise TerminalError(
+                f"{self._folder} cannot be watched ({error.strerror or error})",
+                needed_for="waking at a new commit",
+                remedy="raise fs.inotify.max_user_watches; polling goes on meanwhile",
+            ) from None
+        self._observer = observer
+
+    def concerns(self, path: Path) -> bool:
+        """Whether a changed file can mean that a branch moved.
+
+        Lock files alone never do: they are renamed to what they lock.
+        """
+        if path.name.endswith(".lock"):
+            return False
+        try:
+            parts = path.relative_to(self._folder).parts
+        except ValueError:
+            return False
+        if parts[:1] == ("refs",):
+            return len(parts) < 2 or parts[1] == "heads"
+        return parts[:1] == ("reftable",) or parts in (("HEAD",), ("packed-refs",))
+
+    def ring(self) -> None:
+        """Wake after the debounce, unless a wake is due already."""
+        with self._lock:
+            if self._timer is None:
+                self._timer = threading.Timer(self._debounce_s, self._fire)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _fire(self) -> None:
+        with self._lock:
+            self._timer = None
+        self._wake()
+
+    def stop(self) -> None:
+        """End watching; no wake comes after it returned, but for one already begun."""
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            observer.join()
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def __enter__(self) -> RefWatch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
