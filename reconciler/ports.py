@@ -226,7 +226,7 @@ class AssignmentSigner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An action written down before it is taken. `key` is `Action.key`, qualified by the commit or serial it belongs to."""
+    """An action written down before it is taken. `key` is `Action.key`: while the intent is open no other has it."""
 
     id: int
     key: str
@@ -274,7 +274,13 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one tick decided, to be recorded in one transaction: facts, intents, assignments, and devices' new marks."""
+    """What one tick decided, to be recorded in one transaction: facts, intents, assignments, and devices' new marks.
+
+    `observations` are patches, since reports go on arriving while a tick decides: of each, the marks that are set
+    explicitly (`updating_to`, `updating_since`, `rebooting_since`, `restarting_app`, `restarting_since`,
+    `configuring_since`, `health_before_update`) are written over the device's current observation; None clears a mark.
+    Write `DeviceObservation(name=…, updating_to=…, updating_since=…)`; do not copy an observation, or old marks return.
+    """
 
     at: datetime
     commit: str | None
@@ -305,6 +311,9 @@ class Store(Protocol):
     def observation(self, device: str) -> tuple[DeviceObservation, str, int] | None:
         """A device's observation with the boot id and sequence of the report it came from, or None."""
 
+    def observed(self, devices: Sequence[str]) -> Mapping[str, tuple[DeviceObservation, str, int]]:
+        """`observation` of many devices at once; in `transaction` their rows are locked until it ends."""
+
     def begin_epoch(self) -> int:
         """Take over as writer: raise the epoch above every one on record and return it."""
 
@@ -326,6 +335,15 @@ class Store(Protocol):
     def retry(self, epoch: int, intent: Intent, error: str, not_before: datetime) -> None:
         """Write that an intent failed for now, and when to try again."""
 
+    def prune_journal(self, epoch: int, before: datetime) -> int:
+        """Drop intents that were finished before an instant; returns how many. Open ones always stay."""
+
+    def save_plan(self, epoch: int, document: str) -> None:
+        """Keep the last plan's JSON, for `status` and the HTTP API."""
+
+    def last_plan(self) -> str | None:
+        """The last plan's JSON, or None before the first tick."""
+
     def assignment(self, device: str) -> AssignmentRow | None:
         """The device's latest assignment."""
 
@@ -346,6 +364,12 @@ class Store(Protocol):
 
     def device_of_token(self, token_hash: str) -> str | None:
         """Whose token has this hash, or None."""
+
+    def revoke_token(self, device: str) -> bool:
+        """Forget a device's token; returns whether it had one."""
+
+    def tokens(self) -> Mapping[str, datetime]:
+        """Enrolled devices, and when their token was made."""
 
     def transaction(self) -> AbstractContextManager[None]:
         """Group calls into one transaction; nested use joins the outer one."""
