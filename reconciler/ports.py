@@ -60,13 +60,15 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit as the loop needs it. `signer` is the 40-hex fingerprint of a valid signature's primary key, or None."""
+    """A commit as the loop needs it. `signer` is the 40-hex fingerprint of a valid signature's primary key, or None.
+    `parents` are the hashes of its parents, the branch's own line first."""
 
     sha: str
     author: str
     message: str
     committed_at: datetime
     signer: str | None = None
+    parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

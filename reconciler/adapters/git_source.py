@@ -255,7 +255,7 @@ class GitMirror:
         if known is not None:
             return known
         parsed = self.parsed(sha)
-        commit = Commit(sha, parsed.author, parsed.message, parsed.committed_at, self._signer(sha, parsed))
+        commit = Commit(sha, parsed.author, parsed.message, parsed.committed_at, self._signer(sha, parsed), parsed.parents)
         if len(self._commits) > 1000:
             self._commits.clear()
         if commit.signer is not None or parsed.signature is None:
@@ -263,7 +263,7 @@ class GitMirror:
         return commit
 
     def parsed(self, sha: str) -> ParsedCommit:
-        """A commit object taken apart: its tree and parents too, which `ports.Commit` leaves out."""
+        """A commit object taken apart: its tree too, which `ports.Commit` leaves out."""
         data = self._object(check_sha(sha), "commit")
         try:
             return parse_commit(data)
