@@ -65,8 +65,7 @@ def test(paths: tuple[str, ...], fleet: str, output: str) -> None:
 
 def run_file(path: str, own: Callable[[], Desired] | None) -> Result:
     """Read and run one scenario file."""
-    from reconciler.planner import plan
-    from reconciler.planner.roster import waves_of_sites
+    from reconciler.planner import plan, waves_of_sites
 
     try:
         with open(path, "rb") as file:

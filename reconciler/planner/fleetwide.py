@@ -1,0 +1,143 @@
+"""What is decided for the fleet rather than for a device: artifacts, reverts, memberships, and the facts to record. Pure.
+
+Design §4.1, §4.7, §4.9; contract fine print 3, 6, 13, 15.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reconciler.model.observed import ArtifactState
+from reconciler.model.plan import Action, ActionKind, DeviceFact, Facts, VerdictFact
+from reconciler.planner.judge import Seen
+from reconciler.planner.roster import IMAGE_TRACK
+from reconciler.planner.state import State
+from reconciler.planner.want_app import TagState
+from reconciler.planner.want_image import RESCUE, ROLLBACK
+from reconciler.planner.windows import NONE, instant
+
+_STEP = {
+    ArtifactState.ABSENT: ActionKind.BUILD,
+    ArtifactState.BUILT: ActionKind.SIGN,
+    ArtifactState.SIGNED: ActionKind.PUBLISH,
+}
+
+
+def artifact_actions(state: State) -> list[Action]:
+    """One step a release: build, sign or publish what a wave, a pin or a device asks for; never rebuild what is gone back to."""
+    roster, obs, track = state.roster, state.obs, state.tracks[IMAGE_TRACK]
+    wanted = {wave.image for wave in roster.waves} | set(np.unique(roster.pin_of).tolist())
+    off = track.reason != 0
+    wanted |= set(np.unique(track.target[off]).tolist())
+    going_back = off & ((track.why == ROLLBACK) | (track.why == RESCUE))
+    never_rebuilt = set(np.unique(track.target[going_back]).tolist())
+    out = []
+    for code in sorted(code for code in wanted if 0 <= code < len(roster.releases)):
+        name = roster.releases[code]
+        kind = _STEP.get(obs.artifacts.get(name, ArtifactState.ABSENT))
+        if kind is None or roster.withdrawn[code] or (kind is ActionKind.BUILD and code in never_rebuilt):
+            continue
+        out.append(Action(kind, {"image": name}))
+    return out
+
+
+def revert_actions(state: State) -> list[Action]:
+    """One proposal for each release that is stopped and has none on record."""
+    proposed = {proposal.key for proposal in state.obs.proposals}
+    out = []
+    for track, gates in zip(state.roster.tracks, state.ground.gates, strict=True):
+        for code in sorted(gates.failed):
+            key = state.roster.key(track, code)
+            if key in proposed:
+                continue
+            app, at_sign, version = key.partition("@")
+            of: dict[str, str | None] = {"app": app, "release": version} if at_sign else {"image": key}
+            out.append(Action(ActionKind.PROPOSE_REVERT, of))
+    return out
+
+
+def retag_actions(state: State) -> list[Action]:
+    """Tags that move in this plan. Waves that share a tag share the action."""
+    roster = state.roster
+    out: dict[tuple[str, str, str | None], Action] = {}
+    for verdicts in state.tag_verdicts:
+        for verdict in verdicts:
+            if verdict.state is TagState.MOVES:
+                app, tag = roster.apps[verdict.app].name, roster.waves[verdict.wave].tag
+                fields = {"app": app, "tag": tag, "from": verdict.current, "to": verdict.wanted}
+                out[(app, tag, verdict.wanted)] = Action(ActionKind.RETAG, fields)
+    return list(out.values())
+
+
+def _verdict_facts(state: State, name: str) -> tuple[VerdictFact, ...]:
+    out = []
+    for track, gates in zip(state.roster.tracks, state.ground.gates, strict=True):
+        for wave, code in getattr(gates, name):
+            fact = VerdictFact(state.roster.waves[wave].spec.name, state.roster.key(track, code), instant(state.now))
+            out.append(fact)
+    return tuple(sorted(out, key=lambda fact: (fact.key, fact.wave)))
+
+
+def _members(state: State) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Sites newly taken: those of every wave that may begin on its release and are not recorded with it."""
+    roster, site_wave = state.roster, state.places.site_wave
+    out: dict[str, dict[str, tuple[str, ...]]] = {}
+    for wave in roster.waves:
+        track = next((number for number in roster.tracks if wave.ask(number) >= 0), None)
+        if track is None or not state.ground.entry_open(wave.index, track):
+            continue
+        key = roster.key(track, wave.ask(track))
+        inside = site_wave == wave.index
+        taken = state.obs.members.get(key)
+        if taken is not None:
+            inside &= taken != wave.index
+        names = sorted(roster.site_names[site] for site in np.flatnonzero(inside))
+        if names:
+            out.setdefault(key, {})[wave.spec.name] = tuple(names)
+    return out
+
+
+def _timeouts(state: State) -> list[DeviceFact]:
+    """Updates, restarts and configurations whose time is up: to be counted and ended by the recorder."""
+    roster, obs, now = state.roster, state.obs, instant(state.now)
+    out = []
+    for row in np.flatnonzero(state.update_timed_out):
+        out.append(DeviceFact(roster.device_names[row], obs.release_names[obs.updating_to[row]], now))
+    for row in np.flatnonzero(state.restart_timed_out):
+        key = "configure"
+        if obs.restarting_since[row] != NONE:
+            app = int(obs.restarting_app[row])
+            target = int(state.tracks[app + 1].target[row]) if app >= 0 else -1
+            key = roster.apps[app].key(target) if target >= 0 else "restart"
+        out.append(DeviceFact(roster.device_names[row], key, now))
+    return sorted(out, key=lambda fact: (fact.device, fact.key))
+
+
+def flagged(state: State) -> tuple[DeviceFact, ...]:
+    """Devices that failed on the release that they run, charged or not: what a person should look at."""
+    out = []
+    for number, track in enumerate(state.tracks):
+        for row in np.flatnonzero(track.seen == Seen.FAILED):
+            wave = int(state.places.wave_of[row])
+            key = state.roster.key(number, state.roster.waves[wave].ask(number))
+            since = int(track.start[row])
+            at = instant(since if since != NONE else state.now)
+            out.append(DeviceFact(state.roster.device_names[row], key, at))
+    return tuple(sorted(out, key=lambda fact: (fact.device, fact.key)))
+
+
+def facts(state: State) -> Facts:
+    """What this plan newly established."""
+    roster, obs, image = state.roster, state.obs, state.tracks[IMAGE_TRACK]
+    rescues = [
+        DeviceFact(roster.device_names[row], obs.release_names[obs.image[row]], instant(state.now))
+        for row in np.flatnonzero(image.starts & (image.why == RESCUE))
+    ]
+    return Facts(
+        proofs=_verdict_facts(state, "new_proofs"),
+        failures=_verdict_facts(state, "new_failures"),
+        members=_members(state),
+        closed=tuple(sorted(key for key in obs.on_record if key not in roster.asked)),
+        timeouts=tuple(_timeouts(state)),
+        rescues=tuple(sorted(rescues, key=lambda fact: fact.device)),
+    )

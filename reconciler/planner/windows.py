@@ -1,0 +1,174 @@
+"""Maintenance windows: local wall-clock times of a site → UTC intervals, exact across DST. Pure.
+
+Decides when a window is open, whether a flash still fits, and when the next one begins. Zones come from the pinned `tzdata`
+package, never from the machine. All instants here are int64 microseconds since the epoch, UTC. Design §4.5, contract fine
+print 11: end ≤ start crosses midnight; a nonexistent start is the first valid instant; a repeated hour is one window
+(first start, later end); days that touch are one; a window that DST removes is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
+import tzdata
+
+I64 = npt.NDArray[np.int64]
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+NEVER = np.iinfo(np.int64).max
+NONE = np.iinfo(np.int64).min
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ZONE_NAME = re.compile(r"^[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}$")
+_HORIZON_DAYS = 9
+_MOST_DAYS_BACK = 400
+
+
+def micros(instant: datetime) -> int:
+    """An aware datetime → microseconds since the epoch."""
+    delta = instant - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * SECOND + delta.microseconds
+
+
+def instant(value: int) -> datetime:
+    """Microseconds since the epoch → an aware datetime, UTC."""
+    return _EPOCH + timedelta(microseconds=int(value))
+
+
+@lru_cache(maxsize=1024)
+def zone(name: str) -> ZoneInfo:
+    """An IANA zone from the pinned package. ValueError: no such zone."""
+    path = os.path.join(os.path.dirname(tzdata.__file__), "zoneinfo", *name.split("/"))
+    if not _ZONE_NAME.match(name) or not os.path.isfile(path):
+        raise ValueError(f"{name!r} is not an IANA time zone; write one as Europe/Berlin")
+    with open(path, "rb") as file:
+        return ZoneInfo.from_file(file, key=name)
+
+
+def _to_utc(day: date, minutes: int, tz: ZoneInfo, *, later: bool) -> int:
+    """A local time → UTC. In a gap: the first valid instant. Where it is repeated: the earlier, or `later`, of the two."""
+    naive = datetime(day.year, day.month, day.day) + timedelta(minutes=minutes)  # noqa: DTZ001 - local on purpose
+    local = naive.replace(tzinfo=tz, fold=1 if later else 0)
+    utc = local.astimezone(UTC)
+    if utc.astimezone(tz).replace(tzinfo=None) == naive:
+        return micros(utc)
+    # A gap: with fold=1 the text lands before the transition, with fold=0 after it; the transition is between the two.
+    low = micros(naive.replace(tzinfo=tz, fold=1).astimezone(UTC)) // SECOND
+    high = micros(naive.replace(tzinfo=tz, fold=0).astimezone(UTC)) // SECOND
+    before = instant(low * SECOND).astimezone(tz).utcoffset()
+    while high - low > 1:
+        middle = (low + high) // 2
+        if instant(middle * SECOND).astimezone(tz).utcoffset() == before:
+            low = middle
+        else:
+            high = middle
+    return high * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether something of a given length may start now; if not, the next start, and whether the coming night has none."""
+
+    can_start: bool
+    until: int | None
+    missing: bool = False
+
+
+class Calendar:
+    """The windows of one zone and one pair of local times."""
+
+    def __init__(self, zone_name: str, start: int, end: int) -> None:
+        self.zone_name, self.start, self.end = zone_name, start, end
+        self._zone = zone(zone_name)
+        self._nights: dict[date, tuple[int, int]] = {}
+
+    def night(self, day: date) -> tuple[int, int]:
+        """The window that begins on a local date, as `[open, close)`; close ≤ open where DST removed it."""
+        found = self._nights.get(day)
+        if found is None:
+            end = self.end if self.end > self.start else self.end + 1440
+            opens = _to_utc(day, self.start, self._zone, later=False)
+            found = self._nights[day] = (opens, _to_utc(day, end, self._zone, later=True))
+        return found
+
+    def _local_date(self, at: int) -> date:
+        return instant(at).astimezone(self._zone).date()
+
+    def intervals(self, since: int, until: int) -> list[tuple[int, int]]:
+        """Open intervals that touch `[since, until]`, joined where days touch, in order."""
+        out: list[tuple[int, int]] = []
+        day = self._local_date(since) - timedelta(days=2)
+        last = self._local_date(until) + timedelta(days=1)
+        while day <= last:
+            opens, closes = self.night(day)
+            day += timedelta(days=1)
+            if closes <= opens:
+                continue
+            if out and opens <= out[-1][1]:
+                out[-1] = (out[-1][0], max(closes, out[-1][1]))
+            else:
+                out.append((opens, closes))
+        return [(opens, closes) for opens, closes in out if closes > since and opens <= until]
+
+    def judge(self, now: int, length: int) -> Verdict:
+        """May something of `length` microseconds start now?"""
+        spans = self.intervals(now, now + _HORIZON_DAYS * DAY)
+        for opens, closes in spans:
+            if opens <= now and now + length <= closes:
+                return Verdict(can_start=True, until=None)
+        until = next((opens for opens, closes in spans if opens > now and closes - opens >= length), None)
+        return Verdict(can_start=False, until=until, missing=self._coming_is_missing(now, length))
+
+    def _coming_is_missing(self, now: int, length: int) -> bool:
+        day = self._local_date(now) - timedelta(days=1)
+        for _ in range(_HORIZON_DAYS):
+            opens, closes = self.night(day)
+            if opens > now:
+                return closes - opens < length
+            day += timedelta(days=1)
+        return True
+
+    def edges(self, now: int) -> int:
+        """The next instant at which this window opens or closes."""
+        spans = self.intervals(now, now + _HORIZON_DAYS * DAY)
+        return min((edge for span in spans for edge in span if edge > now), default=NEVER)
+
+    def open_time(self, since: I64, now: int) -> I64:
+        """How long the window was open between each of `since` and now, in microseconds."""
+        if len(since) == 0:
+            return np.zeros(0, np.int64)
+        first = max(int(since.min()), now - _MOST_DAYS_BACK * DAY)
+        spans = [(opens, min(closes, now)) for opens, closes in self.intervals(first, now) if opens < now]
+        total = np.zeros(len(since), np.int64)
+        if not spans:
+            return total
+        opens_at = np.array([span[0] for span in spans], np.int64)
+        closes_at = np.array([span[1] for span in spans], np.int64)
+        after = np.concatenate([np.cumsum((closes_at - opens_at)[::-1])[::-1], [0]])  # open time in spans i…
+        index = np.searchsorted(closes_at, since, side="right")
+        inside = np.minimum(index, len(spans) - 1)
+        partial = np.where(index < len(spans), np.maximum(since - opens_at[inside], 0), 0)
+        return np.asarray(after[index] - partial, np.int64)
+
+    def when_open_for(self, since: int, length: int) -> int:
+        """The instant at which the window will have been open for `length` since `since`; NEVER within a year."""
+        left = length
+        for opens, closes in self.intervals(since, since + 370 * DAY):
+            begin = max(opens, since)
+            if closes - begin >= left:
+                return begin + left
+            left -= max(closes - begin, 0)
+        return NEVER
+
+
+@lru_cache(maxsize=65536)
+def calendar(zone_name: str, start: int, end: int) -> Calendar:
+    """The shared calendar of a zone and a window; nights are computed once."""
+    return Calendar(zone_name, start, end)
