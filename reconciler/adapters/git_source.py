@@ -255,7 +255,9 @@ class GitMirror:
         if known is not None:
             return known
         parsed = self.parsed(sha)
-        commit = Commit(sha, parsed.author, parsed.message, parsed.committed_at, self._signer(sha, parsed), parsed.parents)
+        commit = Commit(
+            sha, parsed.author, parsed.message, parsed.committed_at, self._signer(sha, parsed), parsed.parents
+        )
         if len(self._commits) > 1000:
             self._commits.clear()
         if commit.signer is not None or parsed.signature is None:
