@@ -1,7 +1,7 @@
 """The kinds of fleet documents as whole files: header, name and spec in one model a kind, and which file holds which.
 
-Decides what the header of a document must say and where each kind lives in the fleet repo. The specs are `model.desired`'s. Used
-by the loader, and by the schema generator, so that both say the same. Source: contract, "Fleet documents".
+Decides what the header of a document must say and where each kind lives in the fleet repo. The specs are
+`model.desired`'s. Used by the loader, and by the schema generator, so that both say the same. Source: contract, "Fleet documents".
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Place:
 
 
 def place_of(path: str) -> Place:
-    """`sites/SITE-2847.yaml` → a Site named SITE-2847. Only the listed folders and files hold documents; no subfolders."""
+    """`sites/SITE-2847.yaml` → a Site named SITE-2847. Only the listed folders and files hold documents."""
     folder, _, name = path.rpartition("/")
     stem = next((name[: -len(suffix)] for suffix in SUFFIXES if name.endswith(suffix)), None)
     if not stem or name.startswith("."):

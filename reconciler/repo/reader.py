@@ -1,10 +1,11 @@
 """YAML bytes → plain Python data, safely and at libyaml's speed; and, on request, where each key and value stands.
 
 Decides what is acceptable as YAML at all (contract and design §3): one document, no anchors, aliases, tags, merge keys or
-duplicate keys, bounded size and depth, plain UTF-8. Scalars stay text exactly as written (`02:00`, `v1.10`, `NO`); only a plain
-empty value, `~` or `null` is None, and quotes keep those apart as text. What the data means is for others to say.
-Works on libyaml's events in one loop: nothing recurses, so a bomb of brackets ends at the depth limit. Positions are found in a
-second pass, and only where a problem is reported: a fleet of 100,000 good files never pays for them. Opens no file.
+duplicate keys, bounded size and depth, plain UTF-8. Scalars stay text exactly as written (`02:00`, `v1.10`, `NO`); only a
+plain empty value, `~` or `null` is None, and quotes keep those apart as text. What the data means is for others to say.
+
+Works on libyaml's events in one loop: nothing recurses, so a bomb of brackets ends at the depth limit. Positions are found
+in a second pass, and only where a problem is reported: 100,000 good files never pay for them. Opens no file.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _at(event: Any, message: str, code: str = "yaml") -> Fault:
     return Fault(mark.line + 1, mark.column + 1, message, code)
 
 
-def _build(next_event: Callable[[], Any], faults: list[Fault]) -> Data:
+def _build(next_event: Callable[[], Any], faults: list[Fault]) -> Data:  # noqa: PLR0915 - one loop, for speed
     """The loop. `holder` is the open container; a mapping's pending key waits in `key`."""
     stack: list[tuple[Any, str | None]] = []
     root: list[Data] = []
@@ -278,7 +279,7 @@ def _syntax(error: yaml.YAMLError, data: bytes) -> Fault:
 
 
 def locate(data: bytes) -> dict[Where, Spot]:
-    """Where every entry of a document that `read` accepts stands. Of bytes that it refuses: what came before the fault."""
+    """Where every entry of a document that `read` accepts stands; of bytes that it refuses, what came before."""
     spots: dict[Where, Spot] = {}
     next_event: Callable[[], Any] = CParser(_join_surrogates(data)).get_event
     way: list[str | int] = []

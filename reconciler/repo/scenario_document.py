@@ -1,4 +1,4 @@
-"""A Scenario as a whole file. Apart from the other kinds, so that `plan` need not import what only `test` and `validate` use."""
+"""A Scenario as a whole file. Apart from the other kinds: `plan` need not import what only `test` and `validate` use."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""A fleet repo's work tree on disk → tree entries, as a commit would have them. Reads regular files only, follows no link.
+
+Called by `repo.load.load_folder`. A file that is too large is not read, and one that cannot be read is a problem, not a crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reconciler.repo.documents import FOLDERS, place_of
+from reconciler.repo.paths import looked_at, shown
+from reconciler.repo.problem import Problem
+from reconciler.repo.reader import MAX_BYTES
+
+_MOST_FILES = 2_000_000
+_DEEPEST = 2
+_MODES = {stat.S_IFLNK: "120000", stat.S_IFREG: "100644"}
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a work tree; `blob` is the hash that git would give its bytes."""
+
+    path: str
+    blob: str
+    mode: str
+    size: int | None
+
+
+@dataclass(slots=True)
+class Files:
+    """What a folder holds. `contents` keeps the bytes for the load in progress."""
+
+    entries: list[File] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    contents: dict[str, bytes] = field(default_factory=dict)
+
+    def read(self, blob: str) -> bytes:
+        """The bytes of a blob of this folder."""
+        return self.contents.get(blob, b"")
+
+
+def folder_entries(root: Path, *, scenarios: bool) -> Files:
+    """Every file below `root` that is a document or might be one by mistake."""
+    files = Files()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        message = f"the fleet repo's folder {what}; name the folder that holds fleet.yaml"
+        files.problems.append(Problem(shown(str(root)), 1, 1, message, "error", "no-folder"))
+        return files
+    _walk(root, "", 0, scenarios, files)
+    return files
+
+
+def _walk(root: Path, below: str, depth: int, scenarios: bool, files: Files) -> None:
+    try:
+        with os.scandir(root / below) as listing:
+            found = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        files.problems.append(_unreadable(below or ".", error))
+        return
+    for entry in found:
+        path = f"{below}/{entry.name}" if below else entry.name
+        if entry.name.startswith(".") or (path == "tests" and not scenarios):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            if depth < _DEEPEST:
+                _walk(root, path, depth + 1, scenarios, files)
+        elif place_of(path).kind is not None or looked_at(path) or path in FOLDERS:
+            _add(root, path, files)
+
+
+def _add(root: Path, path: str, files: Files) -> None:
+    """One file. Opened without following a link and without waiting for a pipe, whatever it became meanwhile."""
+    try:
+        status = os.lstat(root / path)
+        mode = _MODES.get(stat.S_IFMT(status.st_mode), "other")
+        data = b""
+        if mode == "100644" and status.st_size <= MAX_BYTES:
+            handle = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(handle, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        files.problems.append(_unreadable(path, error))
+        return
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    files.contents[blob] = data
+    files.entries.append(File(path, blob, mode, max(status.st_size, len(data))))
+
+
+def _unreadable(path: str, error: OSError) -> Problem:
+    reason = (error.strerror or "error").lower()
+    message = f"cannot be read ({reason}), and a fleet is loaded whole or not at all; make it readable"
+    return Problem(shown(path), 1, 1, message, "error", "unreadable")

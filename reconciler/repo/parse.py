@@ -1,0 +1,135 @@
+"""One file's bytes → one parsed document with its problems, each with line and column. Pure; called once a blob.
+
+Decides whether a document is valid by itself: readable YAML, a known header, the kind that its folder holds, a spec that its
+model accepts, and `check_document`. Whether it fits the other documents is `repo.check`'s to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from reconciler.model.desired import API_VERSION
+from reconciler.repo.check_document import check_document
+from reconciler.repo.documents import KINDS, AnyDocument, home_of, model_of, place_of
+from reconciler.repo.finding import Finding, placed
+from reconciler.repo.near import did_you_mean
+from reconciler.repo.problem import Problem
+from reconciler.repo.reader import Data, Refused, read
+from reconciler.repo.wording import complaint, show
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A file of the fleet repo. `spec` is None where anything is wrong; `name` is kept even then, if it can be told.
+
+    `data` is what was read, kept only where `spec` is None: checks of other documents still go by its names.
+    """
+
+    path: str
+    blob: str
+    kind: str
+    name: str | None
+    spec: Any
+    problems: tuple[Problem, ...] = ()
+    data: Data = None
+
+
+def parse(path: str, blob: str, data: bytes) -> Parsed:
+    """The document in `data`, for a path that `place_of` gives a kind. Never raises, whatever the bytes are."""
+    kind = place_of(path).kind
+    assert kind is not None, f"{path} is no place of a document"
+    try:
+        tree = read(data)
+    except Refused as refused:
+        problems = tuple(Problem(path, f.line, f.column, f.message, "error", f.code) for f in refused.faults)
+        return Parsed(path, blob, kind, None, None, problems)
+    findings: list[Finding] = []
+    document = _validate(tree, kind, findings)
+    if document is not None:
+        findings += check_document(document.spec)
+    findings += _name(path, kind, tree)
+    problems = tuple(sorted(placed(path, data, findings))) if findings else ()
+    good = document is not None and not any(problem.severity == "error" for problem in problems)
+    return Parsed(
+        path,
+        blob,
+        kind,
+        _name_of(tree),
+        document.spec if good and document is not None else None,
+        problems,
+        None if good else tree,
+    )
+
+
+def _validate(tree: Data, kind: str, findings: list[Finding]) -> Any:
+    """The whole-file model over the data, or None with findings."""
+    if not isinstance(tree, dict):
+        what = show(tree) if tree is not None else "nothing"
+        message = f"{what} where a document is expected; begin with apiVersion: {API_VERSION}, kind: {kind}"
+        findings.append(Finding((), message, "no-document"))
+        return None
+    model: type[BaseModel] = model_of(kind)
+    wrong_kind = _kind(tree, kind)
+    if wrong_kind is not None:
+        findings.append(wrong_kind)
+        said = tree.get("kind")
+        model = model_of(said) if isinstance(said, str) and said in KINDS else AnyDocument
+    try:
+        document = model.model_validate(tree, by_alias=True, by_name=False)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            if detail["loc"] == ("kind",) and wrong_kind is not None:
+                continue
+            findings.append(_finding(detail, model, tree))
+        return None
+    except RecursionError:  # bounded by the reader's depth; kept so that no file can stop a load
+        findings.append(Finding((), "nested too deep to check; flatten it", "depth"))
+        return None
+    return document if wrong_kind is None else None
+
+
+def _finding(detail: Any, model: type[BaseModel], tree: dict[str, Data]) -> Finding:
+    if detail["loc"] == ("apiVersion",) and detail["type"] != "missing":
+        said = show(tree.get("apiVersion"))
+        return Finding(("apiVersion",), f"apiVersion: {said} is not known here; write {API_VERSION}", "version")
+    told = complaint(detail, model)
+    return Finding(told.where, told.message, told.code, "error", told.at_key)
+
+
+def _kind(tree: dict[str, Data], kind: str) -> Finding | None:
+    """A document of another kind than its place is for."""
+    if "kind" not in tree:
+        return None
+    said = tree["kind"]
+    if said == kind:
+        return None
+    if isinstance(said, str) and said in KINDS:
+        message = (
+            f"kind: {said} in a place for {kind} documents; move the file to {home_of(said)}, or write kind: {kind}"
+        )
+    else:
+        near = did_you_mean(said, KINDS) if isinstance(said, str) else ""
+        message = f"kind: {show(said)} is no kind of document; this place is for kind: {kind}{near}"
+    return Finding(("kind",), message, "kind")
+
+
+def _name_of(tree: Data) -> str | None:
+    metadata = tree.get("metadata") if isinstance(tree, dict) else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def _name(path: str, kind: str, tree: Data) -> Iterator[Finding]:
+    """People look for a document by its file's name."""
+    name = _name_of(tree)
+    stem = place_of(path).stem
+    if name is None or kind in ("Fleet", "Waves", "Scenario") or name == stem:
+        return
+    message = (
+        f"metadata.name is {name!r} and the file is named {stem!r}; the name in the document counts, give both the same"
+    )
+    yield Finding(("metadata", "name"), message, "file-name", "warning")

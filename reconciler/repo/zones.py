@@ -1,0 +1,81 @@
+"""IANA time zones as the pinned `tzdata` package knows them, and the hours that each loses in spring.
+
+Decides whether a zone's name exists and how much of a daily window is left in its worst night; never asks the machine's own
+zones and never the clock. Used by the checks of fleet documents. Source: contract, fine print 11.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from importlib.resources import files
+from zoneinfo import ZoneInfo
+
+# Zones change by rules that repeat every year, or (Morocco) are written down years ahead; no clock is needed to find them.
+_YEARS = range(2025, 2038)
+_DAY = 1440
+
+
+@lru_cache(maxsize=1)
+def zone_names() -> frozenset[str]:
+    """Every name in the pinned package, as `Europe/Berlin`."""
+    return frozenset((files("tzdata") / "zones").read_text(encoding="utf-8").split())
+
+
+@lru_cache(maxsize=1024)
+def _zone(name: str) -> ZoneInfo:
+    resource = files("tzdata") / "zoneinfo"
+    for part in name.split("/"):
+        resource = resource / part
+    with resource.open("rb") as file:
+        return ZoneInfo.from_file(file, key=name)
+
+
+@lru_cache(maxsize=1024)
+def lost_hours(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Local times that do not exist on some nights: (first, after the last) in minutes since midnight, and a day it happens."""
+    zone = _zone(name)
+
+    def offset(at: datetime) -> timedelta:
+        return at.astimezone(zone).utcoffset() or timedelta()
+
+    found: dict[tuple[int, int], str] = {}
+    for year in _YEARS:
+        for month in range(1, 13):
+            low = datetime(year, month, 1, tzinfo=UTC)
+            high = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
+            middle = low + (high - low) / 2
+            for start, end in ((low, middle), (middle, high)):
+                _gap(start, end, offset, found)
+    return tuple((first, last, day) for (first, last), day in sorted(found.items()))
+
+
+def _gap(low: datetime, high: datetime, offset, found: dict[tuple[int, int], str]) -> None:  # type: ignore[no-untyped-def]
+    """The forward change between two instants, if there is one: halve until it is found to the minute."""
+    before, after = offset(low), offset(high)
+    if after <= before:
+        return
+    while high - low > timedelta(minutes=1):
+        middle = low + timedelta(minutes=(high - low) // timedelta(minutes=2))
+        if offset(middle) == before:
+            low = middle
+        else:
+            high = middle
+    local = (high + before).replace(tzinfo=None)
+    first = local.hour * 60 + local.minute
+    found.setdefault((first, first + int((after - before).total_seconds() // 60)), local.date().isoformat())
+
+
+def least_left(name: str, start: int, end: int) -> tuple[int, str] | None:
+    """Minutes left of the daily window [start, end) in the night that loses most of it, and that day; None if none does.
+
+    `start` and `end` are minutes since local midnight; `end` before `start` crosses midnight.
+    """
+    if end <= start:
+        end += _DAY
+    worst: tuple[int, str] | None = None
+    for first, last, day in lost_hours(name):
+        lost = sum(max(0, min(end, last + shift) - max(start, first + shift)) for shift in (0, _DAY))
+        if lost and (worst is None or end - start - lost < worst[0]):
+            worst = (end - start - lost, day)
+    return worst
