@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from subprocess import Popen
 from typing import Any
 
 from reconciler.adapters.git_remote import NEEDED_FOR
@@ -40,6 +42,7 @@ class ObjectReader:
     def __init__(self, start: Callable[[], Any]) -> None:
         self._start = start
         self._process: Any = None
+        self._end: Callable[[], object] | None = None
         self._lock = threading.Lock()
 
     def read(self, name: str, kind: str, limit: int = BLOB_LIMIT) -> bytes:
@@ -64,6 +67,8 @@ class ObjectReader:
     def _read(self, name: str, kind: str, limit: int) -> bytes:
         if self._process is None:
             self._process = self._start()
+            # Ends the child also where a mirror is dropped without `close`.
+            self._end = weakref.finalize(self, _end, self._process.proc)
         process = self._process
         process.stdin.write(name.encode("ascii") + b"\n")
         process.stdin.flush()
@@ -92,20 +97,24 @@ class ObjectReader:
         return data[:-1]
 
     def _close(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        raw = process.proc  # GitPython's wrapper: ends the child when it is collected; do it now and close the pipes
-        for stream in (raw.stdin, raw.stdout, raw.stderr):
-            with contextlib.suppress(OSError):
-                stream.close()
-        raw.kill()
-        raw.wait()
+        self._process = None
+        if self._end is not None:
+            self._end()
 
     def close(self) -> None:
         """End the child process; the next read starts another."""
         with self._lock:
             self._close()
+
+
+def _end(child: Popen[bytes]) -> None:
+    """Close the pipes and end the child at once."""
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    child.kill()
+    child.wait()
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,20 +136,17 @@ class GitMirror:
         if not self._suspect.exists():
             return True
         self._reader.close()
-        ref = f"refs/heads/{self.branch}"
-        result = self._git.run(
-            "fsck",
-            "--connectivity-only",
-            "--no-dangling",
-            "--no-progress",
-            ref,
-            git_dir=self._mirror,
-            timeout_s=self._clone_timeout_s,
-        )
-        if result.status != 0 or self._head(self._mirror) is None:
+        if not self._whole():
             return False
         self._suspect.unlink()
         return True
+
+    def _whole(self) -> bool:
+        """Whether every object can be read and the branch has its head. Reads the whole mirror: for suspicion only."""
+        result = self._git.run(
+            "fsck", "--no-dangling", "--no-progress", git_dir=self._mirror, timeout_s=self._clone_timeout_s
+        )
+        return result.status == 0 and self._head(self._mirror) is not None
 
     @property
     def _suspect(self) -> Path:
@@ -354,7 +351,8 @@ class GitMirror:
                 raise TransientError(
                     "there is no mirror yet", needed_for=NEEDED_FOR, remedy="the next refresh clones it"
                 ) from None
-            if missing.damaged:
+            # To a reader a broken object looks like one that never was; an unknown hash is rare enough to look closely.
+            if missing.damaged or not self._whole():
                 raise self._damage(name) from None
             raise TerminalError(
                 f"{kind} {name} is not in the mirror of {self.remote.url!r}",
