@@ -1,6 +1,6 @@
 """`reconciler site`: what a site's devices are told by cloud-init, to look at before it is sent.
 
-Reads a fleet repo, prints or writes the three rendered files. Secrets stay references: this command has no way to read one.
+Reads a fleet repo, prints or writes the three rendered files. Secrets stay references: this command cannot read one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def site() -> None:
     "--fleet",
     "folder",
     metavar="DIR",
-    required=True,
+    default="fleet",
+    show_default=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The fleet repo's folder.",
 )
