@@ -124,6 +124,7 @@ class Revert:
                     conflicts.append(path)
                 else:
                     changes.append((path, merged))
+        conflicts += _in_the_way(now, changes)
         if conflicts:
             raise TerminalError(
                 f"the revert of {of[:12]} does not apply: {', '.join(sorted(conflicts))} changed since",
@@ -180,6 +181,18 @@ class Revert:
                 remedy="write the revert by hand",
             )
         return self._git.must("write-tree", git_dir=self._mirror, env=env).decode("ascii").strip()
+
+
+def _in_the_way(now: dict[str, TreeEntry], changes: list[tuple[str, TreeEntry | None]]) -> list[str]:
+    """Paths that come back where a folder has come to be, or below what has become a file. git would drop the latter."""
+    left = now.keys() - {path for path, entry in changes if entry is None}
+    folders = {path[:end] for path in left for end, letter in enumerate(path) if letter == "/"}
+    return [
+        path
+        for path, entry in changes
+        if entry is not None
+        and (path in folders or any(path[:end] in left for end, letter in enumerate(path) if letter == "/"))
+    ]
 
 
 @contextmanager

@@ -1,0 +1,129 @@
+"""Waking on a local ref's change: what wakes, what does not, how often."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reconciler.adapters.ref_watch import RefWatch, poll_delay_s, refs_folder
+from reconciler.ports import TerminalError
+from tests.support.gitrepo import Repo
+
+
+class Bell:
+    """Counts wakes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rung = threading.Event()
+
+    def __call__(self) -> None:
+        self.count += 1
+        self._rung.set()
+
+    def rings(self, within_s: float = 5.0) -> bool:
+        """Whether it rings in time; quiet afterwards."""
+        found = self._rung.wait(within_s)
+        time.sleep(0.15)
+        self._rung.clear()
+        return found
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repo:
+    made = Repo(tmp_path / "fleet")
+    made.commit("First", {"a": "1"})
+    return made
+
+
+def bare(repo: Repo) -> Path:
+    path = repo.path.parent / "bare.git"
+    repo.git("clone", "-q", "--bare", ".", str(path))
+    return path
+
+
+def linked(repo: Repo) -> Path:
+    path = repo.path.parent / "linked"
+    repo.git("worktree", "add", "-q", "--detach", str(path))
+    return path
+
+
+@pytest.mark.parametrize("of", [lambda repo: repo.path, linked], ids=["work-tree", "linked-work-tree"])
+def test_a_commit_wakes(repo: Repo, of: Callable[[Repo], Path]) -> None:
+    bell = Bell()
+    with RefWatch(of(repo), bell):
+        repo.commit("Next", {"a": "2"})
+        assert bell.rings()
+
+
+def test_a_push_to_a_bare_repository_wakes(repo: Repo) -> None:
+    bell, path = Bell(), bare(repo)
+    with RefWatch(path, bell):
+        repo.commit("Next", {"a": "2"})
+        repo.git("push", "-q", str(path), "main")
+        assert bell.rings()
+
+
+def test_packing_and_new_folders_of_branches_do_not_end_the_watch(repo: Repo) -> None:
+    bell = Bell()
+    with RefWatch(repo.path, bell):
+        repo.git("pack-refs", "--all", "--prune")
+        assert bell.rings()
+        repo.git("update-ref", "refs/heads/team/x/y", "HEAD")
+        assert bell.rings()
+        repo.git("update-ref", "-d", "refs/heads/team/x/y")
+        assert bell.rings()
+        repo.commit("After", {"a": "3"})
+        assert bell.rings()
+
+
+def test_what_moves_no_branch_does_not_wake(repo: Repo) -> None:
+    bell = Bell()
+    with RefWatch(repo.path, bell):
+        repo.write({"b": "1"})
+        repo.git("add", "b")
+        repo.git("update-ref", "refs/tags/x", "HEAD")
+        repo.git("config", "user.name", "x")
+        assert not bell.rings(0.4)
+
+
+def test_a_burst_wakes_once_and_a_stream_is_not_put_off(repo: Repo) -> None:
+    bell = Bell()
+    watch = RefWatch(repo.path, bell, debounce_s=0.1)
+    for _ in range(20):
+        watch.ring()
+    assert bell.rings() and bell.count == 1
+    until = time.monotonic() + 0.6
+    while time.monotonic() < until:
+        watch.ring()
+        time.sleep(0.02)
+    watch.stop()
+    assert bell.count >= 3
+
+
+def test_stop_cancels_a_wake_that_is_due(repo: Repo) -> None:
+    bell = Bell()
+    watch = RefWatch(repo.path, bell, debounce_s=0.2)
+    watch.start()
+    watch.ring()
+    watch.stop()
+    assert not bell.rings(0.4)
+
+
+def test_no_repository_is_said(tmp_path: Path) -> None:
+    with pytest.raises(TerminalError, match="no git repository"):
+        refs_folder(tmp_path)
+
+
+def test_polls_are_spread_around_the_interval() -> None:
+    assert poll_delay_s(60, 0.5) == 60
+    assert poll_delay_s(60, 0.0) == pytest.approx(54)
+    assert 65.9 < poll_delay_s(60, 0.9999) < 66
+    assert poll_delay_s(60, 0.3, jitter=0) == 60
+    for interval, draw, jitter in ((0, 0.5, 0.1), (60, 1.0, 0.1), (60, -0.1, 0.1), (60, 0.5, 1.0)):
+        with pytest.raises(ValueError, match="interval"):
+            poll_delay_s(interval, draw, jitter)
