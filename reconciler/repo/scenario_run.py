@@ -248,7 +248,7 @@ def _match_waves(wanted: Mapping[str, Mapping[str, Any]], plan: Plan) -> list[st
     failures = []
     for name, want in wanted.items():
         if name not in have:
-            failures.append(f"expected wave {name!r}, but the plan has {', '.join(have)}")
+            failures.append(f"expected wave {name!r}, but the plan has {', '.join(have) or 'no waves'}")
         elif differences := subset_differences(want, have[name]):
             failures.append(f"wave {name}: {', '.join(differences)}")
     return failures
