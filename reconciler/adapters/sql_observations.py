@@ -218,13 +218,15 @@ def apply(connection: Connection, patches: Iterable[DeviceObservation], facts: F
     closed = frozenset(facts.closed)
     touched = [*(device for device, _ in steps), *_holding(connection, closed)]
     before = read(connection, touched)
-    after = {device: before.get(device) or Recorded(DeviceObservation(name=device)) for device in touched}
+    blank = {device: Recorded(DeviceObservation(name=device)) for device in touched}
+    start = blank | before
+    after = dict(start)
     for device, step in steps:
         after[device] = replace(after[device], observation=step(after[device].observation))
     if closed:
         for device, row in after.items():
             after[device] = replace(row, observation=_forgotten(row.observation, closed))
-    write(connection, {device: row for device, row in after.items() if row != before.get(device)})
+    write(connection, {device: row for device, row in after.items() if row != start[device]})
 
 
 def _holding(connection: Connection, closed: frozenset[str]) -> list[str]:
