@@ -159,6 +159,7 @@ def check_end(folder: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_killed_at_every_boundary_no_action_is_doubled_or_lost(tmp_path: Path) -> None:
     empty = tmp_path / "empty.db"
     open_store(empty).close()
