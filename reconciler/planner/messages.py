@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from reconciler.model.desired import FleetSpec
 from reconciler.model.plan import Reason
 from reconciler.model.scalars import format_duration, format_instant
@@ -88,11 +90,10 @@ def _failed(words: _Words) -> str:
 
 
 def _soaking(words: _Words) -> str:
-    name, judged = words.blocker()
+    name, _ = words.blocker()
     gates = words.state.ground.gates[words.number]
     index = gates.entry[words.wave].blocker
     soak = words.state.roster.waves[index].soak_of(words.number) // 1_000_000
-    del judged
     return f"wave {words.name!r} waits: wave {name!r} soaks {words.what} for {format_duration(soak)}{words.then}"
 
 
@@ -123,7 +124,7 @@ def _window(words: _Words) -> str:
     return f"{words.who}: the maintenance window is closed, or too little of it is left{need}{words.then}"
 
 
-_SENTENCES = {
+_SENTENCES: dict[Reason, Callable[[_Words], str]] = {
     Reason.IDENTITY_CONFLICT: lambda w: f"{w.who}: two devices claim this name; find the second one and enrol it anew",
     Reason.SUSPENDED: lambda w: f"{w.who}: the site is suspended in git",
     Reason.IN_PROGRESS: lambda w: f"{w.who}: an action is in progress, {w.what} follows",

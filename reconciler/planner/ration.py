@@ -2,7 +2,8 @@
 
 At most one device of a site at a time, `maxInFlight` per wave, those that go back first and critical ones before them
 (design §4.6, §4.7; contract fine print 10). Rows are in draw order, devices of a site side by side, so that the same rows win
-whatever the order of the input was.
+whatever the order of the input was. A `Ration` remembers its picks, so that after a few sites changed only those are looked
+at again; what was cut by a budget is found by scanning in row order, in pieces.
 """
 
 from __future__ import annotations
@@ -13,21 +14,20 @@ from reconciler.planner.roster import I8, I32, I64, Bools, Roster
 from reconciler.planner.want import MAY_START
 
 TURNS = 3
+NO_PICK = -1
+_PIECE = 1 << 16
 
 
-def site_picks(roster: Roster, reason: I8, turn: I8, site_busy: Bools, sites: I64 | None = None) -> I64:
-    """At most one row a site, of those that may start, at sites where nothing is in flight. Earliest turn, then first row.
+def site_picks(roster: Roster, reason: I8, turn: I8, blocked: Bools, sites: I64 | None) -> I64:
+    """At most one row a site, of those that may start, at sites that are not blocked: the earliest turn, then the first row.
 
-    `sites` restricts the work to some sites (ascending); None means all.
+    `sites` restricts the work to some sites (ascending, without repeats); None means all.
     """
-    if sites is None:
-        rows = np.flatnonzero(reason == MAY_START)
-    else:
-        spans = [np.arange(roster.site_start[site], roster.site_start[site + 1]) for site in sites.tolist()]
-        rows = np.concatenate(spans) if spans else np.zeros(0, np.int64)
+    rows = np.flatnonzero(reason == MAY_START) if sites is None else rows_of_sites(roster, sites)
+    if sites is not None:
         rows = rows[reason[rows] == MAY_START]
     site = roster.site_of[rows]
-    free = ~site_busy[site]
+    free = ~blocked[site]
     rows, site = rows[free], site[free]
     if len(rows) == 0:
         return rows
@@ -38,23 +38,106 @@ def site_picks(roster: Roster, reason: I8, turn: I8, site_busy: Bools, sites: I6
         return rows
     # Turn and row in one key, so that the least of a site's neighbours is its pick.
     key = turn[rows].astype(np.int64) * roster.size + rows
-    return np.minimum.reduceat(key, np.flatnonzero(first)) % roster.size
+    picks: I64 = np.minimum.reduceat(key, np.flatnonzero(first)) % roster.size
+    return picks
 
 
-def cut(wave_of: I32, turn: I8, picks: I64, room: list[int]) -> Bools:
-    """Which picks fit the room of their wave: earlier turns first, then row order. `room` is per wave; others are full."""
-    keep = np.zeros(len(picks), np.bool_)
-    waves = wave_of[picks]
-    for wave, free in enumerate(room):
-        inside = np.flatnonzero(waves == wave)
-        if free <= 0 or len(inside) == 0:
-            continue
-        if free >= len(inside):
-            keep[inside] = True
-            continue
-        turns = turn[picks[inside]]
-        for number in range(TURNS):
-            batch = inside[turns == number][:free]
-            keep[batch] = True
-            free -= len(batch)
-    return keep
+def rows_of_sites(roster: Roster, sites: I64) -> I64:
+    """All rows of some sites, ascending."""
+    begin, end = roster.site_start[sites], roster.site_start[sites + 1]
+    sizes = end - begin
+    if len(sites) == 0:
+        return np.zeros(0, np.int64)
+    offsets = np.arange(int(sizes.sum()), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rows: I64 = np.repeat(begin, sizes) + offsets
+    return rows
+
+
+class Ration:
+    """One track's picks and starts, kept from plan to plan."""
+
+    def __init__(self, roster: Roster, *, budgeted: bool) -> None:
+        waves = len(roster.waves)
+        self.roster, self.budgeted = roster, budgeted
+        self.pick: I8 = np.full(roster.size, NO_PICK, np.int8)
+        self.starts: Bools = np.zeros(roster.size, np.bool_)
+        self.counts: I64 = np.zeros((waves + 1, TURNS), np.int64)
+        self.cut: list[I64 | None] = [None] * waves
+        """Per wave, the rows that start where the budget binds; None where every pick starts."""
+        self.site_starts: Bools = np.zeros(len(roster.site_names), np.bool_)
+
+    def renew(self, wave_of: I32, reason: I8, turn: I8, blocked: Bools, sites: I64 | None, room: list[int]) -> I64:
+        """Pick and cut again, for some sites or (None) for all; returns the rows whose start may have changed.
+
+        `room` is per wave and is lowered by what starts. A pick in no wave starts only where no budget is kept.
+        """
+        toggled = self._pick(wave_of, reason, turn, blocked, sites)
+        old = self.starts[toggled].copy()
+        self.starts[toggled] = (self.pick[toggled] != NO_PICK) & self._unbound(wave_of[toggled])
+        changed = [toggled[self.starts[toggled] != old]]
+        if self.budgeted:
+            for wave, free in enumerate(room):
+                changed.append(self._fit(wave_of, wave, max(free, 0)))
+                kept = self.cut[wave]
+                room[wave] = free - (int(self.counts[wave].sum()) if kept is None else len(kept))
+        rows = np.unique(np.concatenate(changed))
+        sites = np.unique(self.roster.site_of[rows]).astype(np.int64)
+        every = rows_of_sites(self.roster, sites)
+        self.site_starts[sites] = False
+        self.site_starts[self.roster.site_of[every[self.starts[every]]]] = True
+        return rows
+
+    def _unbound(self, waves: I32) -> Bools:
+        """Whether every pick of a wave starts. Picks in no wave never start under a budget."""
+        free = np.array([kept is None for kept in self.cut] + [not self.budgeted], np.bool_)
+        out: Bools = free[waves]
+        return out
+
+    def _pick(self, wave_of: I32, reason: I8, turn: I8, blocked: Bools, sites: I64 | None) -> I64:
+        """Renew the picks; returns the rows that were or are one."""
+        if sites is None:
+            before = np.flatnonzero(self.pick != NO_PICK)
+        else:
+            before = rows_of_sites(self.roster, sites)
+            before = before[self.pick[before] != NO_PICK]
+        np.subtract.at(self.counts, (wave_of[before], self.pick[before]), 1)
+        self.pick[before] = NO_PICK
+        picks = site_picks(self.roster, reason, turn, blocked, sites)
+        self.pick[picks] = turn[picks]
+        np.add.at(self.counts, (wave_of[picks], turn[picks]), 1)
+        return np.union1d(before, picks)
+
+    def _fit(self, wave_of: I32, wave: int, free: int) -> I64:
+        """Fit a wave's picks into its room; returns the rows whose start changed."""
+        before = self.cut[wave]
+        if int(self.counts[wave].sum()) <= free:
+            self.cut[wave] = None
+            if before is None:
+                return np.zeros(0, np.int64)
+            inside = np.flatnonzero((self.pick != NO_PICK) & (wave_of == wave))
+            changed: I64 = inside[~self.starts[inside]]
+            gone = before[self.starts[before] & (self.pick[before] == NO_PICK)]
+            self.starts[inside], self.starts[gone] = True, False
+            return np.concatenate([changed, gone])
+        after = self._first(wave_of, wave, free)
+        if before is None:
+            before = np.flatnonzero(self.starts & (wave_of == wave))
+        self.starts[before] = False
+        self.starts[after] = True
+        self.cut[wave] = after
+        return np.setxor1d(before, after)
+
+    def _first(self, wave_of: I32, wave: int, free: int) -> I64:
+        """The first `free` picks of a wave: earlier turns first, then row order."""
+        out: list[I64] = []
+        for turn in range(TURNS):
+            wanted = min(free, int(self.counts[wave, turn]))
+            free -= wanted
+            for begin in range(0, self.roster.size, _PIECE):
+                if wanted == 0:
+                    break
+                piece = slice(begin, begin + _PIECE)
+                found = np.flatnonzero((self.pick[piece] == turn) & (wave_of[piece] == wave))[:wanted] + begin
+                out.append(found)
+                wanted -= len(found)
+        return np.sort(np.concatenate(out)) if out else np.zeros(0, np.int64)

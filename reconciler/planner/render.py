@@ -263,8 +263,7 @@ def wave_status(state: State, index: int) -> WaveStatus:
 
 def wake_at(state: State) -> datetime | None:
     """The earliest instant at which planning again may say something else without a new report."""
-    edges = [int(state.due.min())] if state.roster.size else []
-    edges.append(state.ground.nights.edge)
+    edges = [state.deadlines.earliest, state.ground.nights.edge]
     for gates in state.ground.gates:
         edges += [judged.soak_ends for judged in gates.judged if judged.soak_ends > state.now]
     for opens, closes, _ in state.roster.freezes:

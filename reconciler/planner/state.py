@@ -7,19 +7,21 @@ Called by `planner.plan` and the controller's loop; rendering to the contract's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from reconciler.model.observed import DeviceObservation, Snapshot
 from reconciler.planner.columns import Columns
-from reconciler.planner.gates import TrackGates, gates
+from reconciler.planner.due import Due
+from reconciler.planner.gates import TrackGates
+from reconciler.planner.gates import gates as chain
 from reconciler.planner.ground import Ground, Nights, Places, ahead_rows, counted_rows, place_rows
 from reconciler.planner.judge import CLASSES, Classes, Rows, Tally, classify, in_flight, judge_wave, silent_rows, tally
-from reconciler.planner.ration import cut, site_picks
+from reconciler.planner.ration import Ration
 from reconciler.planner.roster import I8, I32, I64, IMAGE_TRACK, Bools, Roster, membership
-from reconciler.planner.want import MAY_START, SETTLED, Wants
+from reconciler.planner.want import Wants
 from reconciler.planner.want_app import TagVerdict, tags, want_app, want_config
 from reconciler.planner.want_image import want_image
 from reconciler.planner.windows import NEVER
@@ -27,39 +29,41 @@ from reconciler.planner.windows import NEVER
 ALL = slice(None)
 
 
-@dataclass(slots=True)
 class Track:
     """What the stages left per row on one track, and the sums per wave."""
 
-    seen: I8
-    start: I64
-    target: I32
-    why: I8
-    reason: I8
-    turn: I8
-    starts: Bools
-    sums: Tally
+    def __init__(self, roster: Roster, *, budgeted: bool = True) -> None:
+        size, waves = roster.size, len(roster.waves)
+        self.seen: I8 = np.zeros(size, np.int8)
+        self.start: I64 = np.zeros(size, np.int64)
+        self.target: I32 = np.full(size, -1, np.int32)
+        self.why: I8 = np.zeros(size, np.int8)
+        self.reason: I8 = np.zeros(size, np.int8)
+        self.turn: I8 = np.zeros(size, np.int8)
+        self.sums = Tally(np.zeros((waves, CLASSES), np.int64), np.zeros(waves, np.int64))
+        self.ration = Ration(roster, budgeted=budgeted)
 
-    @classmethod
-    def empty(cls, size: int, waves: int) -> Track:
-        """Nothing judged yet."""
-        small = [np.zeros(size, np.int8) for _ in range(4)]
-        sums = Tally(np.zeros((waves, CLASSES), np.int64), np.zeros(waves, np.int64))
-        return cls(
-            small[0],
-            np.zeros(size, np.int64),
-            np.full(size, -1, np.int32),
-            small[1],
-            small[2],
-            small[3],
-            np.zeros(size, np.bool_),
-            sums,
-        )
+    @property
+    def starts(self) -> Bools:
+        """Rows that start in this plan."""
+        return self.ration.starts
 
     def put(self, rows: Rows, wants: Wants) -> None:
         """Keep stage two's answer for some rows."""
         self.target[rows], self.why[rows] = wants.target, wants.why
         self.reason[rows], self.turn[rows] = wants.reason, wants.turn
+
+
+Shared = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class Signature:
+    """What rows depend on besides themselves: two equal signatures need no row looked at again."""
+
+    everyone: Shared
+    waves: list[Shared]
+    calendars: list[tuple[bool, ...]]
 
 
 @dataclass(slots=True)
@@ -69,28 +73,66 @@ class State:
     roster: Roster
     obs: Columns
     now: int = 0
-    tracks: list[Track] = field(default_factory=list)
+    tracks: list[Track] = field(init=False)
     config: Track = field(init=False)
     places: Places = field(init=False)
     ground: Ground = field(init=False)
-    tag_verdicts: list[list[TagVerdict]] = field(default_factory=list)
+    signature: Signature = field(init=False)
+    deadlines: Due = field(init=False)
+    tag_verdicts: list[list[TagVerdict]] = field(init=False)
     updating: Bools = field(init=False)
     busy: Bools = field(init=False)
     update_timed_out: Bools = field(init=False)
     restart_timed_out: Bools = field(init=False)
     silent: Bools = field(init=False)
     ahead: Bools = field(init=False)
-    due: I64 = field(init=False)
+    busy_in: I64 = field(init=False)
+    """Per site, devices in flight."""
+    flying_in: I64 = field(init=False)
+    """Per wave, devices in flight; the last entry is for rows in no wave."""
+    able_in: list[int] = field(init=False)
+    """Per wave, devices that its budgets are percentages of: not suspended, not pinned."""
     seen_in_last: I64 = field(init=False)
+    """Per release that git names, the devices of the last wave that run it."""
 
     def __post_init__(self) -> None:
-        size, waves = self.roster.size, len(self.roster.waves)
-        self.tracks = [Track.empty(size, waves) for _ in self.roster.tracks]
-        self.config = Track.empty(size, waves)
+        size = self.roster.size
+        self.tracks = [Track(self.roster) for _ in self.roster.tracks]
+        self.config = Track(self.roster, budgeted=False)
         self.updating, self.busy, self.silent, self.ahead, self.update_timed_out, self.restart_timed_out = (
             np.zeros(size, np.bool_) for _ in range(6)
         )
-        self.due = np.full(size, NEVER, np.int64)
+        self.deadlines = Due(size)
+
+    # ---- what changed
+
+    def _place(self, site_wave: I32) -> None:
+        roster = self.roster
+        self.places = place_rows(roster, site_wave)
+        wave_of = self.places.wave_of
+        able = (wave_of >= 0) & ~roster.suspended_of & (roster.pin_of < 0)
+        self.able_in = np.bincount(wave_of[able], minlength=len(roster.waves)).tolist()
+        self.busy[:] = False
+        self.busy_in = np.zeros(len(roster.site_names), np.int64)
+        self.flying_in = np.zeros(len(roster.waves) + 1, np.int64)
+        inside = wave_of == len(roster.waves) - 1
+        self.seen_in_last = np.zeros(len(roster.releases), np.int64)
+        self._count_images(self.obs.image[inside], 1)
+
+    def _count_images(self, image: I32, sign: int) -> None:
+        known = image[(image >= 0) & (image < len(self.roster.releases))]
+        self.seen_in_last += sign * np.bincount(known, minlength=len(self.roster.releases))
+
+    def _put(self, devices: Iterable[DeviceObservation]) -> I64:
+        """Take over reports; returns their rows. The last report of a device stands."""
+        last = {self.roster.row_of[device.name]: device for device in devices if device.name in self.roster.row_of}
+        rows = np.array(sorted(last), np.int64)
+        inside = rows[self.places.wave_of[rows] == len(self.roster.waves) - 1]
+        self._count_images(self.obs.image[inside], -1)
+        for row, device in last.items():
+            self.obs.put(row, device)
+        self._count_images(self.obs.image[inside], 1)
+        return rows
 
     # ---- judge
 
@@ -98,13 +140,17 @@ class State:
         """Stage one for some rows: marks of time on each, and its class on every track."""
         roster, obs = self.roster, self.obs
         flight = in_flight(roster, obs, rows, self.now)
+        wave_of = self.places.wave_of[rows]
+        moved = np.flatnonzero(flight.busy != self.busy[rows])
+        sign = np.where(flight.busy[moved], 1, -1)
+        np.add.at(self.busy_in, roster.site_of[rows][moved], sign)
+        np.add.at(self.flying_in, wave_of[moved], sign)
         self.updating[rows], self.busy[rows] = flight.updating, flight.busy
         self.update_timed_out[rows] = flight.update_timed_out
         self.restart_timed_out[rows] = flight.restart_timed_out
         self.silent[rows] = silent_rows(roster, obs, rows, self.now)
         self.ahead[rows] = ahead_rows(roster, obs, rows, self.places)
         counted = counted_rows(roster, rows, self.places, self.ahead[rows])
-        wave_of = self.places.wave_of[rows]
         due = np.full(len(wave_of), NEVER, np.int64)
         for number, track in enumerate(self.tracks):
             asked = np.array([wave.ask(number) for wave in roster.waves] + [-1], np.int32)
@@ -112,7 +158,7 @@ class State:
             self._add_up(number, rows, classes)
             track.seen[rows], track.start[rows] = classes.seen, classes.start
             np.minimum(due, classes.due, out=due)
-        self.due[rows] = due
+        self.deadlines.at[rows] = due
 
     def _add_up(self, number: int, rows: Rows, classes: Classes) -> None:
         track, waves = self.tracks[number], len(self.roster.waves)
@@ -146,7 +192,7 @@ class State:
                 )
                 for wave in self.roster.waves
             ]
-            out.append(gates(self.roster, self.obs, number, judged))
+            out.append(chain(self.roster, self.obs, number, judged))
         return out
 
     def lay_ground(self) -> None:
@@ -178,68 +224,126 @@ class State:
         seen = np.flatnonzero((self.seen_in_last[:known] > 0) & ~self.roster.withdrawn)
         return int(seen[-1]) if len(seen) else self.roster.waves[-1].image
 
-    def count_last(self) -> None:
-        """How many devices of the last wave run each release."""
-        inside = self.places.wave_of == len(self.roster.waves) - 1
-        image = self.obs.image[inside]
-        self.seen_in_last = np.bincount(image[image >= 0], minlength=len(self.obs.release_names) + 1)
+    def _signature(self) -> Signature:
+        """What `_again` compares."""
+        ground, nights, waves = self.ground, self.ground.nights, []
+        for wave in self.roster.waves:
+            parts: list[object] = [bool(ground.paused[wave.index])]
+            for gates in ground.gates:
+                parts += [gates.entry[wave.index].reason, gates.judged[wave.index].own_held]
+            parts += [of.state for verdicts in self.tag_verdicts for of in verdicts if of.wave == wave.index]
+            waves.append(tuple(parts))
+        everyone = (
+            tuple(tuple(sorted(gates.failed)) for gates in ground.gates),
+            ground.frozen,
+            ground.published[: len(self.roster.releases)].tobytes(),
+            ground.provision,
+            tuple(sorted((verdict.key, verdict.wave, verdict.closed) for verdict in self.obs.proofs)),
+        )
+        bits = (nights.can_flash, nights.flash_missing, nights.can_restart, nights.restart_missing)
+        return Signature(everyone, waves, list(zip(*(bit.tolist() for bit in bits), strict=True)))
+
+    def _again(self, new: Signature) -> I64 | None:
+        """Rows to look at again because what they share changed; None for all."""
+        old = self.signature
+        if old.everyone != new.everyone:
+            return None
+        out = [np.zeros(0, np.int64)]
+        for wave, (before, after) in enumerate(zip(old.waves, new.waves, strict=True)):
+            if before != after:
+                out.append(np.flatnonzero(self.places.wave_of == wave))
+        pairs = enumerate(zip(old.calendars, new.calendars, strict=True))
+        calendars = [code for code, (before, after) in pairs if before != after]
+        if calendars:
+            out.append(np.flatnonzero(np.isin(self.roster.calendar_of, calendars)))
+        return np.unique(np.concatenate(out))
 
     # ---- want and ration
 
-    def want(self, rows: Rows) -> None:
-        """Stages two and three. Images first, then configurations, then apps: one active action a device."""
+    def want(self, rows: Rows, sites: I64 | None) -> None:
+        """Stages two and three. Images first, then configurations, then apps: one active action a device.
+
+        `sites` are those of `rows` (None: all). What a track starts is seen by the next: rows that flash do not restart.
+        """
         image = self.tracks[IMAGE_TRACK]
-        site_busy = self._busy_sites()
         room = self._room()
+        blocked = self.busy_in > 0
         image.put(rows, want_image(self.ground, rows))
-        self._ration(image, site_busy, room)
+        changed = self._renew(image, blocked, sites, room)
+        blocked = blocked | image.ration.site_starts
+        rows, sites = self._widen(rows, sites, changed)
         self.config.put(rows, want_config(self.ground, rows, image.starts))
-        self._ration(self.config, site_busy, None)
+        changed = self._renew(self.config, blocked, sites, room)
         acted = image.starts | self.config.starts
         for number, track in enumerate(self.tracks):
-            if number != IMAGE_TRACK:
-                track.put(rows, want_app(self.ground, rows, number, self.tag_verdicts[number - 1], acted))
-                self._ration(track, site_busy, room)
-                acted = acted | track.starts
+            if number == IMAGE_TRACK:
+                continue
+            blocked = blocked | (self.config if number == 1 else self.tracks[number - 1]).ration.site_starts
+            rows, sites = self._widen(rows, sites, changed)
+            track.put(rows, want_app(self.ground, rows, number, self.tag_verdicts[number - 1], acted))
+            changed = self._renew(track, blocked, sites, room)
+            acted = acted | track.starts
 
-    def _busy_sites(self) -> Bools:
-        busy = np.zeros(len(self.roster.site_names), np.bool_)
-        busy[self.roster.site_of[self.busy]] = True
-        return busy
+    def _renew(self, track: Track, blocked: Bools, sites: I64 | None, room: list[int]) -> I64:
+        return track.ration.renew(self.places.wave_of, track.reason, track.turn, blocked, sites, room)
+
+    def _widen(self, rows: Rows, sites: I64 | None, changed: I64) -> tuple[Rows, I64 | None]:
+        """Rows and sites for the next track: those of this one, and those whose start changed here."""
+        if isinstance(rows, slice) or sites is None:
+            return rows, None
+        more = np.unique(self.roster.site_of[changed]).astype(np.int64)
+        return np.union1d(rows, changed), np.union1d(sites, more)
 
     def _room(self) -> list[int]:
         """Per wave, how many more may start: `maxInFlight` of its devices that are not suspended, less those in flight."""
-        wave_of = self.places.wave_of
-        waves = len(self.roster.waves)
-        able = (wave_of >= 0) & ~self.roster.suspended_of & (self.roster.pin_of < 0)
-        size = np.bincount(wave_of[able], minlength=waves)
-        flying = np.bincount(wave_of[self.busy & (wave_of >= 0)], minlength=waves)
         return [
-            wave.spec.max_in_flight.slots(int(size[wave.index])) - int(flying[wave.index]) for wave in self.roster.waves
+            wave.spec.max_in_flight.slots(self.able_in[wave.index]) - int(self.flying_in[wave.index])
+            for wave in self.roster.waves
         ]
-
-    def _ration(self, track: Track, site_busy: Bools, room: list[int] | None) -> None:
-        picks = site_picks(self.roster, track.reason, track.turn, site_busy)
-        if room is not None and len(picks):
-            keep = cut(self.places.wave_of, track.turn, picks, room)
-            picks = picks[keep]
-            for wave, used in enumerate(np.bincount(self.places.wave_of[picks], minlength=len(room))):
-                room[wave] -= int(used)
-        track.starts[:] = False
-        track.starts[picks] = True
-        site_busy[self.roster.site_of[picks]] = True
 
     # ---- the two ways to plan
 
     def plan_all(self, now: int) -> None:
         """All rows."""
         self.now = now
-        site_wave = membership(self.roster, self.obs.members)
-        self.places = place_rows(self.roster, site_wave)
+        self._place(membership(self.roster, self.obs.members))
         self.observe(ALL)
-        self.count_last()
         self.lay_ground()
-        self.want(ALL)
+        self.want(ALL, None)
+        self.signature = self._signature()
+        self.deadlines.renew_all()
+
+    def step(self, now: int, devices: Iterable[DeviceObservation] = (), shared: Snapshot | None = None) -> I64 | None:
+        """The same plan, from what changed since the last: reports, the stores (`shared`, its devices ignored), the time.
+
+        Returns the rows that were looked at again, or None where it had to be all of them.
+        """
+        self.now = now
+        if shared is not None:
+            before = self.obs.members
+            self.obs.put_shared(shared)
+            if not _same_members(before, self.obs.members):
+                self._put(devices)
+                self.plan_all(now)
+                return None
+        rows = np.union1d(self._put(devices), self.deadlines.passed(now))
+        self.observe(rows)
+        self.lay_ground()
+        signature = self._signature()
+        again = self._again(signature)
+        self.signature = signature
+        if again is None:
+            self.deadlines.renew(rows)
+            self.want(ALL, None)
+            return None
+        looked = np.union1d(rows, again)
+        self.deadlines.renew(rows)
+        self.want(looked, np.unique(self.roster.site_of[looked]).astype(np.int64))
+        return looked
+
+
+def _same_members(old: Mapping[str, I32], new: Mapping[str, I32]) -> bool:
+    return old.keys() == new.keys() and all(np.array_equal(old[key], new[key]) for key in old)
 
 
 def decide(roster: Roster, obs: Columns, now: int) -> State:
@@ -247,6 +351,3 @@ def decide(roster: Roster, obs: Columns, now: int) -> State:
     state = State(roster, obs)
     state.plan_all(now)
     return state
-
-
-__all__ = ["MAY_START", "SETTLED", "DeviceObservation", "Iterable", "Snapshot", "State", "decide"]

@@ -61,7 +61,7 @@ def _targets(ground: Ground, rows: Rows) -> tuple[I32, I8]:
     index = np.flatnonzero(upward & (obs.previous[rows] == target))
     if len(index):
         # It ran the release that its wave has proved, and somebody took it off: drift, not promotion.
-        proven = _per_code(ground, lambda key: obs.proven(key))
+        proven = _per_code(ground, obs.proven)
         why[index[proven[target[index], wave_of[index]]]] = REPAIR
     return target, why
 
@@ -79,7 +79,7 @@ def _ran_before(ground: Ground, rows: Rows, target: I32) -> Bools:
     """Fine print 6: the device or its wave ran it before: `previousImage`, `inactiveSlot`, a proof, members."""
     obs, roster = ground.obs, ground.roster
     out = (obs.previous[rows] == target) | (obs.inactive[rows] == target)
-    proven = _per_code(ground, lambda key: obs.ever_proven(key))
+    proven = _per_code(ground, obs.ever_proven)
     out |= proven[target, ground.places.wave_of[rows]]
     for key, taken in obs.members.items():
         code = roster.release_code.get(key, -1)
