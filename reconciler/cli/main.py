@@ -12,6 +12,8 @@ from reconciler import __version__
 
 # command → (module below reconciler.cli, attribute, one line of help shown without loading the module)
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "validate": ("validate", "validate", "Check a fleet repo: every document, and all of them together."),
+    "schema": ("schema", "schema", "Print or write the JSON Schemas of the fleet documents."),
     "test": ("test", "test", "Run the policy scenarios of a fleet repo."),
     "plan": ("plan", "plan", "Show what the loop would do now, and what it holds and why."),
     "explain": ("explain", "explain", "Say why a device has the decision it has."),

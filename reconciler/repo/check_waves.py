@@ -60,7 +60,7 @@ def _lists(waves: Sequence[WaveSpec]) -> Iterator[Finding]:
     for number, wave in enumerate(waves):
         where: Where = ("spec", "waves", number, "sites")
         if wave.sites is not None and not wave.sites:
-            message = f"wave {wave.name!r} lists no site, so it watches nothing and lets every release pass; list a site, or remove it"
+            message = f"wave {wave.name!r} lists no site, so it lets every release pass; list one, or remove the wave"
             yield Finding(where, message, "empty-wave")
         for at, site in enumerate(wave.sites or ()):
             if site in listed:

@@ -32,4 +32,14 @@ def placed(path: str, data: bytes, findings: Iterable[Finding]) -> Iterator[Prob
         spot, exact = nearest(spots, finding.where)
         at_key = finding.at_key or not exact
         line, column = (spot.key_line, spot.key_column) if at_key else (spot.line, spot.column)
-        yield Problem(path, line, column, finding.message, finding.severity, finding.code)
+        yield Problem(path, line, column, one_line(finding.message), finding.severity, finding.code)
+
+
+def one_line(message: str) -> str:
+    """A message that stays on its line and cannot steer a terminal: what was written may hold any character."""
+    if message.isprintable():
+        return message
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "replace").decode()
+        for character in message
+    )

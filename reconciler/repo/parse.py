@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from reconciler.model.desired import API_VERSION
 from reconciler.repo.check_document import check_document
 from reconciler.repo.documents import KINDS, AnyDocument, home_of, model_of, place_of
-from reconciler.repo.finding import Finding, placed
+from reconciler.repo.finding import Finding, one_line, placed
 from reconciler.repo.near import did_you_mean
 from reconciler.repo.problem import Problem
 from reconciler.repo.reader import Data, Refused, read
@@ -45,7 +45,7 @@ def parse(path: str, blob: str, data: bytes) -> Parsed:
     try:
         tree = read(data)
     except Refused as refused:
-        problems = tuple(Problem(path, f.line, f.column, f.message, "error", f.code) for f in refused.faults)
+        problems = tuple(Problem(path, f.line, f.column, one_line(f.message), "error", f.code) for f in refused.faults)
         return Parsed(path, blob, kind, None, None, problems)
     findings: list[Finding] = []
     document = _validate(tree, kind, findings)

@@ -35,7 +35,8 @@ def key_text(where: Where) -> str:
     """`("spec", "waves", 2, "soak")` → `spec.waves[2].soak`."""
     text = ""
     for part in where:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        word = f"[{part}]" if isinstance(part, int) else part if len(part) <= 80 else part[:80] + "…"
+        text += f".{word}" if text and isinstance(part, str) else word
     return text or "the document"
 
 
