@@ -171,8 +171,9 @@ def parse_camera(value: Any) -> str:
     password."""
     match = _CAMERA.fullmatch(value) if isinstance(value, str) else None
     if match is None or not _is_host(match["v6"] or match["host"]) or not 0 < int(match["port"] or 554) < 65536:
+        shown = re.sub(r"[^/\s]*@", "…@", value) if isinstance(value, str) else value
         raise ValueError(
-            f"{value!r} is not a camera's address; write a host name or an IP address, with its port where that is not 554, "
+            f"{shown!r} is not a camera's address; write a host name or an IP address, with its port where that is not 554, "
             "as 192.0.2.21 or 192.0.2.21:8554 (no URL, no user, no password)"
         )
     return str(value)

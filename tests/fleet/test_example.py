@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from reconciler.cli.main import cli
 from reconciler.model.desired import AppSpec, FleetSpec, ImageSpec, SiteSpec, WavesSpec
+from reconciler.planner import plan
+from reconciler.repo.load import load_folder
 from reconciler.repo.render import config_digests, secret_refs
+from reconciler.repo.snapshot import load_snapshot
 
 ROOT = Path(__file__).parents[2]
 FLEET = ROOT / "fleet"
@@ -120,3 +128,64 @@ def test_two_releases_of_the_image_and_of_the_app() -> None:
     releases = AppSpec.model_validate(app["spec"]).releases
     assert set(releases) == {"2.7.0", "2.8.0"}
     assert len(set(releases.values())) == 2
+
+
+def test_it_loads_without_a_problem_or_a_warning() -> None:
+    result = load_folder(FLEET)
+    assert result.problems == ()
+    assert result.desired is not None
+
+
+def test_its_policy_holds() -> None:
+    result = CliRunner().invoke(cli, ["test", "--fleet", str(FLEET)])
+    assert result.exit_code == 0, result.output
+    assert "8 passed, 0 failed" in result.output
+    assert len(list((FLEET / "tests").iterdir())) == 8
+
+
+def actions(folder: Path) -> list[dict[str, Any]]:
+    """What is planned for a folder where every device runs v1.4.1 and 2.7.0 in good health."""
+    desired = load_folder(folder).desired
+    assert desired is not None
+    release = desired.apps["video-ingest"].releases["2.7.0"]
+    then = "2026-01-10T00:00:00Z"
+    devices = [
+        {
+            "name": device, "site": name, "image": "v1.4.1", "imageSince": then, "health": "ok", "healthSince": then,
+            "lastSeen": "2026-02-10T12:00:00Z", "apps": {"video-ingest": {"digest": release, "since": then}},
+        }
+        for name, spec in desired.sites.items()
+        for device in spec.devices
+    ]  # fmt: skip
+    tags = {desired.tag_of(index): release for index in range(len(desired.waves.waves))}
+    observed = {
+        "devices": devices,
+        "artifacts": {"v1.4.1": {"state": "published", "digest": "sha256:" + "1" * 64}},
+        "tags": {"video-ingest": tags},
+        "tagsSet": {"video-ingest": tags},
+    }
+    snapshot = load_snapshot(json.dumps(observed).encode())
+    return plan(desired, snapshot, datetime(2026, 2, 10, 12, tzinfo=UTC)).to_dict()["actions"]  # type: ignore[no-any-return]
+
+
+def test_as_it_stands_there_is_nothing_to_do() -> None:
+    assert actions(FLEET) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "first"),
+    [
+        ("image: v1.4.1", "image: v1.4.2", {"kind": "build", "image": "v1.4.2"}),
+        ("video-ingest: 2.7.0", "video-ingest: 2.8.0", {"kind": "retag", "app": "video-ingest", "tag": "lab"}),
+    ],
+)
+def test_a_promotion_is_one_line_and_breaks_no_policy(
+    tmp_path: Path, old: str, new: str, first: dict[str, str]
+) -> None:
+    copy = tmp_path / "fleet"
+    shutil.copytree(FLEET, copy)
+    waves = copy / "waves.yaml"
+    waves.write_text(waves.read_text().replace(old, new, 1))
+    (action,) = actions(copy)
+    assert action.items() >= first.items()
+    assert CliRunner().invoke(cli, ["test", "--fleet", str(copy)]).exit_code == 0

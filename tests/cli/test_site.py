@@ -1,0 +1,91 @@
+"""`reconciler site render`: the files of a site of a real folder, and what it says to wrong names."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from reconciler.cli.main import cli
+
+FLEET = Path(__file__).parents[2] / "fleet"
+
+
+def render(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["site", "render", *map(str, arguments)])
+
+
+def test_it_prints_the_three_files() -> None:
+    result = render("SITE-2847", "--fleet", FLEET, "--device", "SITE-2847-2")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    parts = dict(part.split(" <==\n", 1) for part in result.stdout.split("==> ")[1:])
+    assert list(parts) == ["user-data", "meta-data", "network-config"]
+    assert parts["user-data"].startswith("#cloud-config\n")
+    assert yaml.safe_load(parts["meta-data"])["local-hostname"] == "site-2847-2"
+    assert "the secret edge/SITE-2847/vpn, filled in" in parts["user-data"]
+
+
+def test_it_says_which_device_it_took() -> None:
+    result = render("SITE-2847", "--fleet", FLEET)
+    assert "this is for SITE-2847-1, another with --device" in result.stderr
+    assert "site-2847-1" in result.stdout
+    assert render("SITE-1033", "--fleet", FLEET).stderr == ""
+
+
+def test_it_writes_the_files_and_names_them(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "seed"
+    result = render("SITE-1033", "--fleet", FLEET, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in output.iterdir()) == ["meta-data", "network-config", "user-data"]
+    assert result.stdout.splitlines() == [str(output / name) for name in ("user-data", "meta-data", "network-config")]
+    assert (output / "user-data").read_text().startswith("#cloud-config\n")
+
+
+def test_an_unknown_site_is_wrong_usage_and_names_the_nearest() -> None:
+    result = render("site-2847", "--fleet", FLEET)
+    assert result.exit_code == 2
+    assert "has no site 'site-2847'; did you mean 'SITE-2847'?" in result.stderr
+    assert "its sites are in" in render("nowhere", "--fleet", FLEET).stderr
+
+
+def test_an_unknown_device_is_wrong_usage_and_names_the_nearest() -> None:
+    result = render("SITE-2847", "--fleet", FLEET, "--device", "SITE-2847-3")
+    assert result.exit_code == 2
+    assert "has no device 'SITE-2847-3'; did you mean 'SITE-2847-" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = render("SITE-1033", "--fleet", FLEET, "--output", tmp_path / "file" / "seed")
+    assert result.exit_code == 1
+    assert f"cannot write {tmp_path / 'file'}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("Europe/Berlin", "Europe/Berln", "Europe/Berln"),
+        ("203.0.113.41", "rtsp://u:p@203.0.113.41", "no password"),
+        ("ntp1.site-2847.example", '"a b"', "'a b' is not a host"),
+    ],
+)
+def test_a_fleet_that_does_not_load_is_reported_by_line(tmp_path: Path, old: str, new: str, says: str) -> None:
+    shutil.copytree(FLEET, tmp_path / "fleet", ignore=shutil.ignore_patterns("edge-golden", "tests"))
+    path = tmp_path / "fleet" / "sites" / "SITE-2847.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    line = next(number for number, row in enumerate(path.read_text().splitlines(), 1) if new in row)
+    code = "from reconciler.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "site", "render", "SITE-1033", "--fleet", str(tmp_path / "fleet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{path}:{line}:")
+    assert says in done.stderr
+    assert "u:p" not in done.stderr, "a password written into a camera's URL must not be repeated"
