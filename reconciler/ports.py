@@ -349,6 +349,9 @@ class Store(Protocol):
     def assignment(self, device: str) -> AssignmentRow | None:
         """The device's latest assignment."""
 
+    def assignments(self, devices: Sequence[str]) -> Mapping[str, AssignmentRow]:
+        """The latest assignments of these devices; those that have none are left out."""
+
     def conditions(self) -> tuple[ConditionRow, ...]:
         """The loop's conditions as last recorded."""
 

@@ -173,8 +173,12 @@ class SqlStore:
 
     def assignment(self, device: str) -> AssignmentRow | None:
         """The device's latest assignment."""
-        with self._db.read("a device's assignment") as connection:
-            return journal.read_assignment(connection, device)
+        return self.assignments([device]).get(device)
+
+    def assignments(self, devices: Sequence[str]) -> Mapping[str, AssignmentRow]:
+        """The latest assignments of these devices; those that have none are left out."""
+        with self._db.read("devices' assignments") as connection:
+            return journal.read_assignments(connection, devices)
 
     def conditions(self) -> tuple[ConditionRow, ...]:
         """The loop's conditions as last recorded."""

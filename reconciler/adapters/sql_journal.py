@@ -152,25 +152,26 @@ def record_assignments(connection: Connection, rows: Sequence[AssignmentRow]) ->
     connection.execute(delete(roots).where(~exists().where(assignments.c.root == roots.c.id)))
 
 
-def read_assignment(connection: Connection, device: str) -> AssignmentRow | None:
-    """The device's latest assignment."""
+def read_assignments(connection: Connection, devices: Sequence[str]) -> dict[str, AssignmentRow]:
+    """The latest assignments of these devices."""
+    found: dict[str, AssignmentRow] = {}
     joined = select(assignments, roots.c.document.label("root_document"), roots.c.signature).join_from(
         assignments, roots, assignments.c.root == roots.c.id
     )
-    row = connection.execute(joined.where(assignments.c.device == device)).one_or_none()
-    if row is None:
-        return None
-    return AssignmentRow(
-        device=row.device,
-        epoch=row.epoch,
-        n=row.n,
-        document=row.document,
-        proof=tuple(bytes.fromhex(node) for node in json.loads(row.proof)),
-        index=row.leaf,
-        root=row.root_document,
-        signature=row.signature,
-        expires_at=row.expires_at,
-    )
+    for piece in chunked(sorted(set(devices))):
+        for row in connection.execute(joined.where(assignments.c.device.in_(piece))):
+            found[row.device] = AssignmentRow(
+                device=row.device,
+                epoch=row.epoch,
+                n=row.n,
+                document=row.document,
+                proof=tuple(bytes.fromhex(node) for node in json.loads(row.proof)),
+                index=row.leaf,
+                root=row.root_document,
+                signature=row.signature,
+                expires_at=row.expires_at,
+            )
+    return found
 
 
 def record_conditions(connection: Connection, rows: Sequence[ConditionRow]) -> None:

@@ -381,6 +381,8 @@ class JournalContract:
         assert store.assignment("A") == assignment("A", epoch, 7, b"next")
         assert store.assignment("B") == assignment("B", epoch, 6)
         assert store.assignment("nobody") is None
+        both = {"A": assignment("A", epoch, 7, b"next"), "B": assignment("B", epoch, 6)}
+        assert store.assignments(["B", "A", "nobody"]) == both
 
     def test_conditions_commits_and_the_last_plan_are_kept(self, stores: Opener) -> None:
         store = stores()
