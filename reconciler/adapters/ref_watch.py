@@ -8,8 +8,10 @@ gitrepository-layout(5), gitdir and commondir of git-worktree(1).
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,9 @@ class RefWatch:
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         self._observer: Any = None
+        self._handler: Any = None
+        self._watched: dict[str, tuple[int, Any]] = {}
+        self._covering = threading.Lock()
 
     def start(self) -> None:
         """Begin to watch. TerminalError: the system grants no watches."""
@@ -75,28 +80,50 @@ class RefWatch:
 
         class Handler(FileSystemEventHandler):
             def on_any_event(self, event: FileSystemEvent) -> None:
-                if event.event_type not in ("opened", "closed_no_write"):
-                    paths = [str(path) for path in (event.src_path, event.dest_path) if path]
-                    if any(watch.concerns(Path(path)) for path in paths):
-                        watch.ring()
+                if event.event_type in ("opened", "closed_no_write"):
+                    return
+                paths = [Path(str(path)) for path in (event.src_path, event.dest_path) if path]
+                if any(watch.concerns(path) for path in paths):
+                    if event.is_directory:
+                        watch.cover()
+                    watch.ring()
 
-        observer = Observer()
+        self._handler = Handler()
+        self._observer = Observer()
+        self.cover()
         try:
-            observer.schedule(Handler(), str(self._folder), recursive=False)
-            for name in (
-                "refs",
-                "reftable",
-            ):  # refs, not refs/heads: git removes and makes refs/heads anew when it packs
-                if (self._folder / name).is_dir():
-                    observer.schedule(Handler(), str(self._folder / name), recursive=True)
-            observer.start()
+            self._observer.start()
         except OSError as error:
+            self._observer = None
             raise TerminalError(
                 f"{self._folder} cannot be watched ({error.strerror or error})",
                 needed_for="waking at a new commit",
-                remedy="raise fs.inotify.max_user_watches; polling goes on meanwhile",
+                remedy="raise fs.inotify.max_user_watches and max_user_instances; polling goes on meanwhile",
             ) from None
-        self._observer = observer
+
+    def cover(self) -> None:
+        """Watch every folder that there is now. Each by itself: branches like `team/x` make folders come and go."""
+        with self._covering:
+            observer = self._observer
+            if observer is None:
+                return
+            present = dict(self._folders())
+            for path in [path for path, (inode, _) in self._watched.items() if present.get(path) != inode]:
+                with contextlib.suppress(KeyError, OSError):
+                    observer.unschedule(self._watched[path][1])
+                del self._watched[path]
+            for path, inode in present.items():
+                if path not in self._watched:
+                    with contextlib.suppress(OSError):  # gone already, or no watches left: polling covers it
+                        self._watched[path] = (inode, observer.schedule(self._handler, path, recursive=False))
+
+    def _folders(self) -> Iterator[tuple[str, int]]:
+        """The repository's folder, and every folder of branches, with their inodes."""
+        tops = (self._folder, self._folder / "refs", self._folder / "reftable", self._folder / "refs" / "heads")
+        below = (Path(path) for path, _, _ in os.walk(self._folder / "refs" / "heads"))
+        for path in dict.fromkeys((*tops, *below)):
+            with contextlib.suppress(OSError):
+                yield str(path), path.stat().st_ino
 
     def concerns(self, path: Path) -> bool:
         """Whether a changed file can mean that a branch moved.
@@ -132,6 +159,7 @@ class RefWatch:
         if observer is not None:
             observer.stop()
             observer.join()
+        self._watched.clear()
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
