@@ -96,11 +96,14 @@ class Ration:
     def _pick(self, wave_of: I32, reason: I8, turn: I8, blocked: Bools, sites: I64 | None) -> I64:
         """Renew the picks; returns the rows that were or are one."""
         if sites is None:
-            before = np.flatnonzero(self.pick != NO_PICK)
+            # Rows may have changed their wave since: what was counted under the old ones is void.
+            before = np.flatnonzero((self.pick != NO_PICK) | self.starts)
+            self.counts[:] = 0
+            self.cut = [None] * len(self.cut)
         else:
             before = rows_of_sites(self.roster, sites)
             before = before[self.pick[before] != NO_PICK]
-        np.subtract.at(self.counts, (wave_of[before], self.pick[before]), 1)
+            np.subtract.at(self.counts, (wave_of[before], self.pick[before]), 1)
         self.pick[before] = NO_PICK
         picks = site_picks(self.roster, reason, turn, blocked, sites)
         self.pick[picks] = turn[picks]

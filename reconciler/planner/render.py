@@ -186,7 +186,9 @@ def _failed_holds(state: State) -> Iterator[Hold]:
     """A stopped release is held in every wave that asks for it, whether or not a device still wants it."""
     for number, gates in enumerate(state.ground.gates):
         for wave in state.roster.waves:
-            if wave.ask(number) in gates.failed:
+            code = wave.ask(number)
+            # Nobody moves to a withdrawn release anyway, and the ladder says that first.
+            if code in gates.failed and not (number == IMAGE_TRACK and state.roster.withdrawn[code]):
                 yield _hold(state, number, Reason.GATE_FAILED, wave.index, wave.ask(number), NEVER)
 
 
