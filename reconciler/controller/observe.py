@@ -157,12 +157,10 @@ def _health(before: DeviceObservation, report: Report, at: datetime, *, broken: 
     health = Health(report.health)
     changed = report.image != before.image
     known = before.health_since is not None and not broken and not changed
-    if health in _GOOD:
-        # A soak wants a fresh good healthcheck after a reboot, so a good run starts again there (design §4.3).
-        runs_on = known and before.health in _GOOD and not rebooted
-    else:
-        # A device that is critical, reboots, and is critical again must not escape criticalFor by rebooting.
-        runs_on = known and before.health is health
+    # A soak wants a fresh good healthcheck after a reboot, so a good run starts again there (design §4.3). But a device
+    # that is critical, reboots, and is critical again must not escape criticalFor by rebooting.
+    alike = before.health in _GOOD and not rebooted if health in _GOOD else before.health is health
+    runs_on = known and alike
     values: dict[str, Any] = {"health": health, "health_since": before.health_since if runs_on else at}
     # `checks_before` may be those of the update that is coming: they count from the moment the image has changed.
     if report.phase in _BEFORE_BOOT and not changed:

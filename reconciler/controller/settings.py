@@ -273,6 +273,9 @@ class LoopSettings(Part):
     interval: Duration = Field(
         default=30, description="Longest time between two ticks. Half a minute: well inside a report's minute"
     )
+    gap: Duration = Field(
+        default=1, description="Shortest time between two ticks. A second: a burst of reports is one tick's work"
+    )
     stores_poll: Duration = Field(
         default=60, description="How often image store, registry tags and secret versions are read"
     )
@@ -287,11 +290,8 @@ class LoopSettings(Part):
     nights: Annotated[int, Field(ge=1, le=7)] = Field(
         default=2, description="How many coming windows an assignment names"
     )
-    site_removal: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=5, description="Percent of the sites that one commit may remove without confirming their count"
-    )
 
-    @field_validator("nights", "site_removal", mode="before")
+    @field_validator("nights", mode="before")
     @classmethod
     def _digits(cls, value: Any) -> Any:
         return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value

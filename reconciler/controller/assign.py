@@ -1,0 +1,281 @@
+"""Turns a plan into assignments: what each device is told, and for how long. Pure, but for the signature it is handed.
+
+Level-based: an assignment says what to run, not what to do, and the latest one alone holds. A device whose update was
+given up (a time-out, a failed attempt) is told to stand still, so that an older word cannot make it start later by itself.
+Whether something may start was decided by the planner; here its window is only written down in UTC. Called by `execute`.
+Source: design §5 "Protocol"; contract, fine print 5 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from reconciler.controller.gather import World
+from reconciler.model.desired import Desired
+from reconciler.model.observed import ArtifactState, DeviceObservation
+from reconciler.model.plan import Action, ActionKind, Plan, Reason
+from reconciler.planner import waves_of_sites
+from reconciler.planner.windows import DAY, calendar, instant, micros
+from reconciler.ports import AssignmentRow, Store
+from reconciler.protocol.assignment import AppTarget, Assignment, AssignmentError, ImageTarget
+from reconciler.protocol.bundle import seal
+
+ON_DEVICES = frozenset({ActionKind.FLASH, ActionKind.CONFIGURE, ActionKind.RESTART})
+_FAR_DAYS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an assignment asks for; equal targets need no new assignment. `acts`: it may be followed now or in a window."""
+
+    image: ImageTarget | None = None
+    apps: Mapping[str, AppTarget] = field(default_factory=dict)
+    config: str | None = None
+    acts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An assignment before it has a serial and a signature."""
+
+    device: str
+    target: Target
+    window: tuple[tuple[datetime, datetime], ...] = ()
+    waived: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a device was told last, and until when that holds."""
+
+    target: Target
+    expires_at: datetime
+
+
+class Assigner:
+    """Knows what every device was told last, from memory, and from the store after a restart."""
+
+    def __init__(self, store: Store, *, valid_s: int, nights: int) -> None:
+        self._store, self._valid, self._nights = store, timedelta(seconds=valid_s), nights
+        self._standing: dict[str, Standing | None] = {}
+        self._acting: set[str] | None = None
+        self._sites: tuple[str | None, Mapping[str, str]] = ("", {})
+
+    def drafts(self, world: World, plan: Plan, folder: Callable[[str], str | None]) -> tuple[Draft, ...]:
+        """What devices are to be told after this plan, sorted by name. `folder` names an artifact's folder.
+
+        An action whose artifact or tag is not known (it vanished between two readings) gets no draft, and so no intent.
+        """
+        drafts: dict[str, Draft] = {}
+        waves = _waves(world) if any(action.kind is ActionKind.RESTART for action in plan.actions) else {}
+        for action in plan.actions:
+            if action.kind in ON_DEVICES:
+                draft = self._for_action(world, action, folder, waves)
+                if draft is not None:
+                    drafts[draft.device] = draft
+        for device in self._given_up(world, plan) - drafts.keys():
+            drafts[device] = Draft(device, Target())
+        for draft in self._prefetches(world, plan, folder):
+            drafts.setdefault(draft.device, draft)
+        return tuple(drafts[name] for name in sorted(drafts))
+
+    def seal(
+        self, drafts: Sequence[Draft], epoch: int, first: int, now: datetime, sign: Callable[[bytes], bytes]
+    ) -> tuple[AssignmentRow, ...]:
+        """Serials from `first` on, one signature for all. What `sign` raises passes through."""
+        if not drafts:
+            return ()
+        expires_at = now + self._valid
+        documents = [
+            Assignment(
+                device=draft.device,
+                serial=(epoch, first + number),
+                issued_at=now,
+                expires_at=expires_at,
+                image=draft.target.image,
+                apps=draft.target.apps,
+                config=draft.target.config,
+                window=draft.window,
+                window_waived=draft.waived,
+            ).to_bytes()
+            for number, draft in enumerate(drafts)
+        ]
+        bundles = seal(documents, epoch, now, sign)
+        return tuple(
+            AssignmentRow(
+                device=draft.device,
+                epoch=epoch,
+                n=first + number,
+                document=bundle.document,
+                proof=bundle.proof,
+                index=bundle.index,
+                root=bundle.root_document,
+                signature=bundle.signature,
+                expires_at=expires_at,
+            )
+            for number, (draft, bundle) in enumerate(zip(drafts, bundles, strict=True))
+        )
+
+    def told(self, drafts: Sequence[Draft], now: datetime) -> None:
+        """Remember what was recorded. Called once the transaction has been committed."""
+        for draft in drafts:
+            self._standing[draft.device] = Standing(draft.target, now + self._valid)
+            if self._acting is not None:
+                self._acting.discard(draft.device)
+                if draft.target.acts:
+                    self._acting.add(draft.device)
+
+    # ------------------------------------------------ what to tell
+
+    def _for_action(
+        self, world: World, action: Action, folder: Callable[[str], str | None], waves: Mapping[str, str]
+    ) -> Draft | None:
+        device = action.fields["device"] or ""
+        site = self._site_of(world.desired, device)
+        target = None if site is None else _target(world, action, folder, waves.get(site))
+        if target is None or site is None:
+            return None
+        window = self._window(world.desired, site, world.now)
+        # The plan has decided that it may start now. Where the window is shut, that is a waiver.
+        is_open = any(start <= world.now < end for start, end in window)
+        return Draft(device, target, window, waived=not is_open)
+
+    def _site_of(self, desired: Desired, device: str) -> str | None:
+        if self._sites[0] != desired.commit:
+            self._sites = (
+                desired.commit,
+                {name: site for site, spec in desired.sites.items() for name in spec.devices},
+            )
+        return self._sites[1].get(device)
+
+    def _window(self, desired: Desired, site: str, now: datetime) -> tuple[tuple[datetime, datetime], ...]:
+        spec = desired.sites[site]
+        window = spec.window or desired.fleet.window
+        at = micros(now)
+        spans = calendar(spec.timezone, window.start, window.end).intervals(at, at + _FAR_DAYS * DAY)
+        return tuple((instant(opens), instant(closes)) for opens, closes in spans[: self._nights])
+
+    def _prefetches(self, world: World, plan: Plan, folder: Callable[[str], str | None]) -> Iterator[Draft]:
+        """Devices that only wait for their window fetch meanwhile: an empty window means fetch, and nothing else."""
+        for hold in plan.holds:
+            if hold.reason not in (Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW) or hold.image is None:
+                continue
+            image = _image(world, hold.image, folder)
+            if image is None:
+                continue
+            target = Target(image=image)
+            for device in hold.devices:
+                standing = self._last(device)
+                fresh = standing is not None and standing.expires_at - world.now > self._valid / 4
+                if not (fresh and standing is not None and standing.target == target):
+                    yield Draft(device, target)
+
+    def _given_up(self, world: World, plan: Plan) -> set[str]:
+        """Devices that were told to act, are not in flight any more, and have not arrived."""
+        acting = self._acting_devices(world)
+        timed_out = {fact.device for fact in plan.facts.timeouts}
+        out = set()
+        for name in sorted(acting):
+            device, standing = world.device(name), self._last(name)
+            if device is None or standing is None or standing.expires_at <= world.now:
+                acting.discard(name)
+            elif name in timed_out or not _in_flight(device):
+                acting.discard(name)
+                if not _arrived(device, standing.target):
+                    out.add(name)
+        return out
+
+    def _acting_devices(self, world: World) -> set[str]:
+        if self._acting is None:
+            # After a restart. Marks and assignments are written in one transaction, and so are time-outs and the word to
+            # stand still: whoever was told to act and has not ended is marked.
+            self._acting = {device.name for device in world.observed.devices if _in_flight(device)}
+        return self._acting
+
+    def _last(self, device: str) -> Standing | None:
+        if device not in self._standing:
+            row = self._store.assignment(device)
+            self._standing[device] = None if row is None else _standing(row)
+        return self._standing[device]
+
+
+def _standing(row: AssignmentRow) -> Standing | None:
+    try:
+        told = Assignment.from_bytes(row.document)
+    except AssignmentError:
+        return None  # Written by a newer version; whatever it says, the next word replaces it.
+    acts = told.window_waived or bool(told.window)
+    return Standing(Target(told.image, dict(told.apps), told.config, acts), row.expires_at)
+
+
+def _waves(world: World) -> Mapping[str, str]:
+    return waves_of_sites(world.desired, world.observed, world.now)
+
+
+def _target(world: World, action: Action, folder: Callable[[str], str | None], wave: str | None) -> Target | None:
+    """What an action asks of its device; None where the parts are not known."""
+    fields = action.fields
+    if action.kind is ActionKind.CONFIGURE:
+        return Target(config=fields["config"], acts=True)
+    if action.kind is ActionKind.FLASH:
+        image = _image(world, fields["to"] or "", folder)
+        return None if image is None else Target(image=image, acts=True)
+    app, digest = fields["app"] or "", fields["to"] or ""
+    spec = world.desired.apps.get(app)
+    version = next((v for v, d in spec.releases.items() if d == digest), None) if spec is not None else None
+    tag = _tag(world, app, version, wave)
+    if spec is None or version is None or tag is None:
+        return None
+    return Target(apps={app: AppTarget(spec.repository, tag, digest, version)}, acts=True)
+
+
+def _tag(world: World, app: str, version: str | None, wave: str | None) -> str | None:
+    """The tag that the device's wave follows; of a device apart from its wave, the first tag of that release."""
+    waves = world.desired.waves.waves
+    for index, spec in enumerate(waves):
+        if spec.name == wave or (wave is None and spec.apps.get(app) == version):
+            return world.desired.tag_of(index)
+    return None
+
+
+def _image(world: World, release: str, folder: Callable[[str], str | None]) -> ImageTarget | None:
+    artifact = world.observed.artifacts.get(release)
+    if artifact is None or artifact.state is not ArtifactState.PUBLISHED or artifact.digest is None:
+        return None
+    name = folder(release)
+    return None if name is None else ImageTarget(release, artifact.digest, name)
+
+
+def _in_flight(device: DeviceObservation) -> bool:
+    return any(
+        since is not None for since in (device.updating_since, device.restarting_since, device.configuring_since)
+    )
+
+
+def _arrived(device: DeviceObservation, target: Target) -> bool:
+    if target.image is not None and device.image != target.image.release:
+        return False
+    if target.config is not None and device.config != target.config:
+        return False
+    return all(name in device.apps and device.apps[name].digest == app.digest for name, app in target.apps.items())
+
+
+def marks(draft: Draft, world: World) -> DeviceObservation | None:
+    """What is recorded with an assignment that acts: the device is in flight from now on. None for the others."""
+    target = draft.target
+    if not target.acts:
+        return None
+    if target.image is not None:
+        return DeviceObservation(name=draft.device, updating_to=target.image.release, updating_since=world.now)
+    if target.config is not None:
+        return DeviceObservation(name=draft.device, configuring_since=world.now)
+    app = next(iter(target.apps))
+    return DeviceObservation(name=draft.device, restarting_app=app, restarting_since=world.now)
+
+
+def without(plan: Plan, devices: set[str]) -> Plan:
+    """The plan without the actions on some devices: what could not be told them is not done, and so not recorded."""
+    kept = tuple(a for a in plan.actions if a.kind not in ON_DEVICES or a.fields["device"] not in devices)
+    return plan if len(kept) == len(plan.actions) else replace(plan, actions=kept)

@@ -1,0 +1,201 @@
+"""The third step of a tick: one handler an action. Idempotent effects, each written down as an intent before it is taken.
+
+Decides nothing about the rollout. What fails for now (TransientError) is tried again with a growing delay; what cannot go
+right (TerminalError) stalls until its input changes: the commit in force, or the artifact's state. An intent that the plan
+no longer asks for, or whose effect is there already, is closed without being taken. Assignments are no effect of their own:
+they are written in the transaction of their intents (`record`). Source: design §6; style, habit 6.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.controller.evidence import evidence_of
+from reconciler.controller.gather import World
+from reconciler.controller.jobs import Finished, Jobs
+from reconciler.controller.promotion import commit_that_raised
+from reconciler.model.observed import ArtifactState
+from reconciler.model.plan import Action, ActionKind, Plan
+from reconciler.ports import Builder, GitSource, ImageStore, Intent, Registry, Signer, TerminalError
+
+_STEPS = {
+    ActionKind.BUILD: ArtifactState.BUILT,
+    ActionKind.SIGN: ArtifactState.SIGNED,
+    ActionKind.PUBLISH: ArtifactState.PUBLISHED,
+}
+_ORDER = list(ArtifactState)
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """The ports through which actions act. `signer` is None where releases are signed elsewhere."""
+
+    git: GitSource
+    images: ImageStore
+    registry: Registry
+    builder: Builder
+    signer: Signer | None
+    work: Path
+
+
+class Executor:
+    """Takes actions whose intents are open. Knows what is stalled; a restart tries that once more."""
+
+    def __init__(self, hands: Hands, jobs: Jobs) -> None:
+        self._hands, self._jobs = hands, jobs
+        self._stalled: dict[str, tuple[str, str]] = {}
+        self._tried: dict[int, str] = {}
+        self._handlers: Mapping[ActionKind, Callable[[Action, World, Plan], str]] = {
+            ActionKind.BUILD: self._build,
+            ActionKind.SIGN: self._sign,
+            ActionKind.PUBLISH: self._publish,
+            ActionKind.RETAG: self._retag,
+            ActionKind.PROPOSE_REVERT: self._propose_revert,
+        }
+
+    # ------------------------------------------------ what is to be taken
+
+    def takes(self, action: Action, world: World) -> bool:
+        """Whether to write the action down: not while it is stalled on the very same input, nor where it is another's."""
+        if action.kind is ActionKind.SIGN and self._hands.signer is None:
+            return False
+        stalled = self._stalled.get(action.key)
+        if stalled is None:
+            return True
+        if stalled[0] == _input(action, world):
+            return False
+        del self._stalled[action.key]
+        return True
+
+    @property
+    def stalled(self) -> Mapping[str, str]:
+        """Action keys that are stalled, and why."""
+        return {key: error for key, (_, error) in self._stalled.items()}
+
+    def unstall(self, wanted: Iterable[Action]) -> None:
+        """Forget stalls of what the plan does not ask for any more."""
+        keys = {action.key for action in wanted}
+        for key in [key for key in self._stalled if key not in keys]:
+            del self._stalled[key]
+
+    def stall(self, intent: Intent, error: TerminalError) -> None:
+        """Do not take this action again before its input changes."""
+        self._stalled[intent.key] = (self._tried.pop(intent.id, ""), str(error))
+
+    def is_done(self, action: Action, world: World) -> bool:
+        """Whether the effect can be seen: a kill between effect and outcome is completed by this."""
+        fields = action.fields
+        if action.kind in _STEPS:
+            artifact = world.observed.artifacts.get(fields["image"] or "")
+            state = artifact.state if artifact is not None else ArtifactState.ABSENT
+            reached = _ORDER.index(state) >= _ORDER.index(_STEPS[action.kind])
+            return reached and state is not ArtifactState.BROKEN
+        if action.kind is ActionKind.RETAG:
+            tags = world.observed.tags.get(fields["app"] or "", {})
+            return tags.get(fields["tag"] or "") == fields["to"]
+        if action.kind is ActionKind.PROPOSE_REVERT:
+            return any(proposal.key == _key(fields) for proposal in world.observed.proposals)
+        return False
+
+    # ------------------------------------------------ taking it
+
+    def start(self, intent: Intent, world: World, plan: Plan) -> None:
+        """Hand the intent to the worker; its outcome is collected from the jobs."""
+        handler = self._handlers.get(intent.action.kind)
+        if handler is None:
+            return
+        action = intent.action
+        self._tried[intent.id] = _input(action, world)
+        self._jobs.submit(intent, lambda: handler(action, world, plan))
+
+    def holds(self, intent: Intent) -> bool:
+        """Whether the worker has it: it waits, runs, or has not been collected yet."""
+        return self._jobs.holds(intent)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker has anything."""
+        return self._jobs.busy
+
+    def collect(self) -> list[Finished]:
+        """What has ended."""
+        finished = self._jobs.collect()
+        for done in finished:
+            if not isinstance(done.error, TerminalError):
+                self._tried.pop(done.intent.id, None)
+        return finished
+
+    def _build(self, action: Action, world: World, plan: Plan) -> str:
+        release = action.fields["image"] or ""
+        spec = world.desired.images.get(release)
+        if spec is None:
+            raise TerminalError(f"{world.commit[:12]} has no image {release}", needed_for=f"building {release}")
+        if spec.recipe is None:
+            raise TerminalError(
+                f"images/{release} names no recipe",
+                needed_for=f"building {release}",
+                remedy="add `recipe`, or put the artifact into the image store by hand",
+            )
+        folder = self._hands.work / f"{release}-{world.commit[:12]}"
+        # What a killed build left is of no use: the builder wants a whole recipe.
+        shutil.rmtree(folder, ignore_errors=True)
+        recipe = folder / "recipe"
+        recipe.mkdir(parents=True)
+        try:
+            self._hands.git.export(world.commit, f"images/{spec.recipe.rstrip('/')}", recipe)
+            built = self._hands.builder.build(release, spec, recipe, world.commit)
+            self._hands.images.stage(
+                release, built.name, sorted(path for path in built.folder.iterdir() if path.is_file())
+            )
+            return built.name
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _sign(self, action: Action, world: World, plan: Plan) -> str:
+        release = action.fields["image"] or ""
+        if self._hands.signer is None:
+            raise TerminalError(
+                "no release key here", needed_for=f"signing {release}", remedy="sign it where the key is"
+            )
+        signature = self._hands.signer.sign_release(release, world.commit)
+        self._hands.images.attach_signature(release, signature)
+        return f"{len(signature)} bytes"
+
+    def _publish(self, action: Action, world: World, plan: Plan) -> str:
+        release = action.fields["image"] or ""
+        self._hands.images.publish(release)
+        return self._hands.images.folder(release) or ""
+
+    def _retag(self, action: Action, world: World, plan: Plan) -> str:
+        app, tag, digest = (action.fields[key] or "" for key in ("app", "tag", "to"))
+        spec = world.desired.apps.get(app)
+        if spec is None:
+            raise TerminalError(f"{world.commit[:12]} has no app {app}", needed_for=f"moving the tag {tag}")
+        self._hands.registry.retag(spec.repository, tag, digest)
+        return f"{spec.repository}:{tag} is {digest}"
+
+    def _propose_revert(self, action: Action, world: World, plan: Plan) -> str:
+        key = _key(action.fields)
+        of = commit_that_raised(self._hands.git, world.commit, key)
+        title, evidence = evidence_of(key, of, world, plan)
+        branch = f"revert/{key.replace('@', '-')}-{of[:12]}"
+        return f"{branch} {self._hands.git.propose_revert(branch, of, title, evidence)}"
+
+
+def _key(fields: Mapping[str, str | None]) -> str:
+    """`v1.4.2`, or `video-ingest@2.8.0`."""
+    return fields.get("image") or f"{fields.get('app')}@{fields.get('release')}"
+
+
+def _input(action: Action, world: World) -> str:
+    """What the outcome of an action depends on, as text: it is not tried again before this changes."""
+    parts = [world.commit]
+    artifact = world.observed.artifacts.get(action.fields.get("image") or "")
+    if artifact is not None:
+        parts += [artifact.state.value, artifact.digest or ""]
+    if action.kind is ActionKind.RETAG:
+        parts.append(str(sorted(world.observed.tags.get(action.fields["app"] or "", {}).items(), key=str)))
+    return " ".join(parts)

@@ -1,0 +1,106 @@
+"""Long work beside the loop: builds take minutes, and reports, gates and rollbacks do not wait for them.
+
+One thread, one job at a time, oldest first. It knows no action and no store: it calls what it is handed and keeps the
+outcome until the loop collects it. Every job is an open intent in the journal, so one that is killed is started again.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from reconciler.ports import Intent, PortError, TerminalError
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job's outcome: `detail` of success, or the error."""
+
+    intent: Intent
+    detail: str = ""
+    error: PortError | None = None
+
+
+class Jobs:
+    """Runs work in a thread of its own. `inline` runs it at once instead, for one single pass (`run --once`)."""
+
+    def __init__(
+        self, wake: Callable[[], None], working: Callable[[], AbstractContextManager[None]], *, inline: bool = False
+    ) -> None:
+        self._wake, self._working, self._inline = wake, working, inline
+        self._waiting: queue.SimpleQueue[tuple[Intent, Callable[[], str]] | None] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._held: set[int] = set()
+        self._holding: dict[int, AbstractContextManager[None]] = {}
+        self._thread: threading.Thread | None = None
+
+    def submit(self, intent: Intent, work: Callable[[], str]) -> None:
+        """Start the work when its turn comes. An intent that waits, runs or is not collected yet is not taken twice."""
+        if intent.id in self._held:
+            return
+        self._held.add(intent.id)
+        if self._inline:
+            self._finished.put(_run(intent, work))
+            return
+        # Held from here on, not from when the thread gets to it: a stepped clock must not jump in between.
+        hold = self._working()
+        hold.__enter__()
+        self._holding[intent.id] = hold
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+            self._thread.start()
+        self._waiting.put((intent, work))
+
+    def collect(self) -> list[Finished]:
+        """What has finished since the last call. Called by the loop alone."""
+        out: list[Finished] = []
+        while True:
+            try:
+                done = self._finished.get_nowait()
+            except queue.Empty:
+                return out
+            self._held.discard(done.intent.id)
+            hold = self._holding.pop(done.intent.id, None)
+            if hold is not None:
+                hold.__exit__(None, None, None)
+            out.append(done)
+
+    def holds(self, intent: Intent) -> bool:
+        """Whether the intent waits, runs, or is not collected yet."""
+        return intent.id in self._held
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits, runs, or is not collected yet."""
+        return bool(self._held)
+
+    def stop(self, timeout_s: float) -> None:
+        """Start nothing more, and wait for what runs; what does not end in time dies with the process."""
+        if self._thread is not None:
+            while not self._waiting.empty():
+                self._waiting.get_nowait()
+            self._waiting.put(None)
+            self._thread.join(timeout_s)
+
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            self._finished.put(_run(*item))
+            self._wake()
+
+
+def _run(intent: Intent, work: Callable[[], str]) -> Finished:
+    try:
+        return Finished(intent, work())
+    except PortError as error:
+        return Finished(intent, error=error)
+    except Exception as error:  # noqa: BLE001 - a defect in one action must not stop the others, nor be silent
+        kind = type(error).__name__
+        return Finished(
+            intent,
+            error=TerminalError(
+                f"unexpected {kind}", needed_for=intent.key, remedy="this is a defect of the reconciler; see its log"
+            ),
+        )
