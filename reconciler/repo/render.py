@@ -2,8 +2,8 @@
 
 Decides what the files say and when a site's configuration counts as changed (`config_digests`). Never touches a file, a
 secret store or a device: secrets stay references until `resolve`, which the server calls in memory at the moment a
-device fetches its files. Called by the controller (digests), the server (files) and `reconciler site render` (files,
-secrets masked).
+device fetches its files. Called by `repo.load` and the controller (digests), the server (files) and `reconciler site
+render` (files, secrets masked).
 
 Three rules keep this safe. A value of the spec is only ever a whole YAML string or a whole line of a file, of a type
 that the model has checked, never part of a shell line. A dumper quotes every string, so `NO` and `02:00` survive. The
