@@ -112,19 +112,24 @@ def seal(documents: Sequence[bytes], epoch: int, issued_at: datetime, sign: Call
 def open_bundle(
     bundle: Bundle, keyring: bytes | Path, allowed_fingerprints: Collection[str], now: datetime
 ) -> tuple[bytes, Root]:
-    """Prove that the assignment key signed the root over this document; returns document and root. Raises Refused."""
-    verify_detached(bundle.root_document, bundle.signature, keyring, allowed_fingerprints, now)
+    """Prove that an allowed key signed the root over this document; returns document and root. Raises Refused."""
+    root = prove(bundle, lambda data, signature: verify_detached(data, signature, keyring, allowed_fingerprints, now))
+    return bundle.document, root
+
+
+def prove(bundle: Bundle, verify: Callable[[bytes, bytes], object]) -> Root:
+    """As `open_bundle`, with `verify(data, signature)`, which raises Refused. The signature is judged before anything
+    is read."""
+    verify(bundle.root_document, bundle.signature)
     try:
         root = Root.from_bytes(bundle.root_document)
     except Malformed as error:
         raise Refused("root-malformed", error.reason) from None
     if bundle.count != root.count:
-        raise Refused(
-            "proof-invalid", f"the bundle speaks of {bundle.count} assignments, the signed root of {root.count}"
-        )
+        raise Refused("proof-invalid", f"the bundle speaks of {bundle.count} assignments, the root of {root.count}")
     if not merkle.verify(bundle.document, bundle.index, root.count, bundle.proof, root.root):
         raise Refused("proof-invalid", "the assignment is not under the signed root")
-    return bundle.document, root
+    return root
 
 
 def _encode(data: bytes) -> str:

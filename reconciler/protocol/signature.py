@@ -2,8 +2,8 @@
 
 Python 3.10, standard library and gpgv: runs as root on a device. Decides whether one detached signature over given
 bytes was made by an allowed key; what the bytes mean is for the caller. Exit statuses are not evidence: gpgv exits 0
-for signatures dated in 2099, for two signatures in one file, and over weak hashes. Evidence are the status lines on their own
-descriptor, read by exact tokens and against a list of what may appear; everything else refuses.
+for signatures dated in 2099, for two signatures in one file, and over weak hashes. Evidence are the status lines on
+their own descriptor, read by exact tokens and against a list of what may appear; everything else refuses.
 
 Time. `now` decides about the signature's own dates. Whether a *key* has expired gpgv judges by the system's clock,
 which on a device is the same clock; there is no way to hand gpgv another.

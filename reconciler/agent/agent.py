@@ -1,0 +1,188 @@
+"""One step at a time: report and receive, then go on with the work. Drives `machine` by the hands of `work`.
+
+Python 3.10, standard library only: runs as root on a device. An `Agent` is one life between two boots; `device` makes
+the next. It takes the present instant as an argument and never sleeps; what it waits for is the instant it returns.
+Three ports: the hardware, the transport, and time. Source: design, section 5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from reconciler.agent import VERSION
+from reconciler.agent.disk import Disk
+from reconciler.agent.hardware import Hardware, HardwareError
+from reconciler.agent.judge import Verify, judge
+from reconciler.agent.machine import PHASES, State
+from reconciler.agent.notes import Notes
+from reconciler.agent.state import StateFile
+from reconciler.agent.transport import Transport, TransportError
+from reconciler.agent.work import Timing, Work
+from reconciler.protocol.assignment import Assignment
+from reconciler.protocol.bundle import Bundle
+from reconciler.protocol.canonical import Malformed
+from reconciler.protocol.exchange import Answer
+from reconciler.protocol.report import Report, overall
+from reconciler.protocol.signature import Refused, verify_detached
+
+FIRST_REPORT_EVERY_S = 60
+LONGEST_SILENCE_S = 600
+FAULT_WAIT_S = 30
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this device is, as it was enrolled."""
+
+    device: str
+    site: str
+
+
+class Agent:
+    """A life of the agent. Call `step` at or after the instant the last call returned; stop when `leaving` is set."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        hardware: Hardware,
+        transport: Transport,
+        *,
+        timing: Timing | None = None,
+        verify: Verify = verify_detached,
+        disk: Disk | None = None,
+    ) -> None:
+        """Raises state.StateError where the state file cannot be read, HardwareError where the machine cannot be."""
+        self.identity = identity
+        self._hardware, self._transport, self._verify = hardware, transport, verify
+        self._timing = timing or Timing()
+        self._disk = disk or Disk()
+        self.notes = Notes(StateFile(hardware.state_folder() / "state.json", self._disk))
+        self.work = Work(identity.device, hardware, transport, self.notes, self._disk, verify, self._timing)
+        self._boot_id = hardware.boot_id()
+        self._exchange_at: datetime | None = None
+        self._report_every_s = FIRST_REPORT_EVERY_S
+        self._failures = 0
+        self.reached = False
+        """Whether the last exchange succeeded, and if not, why."""
+        self.unreached_because = "no report was sent yet"
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a reboot was asked for: this life is over."""
+        return self.work.leaving
+
+    def step(self, now: datetime) -> datetime:
+        """Report if that is due, go on with the work, and return when to call again. Never raises for what a device
+        meets."""
+        try:
+            return self._step(now)
+        except (HardwareError, OSError) as error:
+            self.notes.refuse("device", "device-fault", str(error))
+            return now + timedelta(seconds=FAULT_WAIT_S)
+
+    def _step(self, now: datetime) -> datetime:
+        # The boot is judged before the first report, so that no report speaks of a state that is not known yet.
+        if self.work.state is State.BOOTING:
+            self.work.advance(now)
+        if self._exchange_at is None or now >= self._exchange_at:
+            self._exchange(now)
+        phase = PHASES[self.work.state]
+        wake = self.work.advance(now)
+        # A new phase is told at once: the controller's timers (rebooting, in flight) depend on it.
+        if PHASES[self.work.state] != phase and not self.leaving:
+            self._exchange_at = now
+        due = self._exchange_at or now
+        return due if wake is None else min(due, wake)
+
+    # ------------------------------------------------------------ the exchange
+
+    def _exchange(self, now: datetime) -> None:
+        """One report up, one answer down. What cannot be sent is sent later; what is refused changes nothing."""
+        try:
+            data = self._transport.exchange(self.report().to_bytes())
+            answer = Answer.from_bytes(data)
+        except (TransportError, Malformed) as error:
+            self.reached, self.unreached_because = False, str(error)
+            self._failures = min(self._failures + 1, 10)
+            wanted = error.retry_after_s if isinstance(error, TransportError) else None
+            silence = max(self._report_every_s * 2 ** (self._failures - 1), wanted or 0)
+            self._exchange_at = self._later(now, min(silence, LONGEST_SILENCE_S))
+            return
+        self._failures, self.reached = 0, True
+        self._report_every_s = answer.report_every_s
+        self._exchange_at = self._later(now, answer.report_every_s)
+        if answer.sources:
+            self.work.sources = answer.sources
+        self.work.registry_token = answer.registry_token or self.work.registry_token
+        if answer.bundle is not None:
+            self._receive(answer.bundle, now)
+
+    def _receive(self, bundle: Bundle, now: datetime) -> None:
+        memory = self.notes.memory
+        try:
+            # The bytes in force prove nothing new; not even the keys are read for them.
+            if memory.accepted is not None and bundle.document == memory.accepted.document:
+                return
+            accepted = judge(
+                bundle,
+                device=self.identity.device,
+                accepted=memory.accepted,
+                last=memory.last_serial,
+                keyring=self._hardware.keyring("assignment"),
+                now=now,
+                verify=self._verify,
+            )
+        except Refused as error:
+            self.notes.refuse("assignment", error.code, error.reason, _serial_of(bundle))
+            return
+        if accepted is not None:
+            assignment = accepted.assignment
+            self.notes.remember(replace(memory, accepted=accepted, last_serial=assignment.serial))
+            self.notes.settle("assignment")
+            self.notes.keep_only(self.work.subjects(assignment))
+
+    def _later(self, now: datetime, seconds: float) -> datetime:
+        """`now` and so many seconds, earlier or later by this device's own share of the jitter."""
+        share = hashlib.sha256(f"{self.identity.device} {now.isoformat()}".encode()).digest()[0] / 127.5 - 1
+        return now + timedelta(seconds=max(1.0, seconds * (1 + share * self._timing.report_jitter)))
+
+    # ------------------------------------------------------------ the report
+
+    def report(self) -> Report:
+        """What the device is now. Takes a sequence number."""
+        hardware, memory, work = self._hardware, self.notes.memory, self.work
+        slots, booted, version = hardware.slots(), hardware.booted(), hardware.version()
+        checks = hardware.healthcheck()
+        image = slots[booted].release
+        phase = PHASES[work.state]
+        return Report(
+            device=self.identity.device,
+            site=self.identity.site,
+            boot_id=self._boot_id,
+            sequence=self.notes.next_sequence(),
+            serial=memory.last_serial,
+            booted=booted,
+            slots=slots,
+            image=image,
+            previous=version.previous if version.current == image else version.current,
+            phase=phase,
+            target=work.target if phase != "idle" else None,
+            health=overall(checks),
+            checks=checks,
+            checks_before=memory.checks_before,
+            config=hardware.config_digest(),
+            apps=hardware.apps(),
+            attempts=memory.attempts,
+            refusals=self.notes.refusals(),
+            agent=VERSION,
+        )
+
+
+def _serial_of(bundle: Bundle) -> tuple[int, int] | None:
+    """The serial that a refused assignment claims, for the report alone."""
+    try:
+        return Assignment.from_bytes(bundle.document).serial
+    except Malformed:
+        return None

@@ -1,0 +1,181 @@
+"""Fetches an image's artifact and proves it: SHA256SUMS by signature, manifest and image by SHA256SUMS, all by the
+assignment.
+
+Python 3.10, standard library only: runs as root on a device. The order is that of design section 5. Until the
+signature, the manifest and the sizes have been judged, nothing is written. The image itself goes to a cache file, is
+resumed after a break, is never larger than the signed manifest says, and gets its name only when its digest is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from reconciler.agent.disk import Disk
+from reconciler.agent.judge import Keyring, Verify
+from reconciler.agent.transport import NotFound, Transport, TransportError
+from reconciler.protocol import manifest as manifests
+from reconciler.protocol.assignment import ImageTarget
+from reconciler.protocol.canonical import Malformed
+from reconciler.protocol.manifest import Manifest
+from reconciler.protocol.signature import MAX_SIGNATURE_BYTES, Refused
+from reconciler.protocol.sums import MAX_SUMS_BYTES, parse_sums
+
+READ = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What was proven of an artifact: its manifest, and the sha256 of its packed file (64 hex digits)."""
+
+    manifest: Manifest
+    sha256: str
+
+
+class Cache:
+    """Where the packed image waits for its window: one file, named by its own digest, with its manifest beside it."""
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self._folder, self._disk = folder, disk
+
+    def find(self, target: ImageTarget) -> tuple[Proven, Path] | None:
+        """The proven artifact of `target`, if it is here in full. Its bytes are hashed again before they are used."""
+        manifest = self._folder / _hex(target.digest) / "manifest.json"
+        try:
+            value = Manifest.from_bytes(manifest.read_bytes())
+            (sha256,) = (path.name for path in manifest.parent.iterdir() if len(path.name) == 64)
+        except (OSError, ValueError, Malformed):
+            return None
+        path = manifest.parent / sha256
+        if value.digest != target.digest or path.stat().st_size != value.size:
+            return None
+        return Proven(value, sha256), path
+
+    def open(self, target: ImageTarget) -> Path:
+        """The folder for one artifact. Artifacts of other images are removed: there is room for one."""
+        self._disk.folder(self._folder, 0o700)
+        for other in sorted(self._folder.iterdir()):
+            if other.name != _hex(target.digest):
+                self._disk.remove(other)
+        return self._disk.folder(self._folder / _hex(target.digest), 0o700)
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self._disk.remove(self._folder)
+
+
+def addresses(sources: Sequence[str], name: str) -> list[str]:
+    """Where a file may be had: below every folder address, and at every address that ends with its name."""
+    found = []
+    for url in sources:
+        path = unquote(urlsplit(url).path)
+        if path.endswith("/"):
+            found.append(url + name if not urlsplit(url).query else url.replace("?", name + "?", 1))
+        elif path.rsplit("/", 1)[-1] == name:
+            found.append(url)
+    return found
+
+
+def prove(
+    target: ImageTarget,
+    sources: Sequence[str],
+    transport: Transport,
+    keyring: Keyring,
+    verify: Verify,
+    slot_bytes: int,
+    now: datetime,
+) -> Proven:
+    """Fetch and judge everything but the image itself; writes nothing. Raises Refused, or TransportError to try
+    later."""
+    sums_bytes = _small(sources, manifests.SUMS, MAX_SUMS_BYTES, transport)
+    signature = _small(sources, manifests.SUMS_SIGNATURE, MAX_SIGNATURE_BYTES, transport)
+    verify(sums_bytes, signature, keyring.data, keyring.fingerprints, now)
+    try:
+        sums = parse_sums(sums_bytes)
+        if manifests.NAME not in sums:
+            raise Refused("artifact-incomplete", "SHA256SUMS names no manifest.json")
+        data = _small(sources, manifests.NAME, manifests.MAX_MANIFEST_BYTES, transport)
+        if hashlib.sha256(data).hexdigest() != sums[manifests.NAME]:
+            raise Refused("manifest-digest", "manifest.json is not the one that SHA256SUMS names")
+        manifest = Manifest.from_bytes(data)
+    except Malformed as error:
+        raise Refused("artifact-malformed", error.reason) from None
+    if manifest.release != target.release or manifest.digest != target.digest:
+        raise Refused(
+            "artifact-mismatch",
+            f"the artifact is {manifest.release} {manifest.digest}, assigned is {target.release} {target.digest}",
+        )
+    if manifest.file not in sums:
+        raise Refused("artifact-incomplete", f"SHA256SUMS does not name {manifest.file}")
+    if manifest.image_size > slot_bytes:
+        raise Refused("artifact-too-large", f"{manifest.image_size} bytes do not fit into a slot of {slot_bytes}")
+    return Proven(manifest, sums[manifest.file])
+
+
+def download(
+    proven: Proven, target: ImageTarget, sources: Sequence[str], transport: Transport, cache: Cache, disk: Disk
+) -> Iterator[None]:
+    """Fetch the image into the cache, resuming what is there; yields between chunks.
+
+    Raises Refused (the bytes are wrong; what was fetched is removed) or TransportError (what was fetched stays).
+    """
+    folder = cache.open(target)
+    part = folder / "part"
+    size = proven.manifest.size
+    digest, have = hashlib.sha256(), 0
+    if part.exists() and part.stat().st_size <= size:
+        with open(part, "rb") as file:
+            while data := file.read(READ):
+                digest.update(data)
+                have += len(data)
+                yield
+    else:
+        disk.remove(part)
+    if have < size:
+        for url in (urls := addresses(sources, proven.manifest.file)):
+            try:
+                start, chunks = transport.stream(url, have, size)
+                if start != have:
+                    digest, have = hashlib.sha256(), 0
+                with open(part, "r+b" if have else "wb") as file:
+                    file.seek(have)
+                    for data in chunks:
+                        disk.on_step("write part")
+                        file.write(data)
+                        digest.update(data)
+                        have += len(data)
+                        yield
+                    disk.sync(file)
+            except TransportError:
+                if url == urls[-1]:
+                    raise
+                continue
+            if have == size:
+                break
+        else:
+            raise NotFound(f"no address of {proven.manifest.file} gives all of it", status=404)
+    if digest.hexdigest() != proven.sha256:
+        disk.remove(part)
+        raise Refused("artifact-digest", f"{proven.manifest.file} is not the file that SHA256SUMS names")
+    disk.replace(folder / "manifest.json", proven.manifest.to_bytes())
+    disk.rename(part, folder / proven.sha256)
+
+
+def _small(sources: Sequence[str], name: str, limit: int, transport: Transport) -> bytes:
+    urls = addresses(sources, name)
+    if not urls:
+        raise NotFound(f"no address of {name} was given", status=404)
+    for url in urls[:-1]:
+        try:
+            return transport.read(url, limit)
+        except TransportError:
+            continue
+    return transport.read(urls[-1], limit)
+
+
+def _hex(digest: str) -> str:
+    return digest.replace("sha256:", "")

@@ -1,0 +1,394 @@
+"""A device as a folder: the first implementation of the hardware port, for tests, the demo, and a try on a laptop.
+
+Python 3.10, standard library only. Two slot files, boot flags that a simulated boot loader obeys,
+`/etc/edge-image-version`, the CIDATA seed and the apps, all below one root. What it runs is real: the healthcheck is
+the booted image's own script, taken out of its file system, and keys are the image's own. Only the boot loader and
+the restart of a process are played.
+
+    ROOT/slot-a.img slot-b.img slots.json   the slots, and what is recorded of them
+    ROOT/boot/flags.json                    default slot; trial slot and tries left
+    ROOT/run/boot.json                      what runs: slot and boot id (written by `boot`, as if by the kernel)
+    ROOT/etc/edge-image-version             current=… previous=…
+    ROOT/cidata -> cidata.d/…               site configuration in force, 0700
+    ROOT/apps/NAME/running -> …             the app's release that runs; `previous` beside it
+    ROOT/keys/                              keys from enrolment, for an image that carries none
+    ROOT/faults/NAME                        makes check NAME `critical` (or the word the file begins with)
+    ROOT/agent/                             the agent's own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from reconciler.agent import healthcheck, slotroot
+from reconciler.agent.disk import Disk
+from reconciler.agent.hardware import BootFlags, HardwareError, ImageVersion
+from reconciler.agent.judge import Keyring
+from reconciler.protocol.canonical import dump, is_digest, is_name
+from reconciler.protocol.exchange import SiteConfig
+from reconciler.protocol.report import Check, Slot
+
+DEFAULT_SLOT_BYTES = 4 * 1024**3
+CHUNK = 1024 * 1024
+KEYS_IN_IMAGE = "etc/edge/keys"
+HEALTHCHECK_IN_IMAGE = "usr/local/bin/healthcheck.sh"
+_FINGERPRINT = re.compile(r"[0-9A-Fa-f]{40}")
+
+
+class _FileSlot:
+    """A slot file, open for writing."""
+
+    def __init__(self, path: Path, room: int, disk: Disk) -> None:
+        self._disk, self._room, self._written = disk, room, 0
+        disk.on_step(f"open {path.name}")
+        try:
+            self._file = open(path, "wb")  # noqa: SIM115 - closed by finish or abandon
+        except OSError as error:
+            raise HardwareError(f"{path.name} cannot be opened: {error}") from None
+
+    def write(self, data: bytes) -> None:
+        self._written += len(data)
+        if self._written > self._room:
+            raise HardwareError(f"the image does not fit into the slot of {self._room} bytes")
+        self._disk.on_step("write slot")
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise HardwareError(f"the slot cannot be written: {error}") from None
+
+    def finish(self) -> None:
+        try:
+            self._disk.sync(self._file)
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._file.close()
+        except OSError as error:
+            raise HardwareError(f"the slot cannot be synced: {error}") from None
+
+    def abandon(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+
+
+class DirectoryHardware:
+    """`hardware.Hardware` below `root`, which is made if it is absent, and booted if nothing runs."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        site: str = "",
+        slot_bytes: int = DEFAULT_SLOT_BYTES,
+        cache: Path | None = None,
+        healthcheck_always: bool = True,
+        healthcheck_timeout_s: float = 60.0,
+        disk: Disk | None = None,
+    ) -> None:
+        """`cache` holds unpacked images and may be shared. With `healthcheck_always` off, the script runs again only
+        when slot, configuration, apps or faults have changed."""
+        self.root = root
+        self.disk = disk or Disk()
+        self._site, self._room, self._always = site, slot_bytes, healthcheck_always
+        self._timeout_s = healthcheck_timeout_s
+        self._cache = cache or root / "run" / "images"
+        self._checked: tuple[object, tuple[Check, ...]] | None = None
+        for name in ("boot", "run", "etc", "apps", "agent", "cidata.d", "keys", "faults"):
+            self.disk.folder(root / name, 0o700 if name in ("agent", "cidata.d", "keys") else 0o755)
+        if not (root / "run" / "boot.json").exists():
+            self.boot()
+
+    # ------------------------------------------------------------ booting
+
+    def boot(self) -> str:
+        """What firmware, boot loader and kernel do: choose a slot by the flags and run it. Returns the slot."""
+        flags = self.flags()
+        slot = flags.default
+        if flags.trial is not None and flags.tries > 0:
+            # The try is spent before the kernel starts: power may go at any instant of it.
+            self._write_flags(BootFlags(flags.default, flags.trial, flags.tries - 1))
+            if slotroot.is_bootable(self._slot_file(flags.trial)):
+                slot = flags.trial
+        value = {"slot": slot, "bootId": str(uuid.uuid4())}
+        self.disk.replace(self.root / "run" / "boot.json", dump(value))
+        return slot
+
+    def boot_id(self) -> str:
+        return str(self._read("run/boot.json").get("bootId", ""))
+
+    def booted(self) -> str:
+        slot = self._read("run/boot.json").get("slot")
+        return slot if slot in ("a", "b") else "a"
+
+    def flags(self) -> BootFlags:
+        value = self._read("boot/flags.json")
+        default = value.get("default") if value.get("default") in ("a", "b") else "a"
+        trial = value.get("trial") if value.get("trial") in ("a", "b") else None
+        tries = value.get("tries")
+        return BootFlags(str(default), trial, tries if isinstance(tries, int) and trial else 0)
+
+    def arm(self, slot: str) -> None:
+        self._write_flags(BootFlags(self.flags().default, slot, 1))
+
+    def disarm(self) -> None:
+        flags = self.flags()
+        if flags.trial is not None:
+            self._write_flags(BootFlags(flags.default))
+
+    def mark_good(self, slot: str) -> None:
+        # The flags first: a slot that is default and not yet recorded as good is finished at the next boot; one
+        # recorded as good and not default would count as a fall-back.
+        if self.flags() != BootFlags(slot):
+            self._write_flags(BootFlags(slot))
+        held = self.slots()[slot]
+        if not held.good:
+            self._record(slot, Slot(held.release, held.digest, True), self.slot_size(slot))
+
+    def reboot(self) -> None:
+        """Nothing to do: whoever runs the agent sees that it asked, and calls `boot`."""
+        self.disk.on_step("reboot")
+
+    def _write_flags(self, flags: BootFlags) -> None:
+        value = {"default": flags.default, "trial": flags.trial, "tries": flags.tries}
+        self._replace("boot/flags.json", dump(value))
+
+    # ------------------------------------------------------------ slots
+
+    def slots(self) -> Mapping[str, Slot]:
+        value = self._read("slots.json")
+        found = {}
+        for name in ("a", "b"):
+            item = value.get(name)
+            if isinstance(item, dict) and is_digest(item.get("digest")):
+                found[name] = Slot(str(item.get("release")), str(item["digest"]), item.get("good") is True)
+            else:
+                found[name] = Slot()
+        return found
+
+    def slot_bytes(self) -> int:
+        return self._room
+
+    def slot_size(self, slot: str) -> int:
+        item = self._read("slots.json").get(slot)
+        return int(item.get("size", 0)) if isinstance(item, dict) else 0
+
+    def forget_slot(self, slot: str) -> None:
+        self._only_inactive(slot)
+        if self.slots()[slot] != Slot():
+            self._record(slot, Slot(), 0)
+
+    def open_slot(self, slot: str) -> _FileSlot:
+        self._only_inactive(slot)
+        if self.slots()[slot] != Slot():
+            raise HardwareError(f"slot {slot} is still recorded as holding something")
+        return _FileSlot(self._slot_file(slot), self._room, self.disk)
+
+    def read_slot(self, slot: str, size: int) -> Iterator[bytes]:
+        try:
+            with open(self._slot_file(slot), "rb") as file:
+                left = size
+                while left > 0:
+                    data = file.read(min(CHUNK, left))
+                    if not data:
+                        return
+                    left -= len(data)
+                    yield data
+        except OSError as error:
+            raise HardwareError(f"slot {slot} cannot be read: {error}") from None
+
+    def record_slot(self, slot: str, release: str, digest: str, size: int) -> None:
+        self._only_inactive(slot)
+        self._record(slot, Slot(release, digest, False), size)
+
+    def _only_inactive(self, slot: str) -> None:
+        if slot == self.booted() or slot == self.flags().default:
+            raise HardwareError(f"slot {slot} is in use and must not be written")
+
+    def _record(self, slot: str, held: Slot, size: int) -> None:
+        value = self._read("slots.json")
+        value[slot] = {"release": held.release, "digest": held.digest, "good": held.good, "size": size}
+        self._replace("slots.json", dump(value))
+
+    def _slot_file(self, slot: str) -> Path:
+        return self.root / f"slot-{slot}.img"
+
+    # ------------------------------------------------------------ the running image
+
+    def version(self) -> ImageVersion:
+        values = {}
+        with suppress(OSError):
+            text = (self.root / "etc" / "edge-image-version").read_text("utf-8", "replace")
+            values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        return ImageVersion(values.get("current") or None, values.get("previous") or None)
+
+    def set_version(self, version: ImageVersion) -> None:
+        text = f"current={version.current or ''}\nprevious={version.previous or ''}\n"
+        self._replace("etc/edge-image-version", text.encode())
+
+    def running_root(self) -> Path | None:
+        """Folder with the files of the booted image, or None where the slot holds none that can be read."""
+        slot = self.booted()
+        digest = self.slots()[slot].digest
+        if digest is None:
+            return None
+        try:
+            return slotroot.unpack(self._slot_file(slot), digest, self._cache)
+        except OSError as error:
+            raise HardwareError(f"the booted image cannot be read: {error}") from None
+
+    def healthcheck(self) -> tuple[Check, ...]:
+        faults = self._faults()
+        key = (self.booted(), self.slots()[self.booted()].digest, self.config_digest(), dict(self.apps()), faults)
+        if not self._always and self._checked is not None and self._checked[0] == key:
+            return self._checked[1]
+        try:
+            root = self.running_root()
+        except HardwareError as error:
+            return (Check("healthcheck", "critical", str(error)[:300]),)
+        # A bare device has nothing that could be judged, or be worse.
+        if root is None:
+            return ()
+        checks = healthcheck.run(
+            root / HEALTHCHECK_IN_IMAGE,
+            ["--root", str(root)],
+            {"ROOT": str(root), "SITE_ID": self._site, "EDGE_DEVICE_ROOT": str(self.root)},
+            self._timeout_s,
+        )
+        names = {name for name, _, _ in faults}
+        checks = tuple(check for check in checks if check.name not in names)
+        checks += tuple(Check(name, status, message) for name, status, message in faults)
+        self._checked = (key, checks)
+        return checks
+
+    def _faults(self) -> tuple[tuple[str, str, str], ...]:
+        found = []
+        with suppress(OSError):
+            for path in sorted((self.root / "faults").iterdir()):
+                word, _, message = path.read_text("utf-8", "replace").strip().partition(" ")
+                status = (
+                    word.rstrip(":") if word.rstrip(":") in ("ok", "warning", "critical", "unknown") else "critical"
+                )
+                found.append((path.name[:64], status, (message or "a fault was put here")[:200]))
+        return tuple(found)
+
+    def keyring(self, kind: str) -> Keyring:
+        root = self.running_root()
+        folders = ([root / KEYS_IN_IMAGE] if root is not None else []) + [self.root / "keys"]
+        for folder in folders:
+            if (folder / f"{kind}.gpg").is_file():
+                try:
+                    data = (folder / f"{kind}.gpg").read_bytes()
+                    words = (folder / f"{kind}.fpr").read_text("ascii").split()
+                except (OSError, UnicodeDecodeError) as error:
+                    raise HardwareError(f"the {kind} keys cannot be read: {error}") from None
+                if not words or not all(_FINGERPRINT.fullmatch(word) for word in words):
+                    raise HardwareError(f"{kind}.fpr must hold fingerprints of 40 hexadecimal digits, one a line")
+                return Keyring(data, tuple(words))
+        raise HardwareError(f"there is no {kind}.gpg in the image or in keys/; put it there with {kind}.fpr")
+
+    def state_folder(self) -> Path:
+        return self.root / "agent"
+
+    # ------------------------------------------------------------ configuration and apps
+
+    def config_digest(self) -> str | None:
+        with suppress(OSError, UnicodeDecodeError):
+            digest = (self.root / "cidata" / "digest").read_text("ascii").strip()
+            if is_digest(digest):
+                return digest
+        return None
+
+    def apply_config(self, config: SiteConfig) -> None:
+        if self.config_digest() == config.digest:
+            return
+        folder = self._config_folder(config.digest)
+        temporary = folder.with_name(folder.name + ".new")
+        try:
+            self.disk.remove(temporary)
+            self.disk.folder(temporary, 0o700)
+            for name, data in {**config.files, "digest": config.digest.encode() + b"\n"}.items():
+                self.disk.replace(temporary / name, data, 0o600)
+            before = os.readlink(self.root / "cidata") if (self.root / "cidata").is_symlink() else None
+            self.disk.remove(folder)
+            self.disk.rename(temporary, folder)
+            self.disk.link(f"cidata.d/{folder.name}", self.root / "cidata")
+            keep = {folder.name, Path(before).name if before else ""}
+            for old in sorted((self.root / "cidata.d").iterdir()):
+                if old.name not in keep:
+                    self.disk.remove(old)
+        except OSError as error:
+            raise HardwareError(f"the configuration cannot be stored: {error}") from None
+
+    def restore_config(self, digest: str | None) -> None:
+        if self.config_digest() == digest:
+            return
+        try:
+            if digest is None:
+                self.disk.remove(self.root / "cidata")
+            elif self._config_folder(digest).is_dir():
+                self.disk.link(f"cidata.d/{self._config_folder(digest).name}", self.root / "cidata")
+            else:
+                raise HardwareError(f"the configuration {digest} is not on the device any more")
+        except OSError as error:
+            raise HardwareError(f"the configuration cannot be put back: {error}") from None
+
+    def _config_folder(self, digest: str) -> Path:
+        return self.root / "cidata.d" / digest.replace("sha256:", "")
+
+    def apps(self) -> Mapping[str, str]:
+        found = {}
+        with suppress(OSError):
+            for name in sorted(os.listdir(self.root / "apps")):
+                with suppress(OSError):
+                    digest = "sha256:" + os.readlink(self.root / "apps" / name / "running")
+                    if is_digest(digest):
+                        found[name] = digest
+        return found
+
+    def app_folder(self, app: str) -> Path:
+        if not is_name(app):
+            raise HardwareError(f"{app!r} is not an app's name")
+        return self.disk.folder(self.root / "apps" / app)
+
+    def run_app(self, app: str, digest: str | None) -> None:
+        folder, before = self.app_folder(app), self.apps().get(app)
+        if before == digest:
+            return
+        try:
+            if digest is None:
+                self.disk.remove(folder / "running")
+                return
+            wanted = digest.replace("sha256:", "")
+            if not (folder / wanted).is_dir():
+                raise HardwareError(f"release {digest} of {app} is not on the device")
+            if before is not None:
+                self.disk.link(before.replace("sha256:", ""), folder / "previous")
+            self.disk.link(wanted, folder / "running")
+            keep = {wanted, (before or "").replace("sha256:", ""), "running", "previous"}
+            for old in sorted(folder.iterdir()):
+                if old.name not in keep:
+                    self.disk.remove(old)
+        except OSError as error:
+            raise HardwareError(f"{app} cannot be switched: {error}") from None
+
+    # ------------------------------------------------------------ files
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self.root / name).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise HardwareError(f"{name} cannot be read: {error}") from None
+        return value if isinstance(value, dict) else {}
+
+    def _replace(self, name: str, data: bytes) -> None:
+        try:
+            self.disk.replace(self.root / name, data)
+        except OSError as error:
+            raise HardwareError(f"{name} cannot be written: {error}") from None

@@ -1,0 +1,137 @@
+"""What the agent needs of the machine it runs on, as a Protocol. Imports the protocol's values alone.
+
+Python 3.10, standard library only: runs as root on a device. `directory.DirectoryHardware` is the first
+implementation; one for GRUB or systemd-boot and real partitions has to keep the same promises, which `tests/agent`
+holds any implementation to:
+
+1. Nothing but `mark_good` changes which slot boots by default; an armed trial boots once.
+2. Only the inactive slot is ever written, and its record is cleared before its first byte changes.
+3. Configuration and agent state lie outside the slots.
+4. Whatever returned is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from reconciler.agent.judge import Keyring
+from reconciler.protocol.exchange import SiteConfig
+from reconciler.protocol.report import Check, Slot
+
+
+class HardwareError(Exception):
+    """The machine did not do what it was asked. One sentence for a person."""
+
+
+@dataclass(frozen=True)
+class BootFlags:
+    """What the boot loader reads. `trial` is booted while `tries` is above 0; a trial with 0 tries left was tried."""
+
+    default: str
+    trial: str | None = None
+    tries: int = 0
+
+
+@dataclass(frozen=True)
+class ImageVersion:
+    """`/etc/edge-image-version`: the releases running now and before."""
+
+    current: str | None = None
+    previous: str | None = None
+
+
+class SlotWriter(Protocol):
+    """The inactive slot, open for writing from its first byte."""
+
+    def write(self, data: bytes) -> None:
+        """Append bytes. HardwareError: no room, or the disk failed."""
+
+    def finish(self) -> None:
+        """Sync and close: durable when it returns."""
+
+    def abandon(self) -> None:
+        """Close without a promise. Idempotent."""
+
+
+class Hardware(Protocol):
+    """The machine. Every method may raise HardwareError. Slots are `a` and `b`; digests are `sha256:…` of raw
+    images."""
+
+    def boot_id(self) -> str:
+        """Another text after every boot."""
+
+    def booted(self) -> str:
+        """The slot that runs."""
+
+    def flags(self) -> BootFlags:
+        """The boot flags as they are now."""
+
+    def arm(self, slot: str) -> None:
+        """Boot `slot` once, next time; the default stays."""
+
+    def disarm(self) -> None:
+        """Clear a trial boot."""
+
+    def mark_good(self, slot: str) -> None:
+        """Make `slot` the default, record it as good, and clear the trial."""
+
+    def reboot(self) -> None:
+        """Reboot. May return before the machine goes down; nothing may be started after it."""
+
+    def slots(self) -> Mapping[str, Slot]:
+        """What is recorded of each slot. A slot being written has no digest."""
+
+    def slot_bytes(self) -> int:
+        """Room in a slot."""
+
+    def forget_slot(self, slot: str) -> None:
+        """Record that an inactive slot holds nothing usable."""
+
+    def open_slot(self, slot: str) -> SlotWriter:
+        """Begin writing an inactive slot, after `forget_slot`."""
+
+    def read_slot(self, slot: str, size: int) -> Iterator[bytes]:
+        """The first `size` bytes of a slot, from the disk and not from memory where that can be had."""
+
+    def slot_size(self, slot: str) -> int:
+        """Bytes of the image recorded in a slot; 0 where nothing is recorded."""
+
+    def record_slot(self, slot: str, release: str, digest: str, size: int) -> None:
+        """Record what a slot now holds; not good yet."""
+
+    def version(self) -> ImageVersion:
+        """Current and previous release."""
+
+    def set_version(self, version: ImageVersion) -> None:
+        """Write current and previous release."""
+
+    def healthcheck(self) -> tuple[Check, ...]:
+        """Run the booted image's healthcheck. Never raises: what cannot be run or read is a critical check."""
+
+    def keyring(self, kind: str) -> Keyring:
+        """The image's own keys: `assignment` or `release`."""
+
+    def state_folder(self) -> Path:
+        """Where the agent keeps its own files: outside the slots."""
+
+    def config_digest(self) -> str | None:
+        """Digest of the site configuration in force."""
+
+    def apply_config(self, config: SiteConfig) -> None:
+        """Put a configuration in force, whole or not at all, and keep the one before."""
+
+    def restore_config(self, digest: str | None) -> None:
+        """Put the configuration before back in force (None: none). Does nothing where it is in force already."""
+
+    def apps(self) -> Mapping[str, str]:
+        """App → digest of the release that runs."""
+
+    def app_folder(self, app: str) -> Path:
+        """Where releases of an app are kept, in folders named by the digest's hex digits."""
+
+    def run_app(self, app: str, digest: str | None) -> None:
+        """Switch the app to a release that is on the device, and restart it (None: stop it). Keeps the release
+        before."""

@@ -1,0 +1,101 @@
+"""What an agent knows apart from its hardware: its memory (durable), refusals and waits (for this life only).
+
+Python 3.10, standard library only: runs as root on a device. Decides nothing. Refusals live until what they speak of
+works or is no longer wanted; they are told in every report meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from reconciler.agent.state import SEQUENCE_BLOCK, Intent, Memory, StateFile
+from reconciler.protocol.assignment import Assignment
+from reconciler.protocol.canonical import clip
+from reconciler.protocol.report import MAX_REFUSALS, REASON_CHARS, Check, Refusal, Serial
+
+FIRST_WAIT_S = 30
+LONGEST_WAIT_S = 900
+
+
+class Notes:
+    """Memory with its file, refusals by subject, and waits by subject."""
+
+    def __init__(self, file: StateFile) -> None:
+        self._file = file
+        self.memory: Memory = file.load()
+        self._sequence = self.memory.sequence_reserved
+        self._refusals: dict[str, Refusal] = {}
+        self._waits: dict[str, tuple[int, datetime]] = {}
+
+    @property
+    def assignment(self) -> Assignment | None:
+        """The assignment in force."""
+        return self.memory.accepted.assignment if self.memory.accepted else None
+
+    @property
+    def serial(self) -> Serial:
+        """Serial of the assignment in force, (0, 0) without one."""
+        return self.memory.last_serial or (0, 0)
+
+    def remember(self, memory: Memory) -> None:
+        """Make `memory` durable, then current. OSError: it is neither."""
+        self._file.save(memory)
+        self.memory = memory
+
+    def record_intent(self, intent: Intent, checks_before: tuple[Check, ...] | None = None) -> None:
+        """Write down what is about to be done. `checks_before` replaces those that reports compare with."""
+        before = self.memory.checks_before if checks_before is None else checks_before
+        self.remember(replace(self.memory, intent=intent, checks_before=before))
+
+    def clear_intent(self) -> None:
+        """Write down that nothing is open."""
+        if self.memory.intent is not None:
+            self.remember(replace(self.memory, intent=None))
+
+    def next_sequence(self) -> int:
+        """A number higher than every one before, over power cuts too."""
+        if self._sequence >= self.memory.sequence_reserved:
+            self.remember(replace(self.memory, sequence_reserved=self._sequence + SEQUENCE_BLOCK))
+        self._sequence += 1
+        return self._sequence
+
+    # ------------------------------------------------------------ refusals and waits, by subject
+
+    def refuse(self, subject: str, code: str, reason: str, serial: Serial | None = None) -> None:
+        """Keep a refusal for the next reports; a later one on the same subject replaces it."""
+        self._refusals.pop(subject, None)
+        self._refusals[subject] = Refusal(code, clip(reason, REASON_CHARS) or code, serial)
+
+    def refuse_once(self, subject: str, code: str, reason: str, serial: Serial | None = None) -> None:
+        """As `refuse`, unless something is kept on the subject already, which then says more."""
+        if subject not in self._refusals:
+            self.refuse(subject, code, reason, serial)
+
+    def settle(self, subject: str) -> None:
+        """It works now, or is no longer wanted."""
+        self._refusals.pop(subject, None)
+        self._waits.pop(subject, None)
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The newest, at most as many as a report takes."""
+        return tuple(self._refusals.values())[-MAX_REFUSALS:]
+
+    def wait(self, subject: str, now: datetime, at_least_s: float | None = None) -> datetime:
+        """Put off a subject, each time for twice as long; returns until when."""
+        count = self._waits.get(subject, (0, now))[0]
+        seconds = min(FIRST_WAIT_S * 2**count, LONGEST_WAIT_S)
+        until = now + timedelta(seconds=max(seconds, min(at_least_s or 0, LONGEST_WAIT_S)))
+        self._waits[subject] = (min(count + 1, 10), until)
+        return until
+
+    def waiting(self, subject: str, now: datetime) -> datetime | None:
+        """Until when a subject is put off, or None."""
+        until = self._waits.get(subject, (0, now))[1]
+        return until if until > now else None
+
+    def keep_only(self, subjects: frozenset[str]) -> None:
+        """Forget refusals and waits of work that the assignment no longer names (`assignment` and `device` stay)."""
+        for table in (self._refusals, self._waits):
+            for subject in [name for name in table if name not in subjects and name not in ("assignment", "device")]:
+                del table[subject]

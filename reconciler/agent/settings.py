@@ -1,0 +1,115 @@
+"""The agent's settings: a JSON file, and what the command line says instead.
+
+Python 3.10, standard library only: runs as root on a device. Reads and checks; starts nothing. The token is read from
+its own file and appears nowhere else.
+
+    {"device": "SITE-2847-1", "site": "SITE-2847", "server": "https://reconciler.example/", "tokenFile":
+    "/var/lib/…/token",
+     "root": "/var/lib/edge-agent/device", "caFile": null, "slotBytes": 4294967296, "timing": {"settle_s": 120}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from reconciler.agent.agent import Identity
+from reconciler.agent.transport import Server
+from reconciler.agent.work import Timing
+from reconciler.protocol.canonical import Malformed, is_name, load
+
+DEFAULT_FILE = Path("/etc/edge/agent.json")
+MAX_SETTINGS_BYTES = 64 * 1024
+MAX_TOKEN_BYTES = 4096
+_KEYS = ("device", "site", "server", "tokenFile", "root", "caFile", "slotBytes", "timing", "allowFileUrls")
+_FILE = "settings file"
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong: names the key, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an agent needs to start."""
+
+    identity: Identity
+    server: Server
+    root: Path
+    slot_bytes: int
+    timing: Timing
+
+
+def read_settings(file: Path | None, given: Mapping[str, str | None]) -> Settings:
+    """Settings from `file` (None: the default one, if it is there), with `given` values in place of the file's.
+
+    Raises SettingsError.
+    """
+    values = _from_file(file)
+    values.update({key: value for key, value in given.items() if value is not None})
+    for key in ("device", "site"):
+        if not is_name(values.get(key)):
+            raise SettingsError(f"{key} is {values.get(key)!r}, not a name; give --{key}, or {key!r} in the {_FILE}")
+    root, slot_bytes = values.get("root"), values.get("slotBytes", 4 * 1024**3)
+    if not isinstance(root, str) or not root:
+        raise SettingsError(f"root is {root!r}; give --root DIR, or 'root' in the {_FILE}")
+    if not isinstance(slot_bytes, int) or isinstance(slot_bytes, bool) or slot_bytes <= 0:
+        raise SettingsError(f"slotBytes is {slot_bytes!r}, not a number of bytes")
+    return Settings(
+        Identity(str(values["device"]), str(values["site"])), _server(values), Path(root), slot_bytes, _timing(values)
+    )
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    path = file or DEFAULT_FILE
+    try:
+        values = load(path.read_bytes(), MAX_SETTINGS_BYTES, str(path))
+    except FileNotFoundError:
+        if file is None:
+            return {}
+        raise SettingsError(f"{path} does not exist; give the path of a {_FILE} with --config") from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    except Malformed as error:
+        raise SettingsError(error.reason) from None
+    for key in values:
+        if key not in _KEYS:
+            raise SettingsError(f"{path}: unknown key {key!r}; known are {', '.join(_KEYS)}")
+    return values
+
+
+def _server(values: Mapping[str, Any]) -> Server:
+    for key, option in (("server", "--server"), ("tokenFile", "--token-file")):
+        if not isinstance(values.get(key), str) or not values[key]:
+            raise SettingsError(f"{key} is {values.get(key)!r}; give {option}, or {key!r} in the {_FILE}")
+    path = Path(values["tokenFile"])
+    try:
+        with open(path, "rb") as opened:
+            token = opened.read(MAX_TOKEN_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"the token file {path} cannot be read: {error.strerror}") from None
+    ca_file, files = values.get("caFile"), values.get("allowFileUrls", False)
+    if ca_file is not None and not isinstance(ca_file, str):
+        raise SettingsError(f"caFile is {ca_file!r}, not a path")
+    if not isinstance(files, bool):
+        raise SettingsError(f"allowFileUrls is {files!r}, not true or false")
+    try:
+        text = token[:MAX_TOKEN_BYTES].decode("ascii", "replace").strip()
+        return Server(values["server"], text, Path(ca_file) if ca_file else None, allow_file_urls=files)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _timing(values: Mapping[str, Any]) -> Timing:
+    given = values.get("timing", {})
+    known = {item.name for item in fields(Timing)}
+    if not isinstance(given, dict):
+        raise SettingsError(f"timing is {given!r}, not an object")
+    for key, value in given.items():
+        if key not in known:
+            raise SettingsError(f"timing: unknown key {key!r}; known are {', '.join(sorted(known))}")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+            raise SettingsError(f"timing: {key} is {value!r}, not a number of seconds")
+    return Timing(**given)
