@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from reconciler.planner.roster import I64
+from reconciler.planner.sets import distinct
 from reconciler.planner.windows import NEVER
 
 BLOCK = 256
@@ -29,7 +30,7 @@ class Due:
 
     def renew(self, rows: I64) -> None:
         """After `at` changed for some rows."""
-        touched = np.unique(rows // BLOCK)
+        touched = distinct(rows // BLOCK)
         self._first[touched] = self._padded.reshape(self.blocks, BLOCK)[touched].min(axis=1) if len(touched) else NEVER
 
     def passed(self, now: int) -> I64:

@@ -110,7 +110,9 @@ class Explanation:
     def lines(self) -> list[str]:
         """For people."""
         seen = format_instant(self.last_seen) if self.last_seen else "never"
-        out = [f"{self.device} at {self.site}, wave {self.wave or '-'}, at {format_instant(self.at)} (last seen {seen})"]
+        out = [
+            f"{self.device} at {self.site}, wave {self.wave or '-'}, at {format_instant(self.at)} (last seen {seen})"
+        ]
         for part in self.parts:
             arrow = f"{part.running or 'nothing'} → {part.target or 'nothing'}"
             out.append(f"  {part.subject}: {arrow}: {part.decision}")
@@ -169,13 +171,17 @@ def _target(state: State, number: int, code: int) -> str | None:
 
 def _part(state: State, number: int, track: Track, row: int) -> Part:
     code, wave = int(track.target[row]), int(state.places.wave_of[row])
-    subject = "image" if number == IMAGE_TRACK else "configuration" if number < 0 else state.roster.apps[number - 1].name
+    subject = (
+        "image" if number == IMAGE_TRACK else "configuration" if number < 0 else state.roster.apps[number - 1].name
+    )
     judged = None if number < 0 else _SEEN[Seen(int(track.seen[row]))]
     running, target = _running(state, number, row), _target(state, number, code)
     reason = reason_of(track, row)
     if reason is None:
         starts = bool(track.starts[row])
-        text = "starts now" if starts else "nothing is wanted" if target is None or running == target else "not reported"
+        text = (
+            "starts now" if starts else "nothing is wanted" if target is None or running == target else "not reported"
+        )
         return Part(subject, running, target, judged, "start" if starts else "settled", text, "", None, ())
     until = until_of(state, number, reason, wave, int(state.roster.calendar_of[row]))
     why = next((rung.why for rung in RUNGS if rung.reason is reason), _BUDGET_WHY)

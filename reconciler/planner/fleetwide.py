@@ -11,6 +11,7 @@ from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import Action, ActionKind, DeviceFact, Facts, VerdictFact
 from reconciler.planner.judge import Seen
 from reconciler.planner.roster import IMAGE_TRACK
+from reconciler.planner.sets import distinct
 from reconciler.planner.state import State
 from reconciler.planner.want_app import TagState
 from reconciler.planner.want_image import RESCUE, ROLLBACK
@@ -26,11 +27,11 @@ _STEP = {
 def artifact_actions(state: State) -> list[Action]:
     """One step a release: build, sign or publish what a wave, a pin or a device asks for; never rebuild what is gone back to."""
     roster, obs, track = state.roster, state.obs, state.tracks[IMAGE_TRACK]
-    wanted = {wave.image for wave in roster.waves} | set(np.unique(roster.pin_of).tolist())
+    wanted = {wave.image for wave in roster.waves} | set(distinct(roster.pin_of).tolist())
     off = track.reason != 0
-    wanted |= set(np.unique(track.target[off]).tolist())
+    wanted |= set(distinct(track.target[off]).tolist())
     going_back = off & ((track.why == ROLLBACK) | (track.why == RESCUE))
-    never_rebuilt = set(np.unique(track.target[going_back]).tolist())
+    never_rebuilt = set(distinct(track.target[going_back]).tolist())
     out = []
     for code in sorted(code for code in wanted if 0 <= code < len(roster.releases)):
         name = roster.releases[code]

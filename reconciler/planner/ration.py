@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from reconciler.planner.roster import I8, I32, I64, Bools, Roster
+from reconciler.planner.sets import difference, distinct, union
 from reconciler.planner.want import MAY_START
 
 TURNS = 3
@@ -80,8 +81,8 @@ class Ration:
                 changed.append(self._fit(wave_of, wave, max(free, 0)))
                 kept = self.cut[wave]
                 room[wave] = free - (int(self.counts[wave].sum()) if kept is None else len(kept))
-        rows = np.unique(np.concatenate(changed))
-        sites = np.unique(self.roster.site_of[rows]).astype(np.int64)
+        rows = union(*changed)
+        sites = distinct(self.roster.site_of[rows])
         every = rows_of_sites(self.roster, sites)
         self.site_starts[sites] = False
         self.site_starts[self.roster.site_of[every[self.starts[every]]]] = True
@@ -108,7 +109,7 @@ class Ration:
         picks = site_picks(self.roster, reason, turn, blocked, sites)
         self.pick[picks] = turn[picks]
         np.add.at(self.counts, (wave_of[picks], turn[picks]), 1)
-        return np.union1d(before, picks)
+        return union(before, picks)
 
     def _fit(self, wave_of: I32, wave: int, free: int) -> I64:
         """Fit a wave's picks into its room; returns the rows whose start changed."""
@@ -128,7 +129,7 @@ class Ration:
         self.starts[before] = False
         self.starts[after] = True
         self.cut[wave] = after
-        return np.setxor1d(before, after)
+        return difference(before, after)
 
     def _first(self, wave_of: I32, wave: int, free: int) -> I64:
         """The first `free` picks of a wave: earlier turns first, then row order."""

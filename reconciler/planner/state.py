@@ -21,6 +21,7 @@ from reconciler.planner.ground import Ground, Nights, Places, ahead_rows, counte
 from reconciler.planner.judge import CLASSES, Classes, Rows, Tally, classify, in_flight, judge_wave, silent_rows, tally
 from reconciler.planner.ration import Ration
 from reconciler.planner.roster import I8, I32, I64, IMAGE_TRACK, Bools, Roster, membership
+from reconciler.planner.sets import distinct, union
 from reconciler.planner.want import Wants
 from reconciler.planner.want_app import TagVerdict, tags, want_app, want_config
 from reconciler.planner.want_image import want_image
@@ -256,7 +257,7 @@ class State:
         calendars = [code for code, (before, after) in pairs if before != after]
         if calendars:
             out.append(np.flatnonzero(np.isin(self.roster.calendar_of, calendars)))
-        return np.unique(np.concatenate(out))
+        return union(*out)
 
     # ---- want and ration
 
@@ -291,8 +292,8 @@ class State:
         """Rows and sites for the next track: those of this one, and those whose start changed here."""
         if isinstance(rows, slice) or sites is None:
             return rows, None
-        more = np.unique(self.roster.site_of[changed]).astype(np.int64)
-        return np.union1d(rows, changed), np.union1d(sites, more)
+        more = distinct(self.roster.site_of[changed])
+        return union(rows, changed), union(sites, more)
 
     def _room(self) -> list[int]:
         """Per wave, how many more may start: `maxInFlight` of its devices that are not suspended, less those in flight."""
@@ -326,7 +327,7 @@ class State:
                 self._put(devices)
                 self.plan_all(now)
                 return None
-        rows = np.union1d(self._put(devices), self.deadlines.passed(now))
+        rows = union(self._put(devices), self.deadlines.passed(now))
         self.observe(rows)
         self.lay_ground()
         signature = self._signature()
@@ -336,9 +337,9 @@ class State:
             self.deadlines.renew(rows)
             self.want(ALL, None)
             return None
-        looked = np.union1d(rows, again)
+        looked = union(rows, again)
         self.deadlines.renew(rows)
-        self.want(looked, np.unique(self.roster.site_of[looked]).astype(np.int64))
+        self.want(looked, distinct(self.roster.site_of[looked]))
         return looked
 
 
