@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -68,6 +69,11 @@ class Loop:
         self._store_failures = 0
         self.plan: Plan | None = None
         self.world: World | None = None
+
+    def first_tick(self) -> None:
+        """One tick before anybody is served. A store that does not answer is waited for in `run`."""
+        with suppress(TransientError):
+            self.tick()
 
     def run(self) -> None:
         """Tick until stopped. TerminalError: the store is not ours any more (fenced), or time has ended."""

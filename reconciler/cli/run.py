@@ -1,0 +1,133 @@
+"""`reconciler run`: the daemon, or one pass of it. Puts loop and HTTP service together; decides nothing."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from reconciler.controller.bootstrap import Program
+    from reconciler.controller.settings import Settings
+    from reconciler.server.run import HttpServer
+
+CONFIG = click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path),
+    default=Path("reconciler.yaml"),
+    show_default=True,
+    help="The controller's settings.",
+)
+
+
+@click.command(short_help="Run the loop and the HTTP service.")
+@CONFIG
+@click.option("--once", is_flag=True, help="Tick until nothing more can be done at once, and stop. Serves nobody.")
+@click.option(
+    "--log", "form", type=click.Choice(["text", "json"]), default=None, help="Form of the log; text on a terminal."
+)
+def run(config: Path, once: bool, form: str | None) -> None:
+    """Run the loop: from the merged commit to a fleet that matches it.
+
+    Logs one line a transition on stderr. SIGTERM and SIGINT finish the tick and stop; a second one stops at once.
+    """
+    from reconciler.controller.settings import load_settings
+
+    settings = load_settings(config)
+    log = _log(form)
+    from reconciler.controller.bootstrap import Program
+
+    program = Program(settings, log.info, inline=once)
+    if once:
+        try:
+            program.once()
+        finally:
+            program.close()
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        program.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    program.run(lambda: _serve(program, log))
+
+
+def _serve(program: Program, log: Any) -> HttpServer:
+    """Start the HTTP service on the program's parts."""
+    from reconciler.controller import settings as s
+    from reconciler.server.app import create_app
+    from reconciler.server.options import Limits, Options
+    from reconciler.server.run import HttpServer, Tls
+    from reconciler.server.serving import Serving
+    from reconciler.server.tokens import read_hashes
+
+    settings, loop, images = program.settings, program.loop, program.images
+    place, operators = settings.server, settings.server.operators
+    artifact = getattr(images, "path", None) if isinstance(settings.images, s.DirectoryPlace) else None
+    serving = Serving(
+        lambda: loop.world.desired if loop.world is not None else None,
+        images,
+        program.secrets,
+        artifacts_at=place.address if artifact is not None else None,
+        registry_at=_registry_address(settings),
+    )
+    # Rates are of real seconds, and a stepped day may last one.
+    stepped = isinstance(settings.clock, s.SteppedClockSettings)
+    limits = Limits(per_device=(1e6, 1_000_000), per_address=(1e6, 1_000_000)) if stepped else Limits()
+    options = Options(
+        store=program.store,
+        now=program.clock.now,
+        policy=serving.policy,
+        sources=serving.sources,
+        config=serving.config,
+        artifact=artifact,
+        operators=(lambda: read_hashes(operators)) if operators is not None else frozenset,
+        not_ready=lambda: () if loop.world is not None else ("a commit in force, and the image store",),
+        reported=program.clock.wake,
+        tls=place.tls is not None,
+        limits=limits,
+    )
+    tls = Tls(place.tls.certificate, place.tls.key) if place.tls is not None else None
+    server = HttpServer(create_app(options), place.host, place.port, tls)
+    server.start()
+    log.info("serving", address=server.address)
+    return server
+
+
+def _registry_address(settings: Settings) -> str | None:
+    """Where devices pull apps from, as far as the settings can tell."""
+    from reconciler.controller import settings as s
+
+    place = settings.registry
+    if isinstance(place, s.LayoutRegistry):
+        return place.path.as_uri()
+    return place.url if isinstance(place, s.OciRegistry) else None
+
+
+def _log(form: str | None) -> Any:
+    """structlog on stderr: one line a transition."""
+    import logging
+
+    import structlog
+
+    text = form == "text" or (form is None and sys.stderr.isatty())
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    return structlog.get_logger("reconciler")

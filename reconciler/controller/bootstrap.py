@@ -1,0 +1,336 @@
+"""Puts the program together: the only place that names adapters. Called by the entry points, imported by nobody else.
+
+Decides nothing but which adapter stands behind each port, as the settings say. Imports an adapter where it is chosen, so
+that nobody waits for boto3 who keeps images in a folder. Source: design §6, "Architecture".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from reconciler.controller import settings as s
+from reconciler.controller.assign import Assigner
+from reconciler.controller.conditions import Conditions
+from reconciler.controller.execute import Executor, Hands
+from reconciler.controller.gather import Gatherer, Polls
+from reconciler.controller.jobs import Jobs
+from reconciler.controller.loop import Loop, Parts
+from reconciler.controller.pace import Backoff, Poll
+from reconciler.controller.record import Recorder
+from reconciler.controller.source import Source
+from reconciler.model.desired import Desired
+from reconciler.model.observed import Snapshot
+from reconciler.ports import (
+    AssignmentSigner,
+    Builder,
+    Clock,
+    Doorbell,
+    GitSource,
+    ImageStore,
+    Registry,
+    Secrets,
+    Signer,
+    Store,
+    TerminalError,
+    TransientError,
+)
+
+if TYPE_CHECKING:
+    from reconciler.adapters.aws import Aws
+
+_JOB_STOP_S = 30.0
+Working = Callable[[], AbstractContextManager[None]]
+
+
+# ---------------------------------------------------------------- ports, one function each
+
+
+def make_clock(settings: s.Settings) -> tuple[Clock, Working]:
+    """The clock, and what holds its time still during work beside the loop."""
+    if isinstance(settings.clock, s.SteppedClockSettings):
+        from reconciler.adapters.clock_stepped import SteppedClock
+
+        stepped = SteppedClock(settings.clock.socket)
+        return stepped, stepped.working
+    from reconciler.adapters.clock_system import SystemClock
+
+    return SystemClock(), nullcontext
+
+
+def make_store(settings: s.Settings, *, create: bool) -> Store:
+    """The store. TerminalError: there is none and `create` is False."""
+    from reconciler.adapters.sql import open_store
+
+    if create:
+        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return open_store(settings.store_place, create=create)
+
+
+def make_git(settings: s.Settings, now: Callable[[], datetime]) -> GitSource:
+    """The fleet repo's mirror."""
+    from reconciler.adapters.git_source import GitMirror
+
+    git, commits = settings.git, settings.commits
+    return GitMirror(
+        settings.state / "git",
+        git.url,
+        git.branch,
+        signers_keyring=commits.keyring,
+        allowed=frozenset(key.upper() for key in commits.signers),
+        timeout_s=git.timeout,
+        ssh_command=git.ssh_command,
+        credential_helper=git.credential_helper,
+        now=now,
+    )
+
+
+def make_images(settings: s.Settings, now: Callable[[], datetime]) -> ImageStore:
+    """The image store."""
+    place = settings.images
+    if isinstance(place, s.DirectoryPlace):
+        from reconciler.adapters.images_dir import DirectoryImageStore
+
+        return DirectoryImageStore(place.path, base_url=settings.server.address, now=now)
+    from reconciler.adapters.images_s3 import S3ImageStore
+
+    return S3ImageStore(_aws(place.region, place.endpoint), place.bucket, place.prefix, now=now)
+
+
+def make_registry(settings: s.Settings) -> Registry:
+    """The registry of the apps."""
+    place = settings.registry
+    if isinstance(place, s.LayoutRegistry):
+        from reconciler.adapters.registry_layout import LayoutRegistry
+
+        return LayoutRegistry(place.path)
+    if isinstance(place, s.OciRegistry):
+        from reconciler.adapters.registry_oci import OciRegistry
+
+        return OciRegistry(place.url)
+    from reconciler.adapters.registry_ecr import EcrRegistry
+
+    return EcrRegistry(_aws(place.region, place.endpoint), registry_id=place.registry_id)
+
+
+def make_secrets(settings: s.Settings) -> Secrets:
+    """Where secrets are."""
+    place = settings.secrets
+    if isinstance(place, s.DirectoryPlace):
+        from reconciler.adapters.secrets_dir import DirectorySecrets
+
+        return DirectorySecrets(place.path)
+    from reconciler.adapters.secrets_aws import SecretsManager
+
+    return SecretsManager(_aws(place.region, place.endpoint))
+
+
+class SilentDoorbell:
+    """`ports.Doorbell` where devices call in by themselves."""
+
+    def ring(self, devices: Any) -> Mapping[str, str]:
+        """Nobody is asked."""
+        return dict.fromkeys(devices, "unknown")
+
+
+def make_doorbell(settings: s.Settings) -> Doorbell:
+    """How devices are asked to call in."""
+    place = settings.doorbell
+    if isinstance(place, s.DirectoryPlace):
+        from reconciler.adapters.doorbell_local import LocalDoorbell
+
+        return LocalDoorbell(place.path)
+    if isinstance(place, s.SsmDoorbell):
+        from reconciler.adapters.doorbell_ssm import Bell, SsmDoorbell
+
+        bell = Bell(place.document, place.document_version, place.document_hash)
+        return SsmDoorbell(_aws(place.region, place.endpoint), bell)
+    return SilentDoorbell()
+
+
+def _aws(region: str | None, endpoint: str | None) -> Aws:
+    from reconciler.adapters.aws import Aws, AwsSettings
+
+    return Aws(AwsSettings(region=region, endpoint_url=endpoint))
+
+
+def make_builder(settings: s.Settings, git: GitSource) -> Builder:
+    """Who builds images."""
+    from reconciler.image.builder import RootfsBuilder
+
+    work = settings.builder.work or settings.state / "builds"
+    work.mkdir(parents=True, exist_ok=True)
+    return RootfsBuilder(
+        work,
+        settings.state / "artifacts",
+        committed_at=lambda sha: git.commit(sha).committed_at,
+        timeout_s=settings.builder.timeout,
+    )
+
+
+def make_release_signer(settings: s.Settings, git: GitSource, images: ImageStore) -> Signer | None:
+    """Who signs releases, where this process may."""
+    if settings.keys.signer is None:
+        return None
+    from reconciler.adapters.gpg_signer import ReleaseSigner
+
+    return ReleaseSigner(settings.keys.signer, git, images)
+
+
+def make_assignment_signer(settings: s.Settings) -> AssignmentSigner:
+    """Who signs assignments."""
+    from reconciler.adapters.gpg_signer import RootSigner
+
+    return RootSigner(settings.keys.assignment)
+
+
+# ---------------------------------------------------------------- the program
+
+
+class Service(Protocol):
+    """What runs beside the loop and is stopped with it: the HTTP service."""
+
+    def stop(self) -> None:
+        """Answer what is being served, then end."""
+
+
+class Program:
+    """The loop, its ports and the watcher, made of one settings file."""
+
+    def __init__(self, settings: s.Settings, log: Callable[..., object], *, inline: bool = False) -> None:
+        """Open everything. `inline` takes long work within the tick, for a single pass. Takes over as the writer."""
+        self.settings, self._log = settings, log
+        self.clock, working = make_clock(settings)
+        self.store = make_store(settings, create=True)
+        self.git = make_git(settings, self.clock.now)
+        self.images = make_images(settings, self.clock.now)
+        self.secrets = make_secrets(settings)
+        registry = make_registry(settings)
+        loop = settings.loop
+        # Jitter only: nothing about it is secret.
+        rng = random.Random()  # noqa: S311
+        backoff = Backoff(loop.retry_first, loop.retry_most)
+        epoch = self.store.begin_epoch()
+        self.source = Source(self.git, self.store, settings, Poll(settings.git.poll, backoff), epoch)
+        polls = Polls(*(Poll(loop.stores_poll, backoff) for _ in range(3)))
+        self.gatherer = Gatherer(self.source, self.store, self.images, registry, self.secrets, polls, rng)
+        self.jobs = Jobs(self.clock.wake, working, inline=inline)
+        work = settings.builder.work or settings.state / "builds"
+        hands = Hands(
+            self.git,
+            self.images,
+            registry,
+            make_builder(settings, self.git),
+            make_release_signer(settings, self.git, self.images),
+            work,
+        )
+        parts = Parts(
+            clock=self.clock,
+            store=self.store,
+            gatherer=self.gatherer,
+            planner=_planner,
+            executor=Executor(hands, self.jobs),
+            assigner=Assigner(self.store, valid_s=loop.assignment_valid, nights=loop.nights),
+            recorder=Recorder(self.store, epoch, backoff, rng, log),
+            signer=make_assignment_signer(settings),
+            images=self.images,
+            doorbell=make_doorbell(settings),
+            conditions=Conditions(self.store.conditions(), self.clock.now(), log),
+            log=log,
+        )
+        self.loop = Loop(parts, loop, debug=settings.debug)
+        self._watch: Any = None
+        self._service: Service | None = None
+
+    def once(self) -> None:
+        """Tick until nothing more can be done at once, and stop."""
+        for _ in range(100):
+            if not self.loop.tick() and not self.jobs.busy:
+                return
+
+    def run(self, serve: Callable[[], Service]) -> None:
+        """Serve and tick until stopped. Errors of the store that will not pass end it, after everything is closed."""
+        try:
+            # The first tick before the first report: how much silence ends a run is for the commit in force to say.
+            self.loop.first_tick()
+            self._start_watch()
+            self._service = serve()
+            self.loop.run()
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """Finish the tick and end `run`. Safe in a signal handler."""
+        self.loop.stop()
+
+    def close(self) -> None:
+        """Stop serving and watching, wait for the job under way, close the store."""
+        if self._watch is not None:
+            self._watch.stop()
+        if self._service is not None:
+            self._service.stop()
+        self.jobs.stop(_JOB_STOP_S)
+        self.store.close()
+
+    # ------------------------------------------------ the watcher
+
+    def _start_watch(self) -> None:
+        from reconciler.adapters.git_remote import parse_remote
+
+        folder = parse_remote(self.settings.git.url).folder
+        if not self.settings.git.watch or folder is None:
+            return
+        from reconciler.adapters.ref_watch import RefWatch
+
+        def rang() -> None:
+            self.gatherer.git_rang()
+            self.clock.wake()
+
+        try:
+            self._watch = RefWatch(folder, rang)
+            self._watch.start()
+        except TerminalError as error:
+            # The poll covers it, only later.
+            self._watch = None
+            self._log("not watching", error=str(error))
+
+
+def _planner(desired: Desired, observed: Snapshot, now: datetime) -> Any:
+    """The one place that names the planner: a step over what changed can take the definition's place here."""
+    from reconciler import planner
+
+    return planner.plan(desired, observed, now)
+
+
+def open_snapshot(settings: s.Settings) -> tuple[Desired, Snapshot]:
+    """What `plan` without `--observed` plans from: the commit in force and everything recorded, with what the stores hold.
+
+    Takes no epoch and writes nothing but the mirror's own folder. TransientError: a system did not answer.
+    TerminalError: nothing is in force yet, or there is no store.
+    """
+    clock, _ = make_clock(settings)
+    store = make_store(settings, create=False)
+    try:
+        source = Source(make_git(settings, clock.now), store, settings, Poll(1, Backoff(1, 1)), epoch=0)
+        troubles = [finding.message for finding in source.restore()]
+        if source.desired is None:
+            raise TerminalError(
+                f"no commit is in force: {'; '.join(troubles)}",
+                needed_for="a plan against the store",
+                remedy="start `reconciler run`, or plan a folder with --fleet and --observed",
+            )
+        # Git is not asked: what is in force is what the loop has accepted.
+        source.poll.due_at = datetime.max.replace(tzinfo=clock.now().tzinfo)
+        polls = Polls(*(Poll(1, Backoff(1, 1)) for _ in range(3)))
+        rng = random.Random()  # noqa: S311
+        images, registry = make_images(settings, clock.now), make_registry(settings)
+        gatherer = Gatherer(source, store, images, registry, make_secrets(settings), polls, rng)
+        world, findings = gatherer.gather(clock.now())
+        if world is None:
+            raise TransientError("; ".join(f.message for f in findings if f.status is False), needed_for="a plan")
+        return world.desired, world.observed
+    finally:
+        store.close()
