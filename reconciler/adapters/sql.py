@@ -161,7 +161,7 @@ class SqlStore:
             journal.retry(connection, intent, error, not_before)
 
     def journal(self, limit: int = 100) -> Sequence[Mapping[str, str | None]]:
-        """The newest journal rows, newest first: id, kind, key, commit, outcome, times, attempts, error."""
+        """The newest journal rows, newest first: id, kind, key, commit, outcome, times, attempts, detail, error."""
         with self._db.read("the action journal") as connection:
             return journal.newest(connection, limit)
 

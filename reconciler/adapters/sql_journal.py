@@ -255,8 +255,7 @@ def finish(connection: Connection, intent: Intent, outcome: str, detail: str, at
             raise TerminalError(f"intent {intent.id} ({intent.key}) is {row.outcome} already, not {outcome}")
         return
     changes: dict[str, Any] = {"outcome": outcome, "finished_at": at, "attempts": row.attempts + 1}
-    # Of a failure the detail is the error; of a success it replaces the error of an earlier try.
-    changes["last_error"] = detail or None
+    changes["detail" if outcome == "done" else "last_error"] = detail or None
     connection.execute(update(intents).where(intents.c.id == intent.id).values(changes))
     if outcome == "done" and intent.action.kind is ActionKind.PROPOSE_REVERT:
         fields = intent.action.fields
@@ -286,6 +285,7 @@ def newest(connection: Connection, limit: int) -> list[Mapping[str, str | None]]
             "finishedAt": format_instant(row.finished_at) if row.finished_at else None,
             "notBefore": format_instant(row.not_before) if row.not_before else None,
             "attempts": str(row.attempts),
+            "detail": row.detail,
             "error": row.last_error,
         }
         for row in rows

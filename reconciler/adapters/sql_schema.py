@@ -166,6 +166,7 @@ intents = Table(
     Column("not_before", UtcInstant),
     Column("last_error", Text),
     Column("outcome", String(8)),
+    Column("detail", Text),
     Column("finished_at", UtcInstant),
     # An intent's number names it in logs and effects, so a number is never given out twice.
     sqlite_autoincrement=True,

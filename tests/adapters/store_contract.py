@@ -312,7 +312,8 @@ class JournalContract:
         store = stores()
         epoch = store.begin_epoch()
         (intent,) = store.record(epoch, decision(flash("A", "v2")))
-        store.finish(epoch, intent, "done", "", NOW)
+        store.retry(epoch, intent, "not yet", NOW)
+        store.finish(epoch, intent, "done", "assignment 1.1", NOW)
         store.finish(epoch, intent, "done", "", NOW + MINUTE)
         with pytest.raises(TerminalError, match="is done already"):
             store.finish(epoch, intent, "failed", "", NOW)
@@ -320,6 +321,7 @@ class JournalContract:
             store.finish(epoch, intent, "maybe", "", NOW)
         (row,) = store.journal()
         assert (row["kind"], row["outcome"], row["finishedAt"]) == ("flash", "done", "2026-01-15T01:30:00Z")
+        assert (row["detail"], row["error"], row["attempts"]) == ("assignment 1.1", "not yet", "2")
 
     def test_a_proposal_is_on_record_once_its_action_is_done(self, stores: Opener) -> None:
         store = stores()

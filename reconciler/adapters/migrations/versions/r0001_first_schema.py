@@ -109,6 +109,7 @@ def _acting() -> None:
         sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column("outcome", sa.String(length=8), nullable=True),
+        sa.Column("detail", sa.Text(), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_intents")),
         sqlite_autoincrement=True,
