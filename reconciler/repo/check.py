@@ -41,8 +41,7 @@ class Fleet:
         """Documents of a kind by name; of two that claim one name, the first by path."""
         found: dict[str, Parsed] = {}
         for _, document in sorted(self.documents[kind].items()):
-            if document.name is not None:
-                found.setdefault(document.name, document)
+            found.setdefault(document.name, document)
         return found
 
     def single(self, kind: str) -> Parsed | None:
@@ -88,8 +87,7 @@ def _same_names(fleet: Fleet) -> Iterator[Found]:
     for kind in ("Image", "App", "Scenario"):
         claims: dict[str, list[str]] = {}
         for path, document in sorted(fleet.documents[kind].items()):
-            if document.name is not None:
-                claims.setdefault(document.name, []).append(path)
+            claims.setdefault(document.name, []).append(path)
         for name, files in claims.items():
             if len(files) > 1:
                 yield from _claimed_twice(kind, name, tuple(files))
@@ -113,7 +111,7 @@ def _same_devices(fleet: Fleet) -> Iterator[Found]:
 def _apps(fleet: Fleet) -> Iterator[Found]:
     repositories: dict[str, str] = {}
     for path, document in sorted(fleet.documents["App"].items()):
-        if document.spec is None or document.name is None:
+        if document.spec is None:
             continue
         other = repositories.setdefault(document.spec.repository, document.name)
         if other != document.name:
@@ -128,7 +126,7 @@ def _images(fleet: Fleet) -> Iterator[Found]:
     """Releases order by their numbers, so two of the same numbers have no order."""
     first: dict[tuple[int, int, int], str] = {}
     for path, document in sorted(fleet.documents["Image"].items()):
-        if document.spec is None or document.name is None:
+        if document.spec is None:
             continue
         other = first.setdefault(release_key(document.name), document.name)
         if other != document.name:

@@ -24,7 +24,8 @@ from reconciler.repo.wording import complaint, show
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A file of the fleet repo. `spec` is None where anything is wrong; `name` is kept even then, if it can be told.
+    """A file of the fleet repo. `spec` is None where anything is wrong; `name` is kept even then, the file's if no other
+    can be told: who refers to it is not blamed for it.
 
     `data` is what was read, kept only where `spec` is None: checks of other documents still go by its names.
     """
@@ -32,7 +33,7 @@ class Parsed:
     path: str
     blob: str
     kind: str
-    name: str | None
+    name: str
     spec: Any
     problems: tuple[Problem, ...] = ()
     data: Data = None
@@ -46,7 +47,7 @@ def parse(path: str, blob: str, data: bytes) -> Parsed:
         tree = read(data)
     except Refused as refused:
         problems = tuple(Problem(path, f.line, f.column, one_line(f.message), "error", f.code) for f in refused.faults)
-        return Parsed(path, blob, kind, None, None, problems)
+        return Parsed(path, blob, kind, place_of(path).stem, None, problems)
     findings: list[Finding] = []
     document = _validate(tree, kind, findings)
     if document is not None:
@@ -58,7 +59,7 @@ def parse(path: str, blob: str, data: bytes) -> Parsed:
         path,
         blob,
         kind,
-        _name_of(tree),
+        _name_of(tree) or place_of(path).stem,
         document.spec if good and document is not None else None,
         problems,
         None if good else tree,

@@ -259,8 +259,8 @@ _PLAIN_WORDS: tuple[tuple[str, str], ...] = (
     ("tab character", "a tab in the indentation; indent with spaces"),
 )
 
-_UNCLOSED = ("found unexpected end of stream", "did not find expected ',' or")
-"""Told where it was opened: the place at which libyaml gives up can be the end of the file."""
+_UNCLOSED = ("found unexpected end of stream", "did not find expected ',' or", "could not find expected ':'")
+"""Told where it began: the place at which libyaml gives up can be the end of the file."""
 
 
 def _syntax(error: yaml.YAMLError, data: bytes) -> Fault:

@@ -2,7 +2,8 @@
 
 Decides how a model is told to an editor or another validator, which reads YAML in the ordinary way: there `paused: true` is a
 boolean, `percent: 10` a number and an unquoted `22:00` may be one too, while our loader sees text as written.
-A schema accepts what the loader accepts, and refuses what a schema can. Called by `reconciler schema`; a test fails when schemas/ is stale.
+A schema accepts what the loader accepts, and refuses what a schema can. Called by `reconciler schema`; a test fails when
+schemas/ is stale.
 """
 
 from __future__ import annotations

@@ -59,7 +59,6 @@ class SiteIndex:
     idle: dict[str, str] = field(default_factory=dict)
     pins: dict[str, str] = field(default_factory=dict)
     shapes: dict[Shape, int] = field(default_factory=dict)
-    unreadable: set[str] = field(default_factory=set)
 
     def changed(self, before: Iterable[Parsed], after: Iterable[Parsed], documents: Mapping[str, Parsed]) -> SiteIndex:
         """The index after `before` were replaced by `after`; `documents` are all Site documents by path, after the change."""
@@ -71,24 +70,21 @@ class SiteIndex:
             dict(self.idle),
             dict(self.pins),
             dict(self.shapes),
-            set(self.unreadable),
         )
         touched: dict[str, None] = {}
         for document in before:
             new._take_out(document)
-            touched[document.name or ""] = None
+            touched[document.name] = None
         for document in after:
             new._put_in(document)
-            touched[document.name or ""] = None
+            touched[document.name] = None
         for name in touched:
             new._settle(name, documents)
         return new
 
     def _take_out(self, document: Parsed) -> None:
-        self.unreadable.discard(document.path)
         self.pins.pop(document.path, None)
-        if document.name is not None:
-            self.names.drop(document.name, document.path)
+        self.names.drop(document.name, document.path)
         spec = document.spec
         if spec is None:
             return
@@ -101,10 +97,7 @@ class SiteIndex:
 
     def _put_in(self, document: Parsed) -> None:
         path, spec = document.path, document.spec
-        if document.name is not None:
-            self.names.add(document.name, path)
-        else:
-            self.unreadable.add(path)
+        self.names.add(document.name, path)
         if spec is None:
             return
         for device in spec.devices:
