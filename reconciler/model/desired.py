@@ -40,7 +40,7 @@ class Part(BaseModel):
     """Base of everything inside a document: frozen, camelCase, unknown keys refused."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, validate_default=False
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, defer_build=True
     )
 
 
