@@ -1,0 +1,44 @@
+# `make demo` shows the main job, `make test` proves it; both do their own set-up. `make check` is the inner loop.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PY := .venv/bin/python
+# Debian packages: what the demo needs, and what the suite needs beside it.
+DEMO_PACKAGES := git gnupg gpgv zstd e2fsprogs
+TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry cloud-init shellcheck
+PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol
+
+.PHONY: help setup demo test test-vm check bench lock schemas
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup:  ## make .venv with the command `reconciler`
+	@.ci/setup
+
+demo:  ## a promotion, a bad release stopped, its revert, an app release: 52 sites on this machine, no account, no root
+	@.ci/setup --system $(DEMO_PACKAGES)
+	@.venv/bin/reconciler demo $(DEMO)
+
+test:  ## the whole suite but for virtual machines
+	@.ci/setup --system $(TEST_PACKAGES)
+	@.venv/bin/pytest -q -n 2 --dist loadgroup -m "not vm" -p no:cacheprovider --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
+
+test-vm:  ## tests that need root or virtual machines
+	@.ci/setup --system $(TEST_PACKAGES)
+	@.ci/test-vm
+
+check:  ## lint, types, unit tests: under a minute
+	@.ci/setup
+	@.venv/bin/ruff check -q . && .venv/bin/ruff format --check -q .
+	@.venv/bin/mypy --no-error-summary
+	@.venv/bin/pytest -q -n 2 -m "not vm and not slow and not system"
+
+bench:  ## what the work costs, as ratios to a yardstick in the same run
+	@.ci/setup
+	@$(PY) -m tests.benchmarks
+
+lock:  ## renew the pinned versions from what is installed
+	@$(PY) .ci/lock.py
+
+schemas:  ## generate schemas/ from the models
+	@.venv/bin/reconciler schema --write schemas
