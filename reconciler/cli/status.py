@@ -1,0 +1,100 @@
+"""`reconciler status`: where the rollout stands, read from the store, for a terminal or for a program.
+
+Shows what the loop saw at its last tick; asks no other system. The picture itself is in `cli.status_view`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reconciler.cli.run import CONFIG
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reconciler.controller.settings import Settings
+    from reconciler.controller.status import Status
+
+
+@click.command(short_help="Show where every wave stands, what is held and why.")
+@CONFIG
+@click.option("--watch", is_flag=True, help="Keep showing it until interrupted.")
+@click.option("--every", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between
+looks.") @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True) def
+status(config: Path, watch: bool, every: float, output: str) -> None: """Show where every wave stands, what is held
+and until when, flagged devices, conditions, and open actions.
+
+    Reads the store of the settings: it says what the loop saw at its last tick, also while no loop runs.
+    """
+    if watch and output == "json":
+        raise click.UsageError("--watch is for people; call `status --output json` as often as you like instead")
+    from reconciler.controller.bootstrap import make_store
+    from reconciler.controller.settings import load_settings
+    from reconciler.controller.status import status_of
+
+    settings = load_settings(config)
+    store = make_store(settings, create=False)
+
+    def look() -> Status:
+        return status_of(store, _now(settings))
+
+    try:
+        if output == "json":
+            click.echo(json.dumps(look().to_dict(), indent=2, ensure_ascii=False))
+            return
+        from rich.console import Console
+
+        console = Console(highlight=False, emoji=False, markup=False)
+        if watch:
+            _watch(console, look, every)
+        else:
+            from reconciler.cli.status_view import view
+
+            console.print(view(look(), console.width, _ascii(console)))
+    except KeyboardInterrupt:
+        return
+    finally:
+        store.close()
+
+
+def _watch(console: Console, look: Callable[[], Status], every: float) -> None:
+    """On a terminal one picture that changes; elsewhere a new one each time that something changed but the time."""
+    from rich.live import Live
+
+    from reconciler.cli.status_view import view
+    from reconciler.ports import TransientError
+
+    if console.is_terminal:
+        first = look()
+        with Live(view(first, console.width, _ascii(console)), console=console, screen=True, auto_refresh=False) as
+        live: while True: time.sleep(every) try: live.update(view(look(), console.width, _ascii(console)),
+        refresh=True) except TransientError: continue  # Busy for a moment: the last picture stands until the next
+        look. shown = None while True: found = look() facts = {key: value for key, value in found.to_dict().items() if
+        key != "at"} if facts != shown: shown = facts console.print(view(found, console.width, _ascii(console)))
+        sys.stdout.flush() time.sleep(every)
+
+
+def _ascii(console: Console) -> bool:
+    return not console.encoding.lower().startswith("utf")
+
+
+def _now(settings: Settings) -> datetime:
+    """The present instant: the system's, or that of a stepped clock, whose director need not run any more."""
+    from reconciler.controller.settings import SteppedClockSettings
+
+    if isinstance(settings.clock, SteppedClockSettings):
+        try:
+            (micros,) = struct.unpack("<q", Path(f"{settings.clock.socket}.now").read_bytes()[:8])
+        except (OSError, struct.error):
+            return datetime.now(UTC)
+        return datetime.fromtimestamp(micros / 1e6, UTC)
+    return datetime.now(UTC)
