@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "test": ("test", "test", "Run the policy scenarios of a fleet repo."),
     "plan": ("plan", "plan", "Show what the loop would do now, and what it holds and why."),
     "explain": ("explain", "explain", "Say why a device has the decision it has."),
+    "status": ("status", "status", "Show where every wave stands, what is held and why."),
+    "token": ("token", "token", "Enrol devices and operators; revoke and list their tokens."),
     "site": ("site", "site", "Look at single sites: `site render` shows their cloud-init files."),
 }
 

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 @click.command(short_help="Show where every wave stands, what is held and why.")
 @CONFIG
 @click.option("--watch", is_flag=True, help="Keep showing it until interrupted.")
-@click.option("--every", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between
-looks.") @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True) def
-status(config: Path, watch: bool, every: float, output: str) -> None: """Show where every wave stands, what is held
-and until when, flagged devices, conditions, and open actions.
+@click.option(
+    "--every", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between two looks."
+)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def status(config: Path, watch: bool, every: float, output: str) -> None:
+    """Show where every wave stands, what is held and until when, flagged devices, conditions, and open actions.
 
     Reads the store of the settings: it says what the loop saw at its last tick, also while no loop runs.
     """
@@ -74,13 +76,23 @@ def _watch(console: Console, look: Callable[[], Status], every: float) -> None:
     from reconciler.ports import TransientError
 
     if console.is_terminal:
-        first = look()
-        with Live(view(first, console.width, _ascii(console)), console=console, screen=True, auto_refresh=False) as
-        live: while True: time.sleep(every) try: live.update(view(look(), console.width, _ascii(console)),
-        refresh=True) except TransientError: continue  # Busy for a moment: the last picture stands until the next
-        look. shown = None while True: found = look() facts = {key: value for key, value in found.to_dict().items() if
-        key != "at"} if facts != shown: shown = facts console.print(view(found, console.width, _ascii(console)))
-        sys.stdout.flush() time.sleep(every)
+        first = view(look(), console.width, _ascii(console))
+        with Live(first, console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                time.sleep(every)
+                try:
+                    live.update(view(look(), console.width, _ascii(console)), refresh=True)
+                except TransientError:
+                    continue  # Busy for a moment: the last picture stands until the next look.
+    shown = None
+    while True:
+        found = look()
+        facts = {key: value for key, value in found.to_dict().items() if key != "at"}
+        if facts != shown:
+            shown = facts
+            console.print(view(found, console.width, _ascii(console)))
+            sys.stdout.flush()
+        time.sleep(every)
 
 
 def _ascii(console: Console) -> bool:
