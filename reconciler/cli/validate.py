@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
 
-from reconciler.repo.load import load_folder
-from reconciler.repo.problem import Problem
+from reconciler.model.desired import Desired
+from reconciler.repo.load import LoadResult, load_folder
+from reconciler.repo.problem import InvalidInput, Problem
 
 
 @click.command()
@@ -35,7 +36,8 @@ def validate(path: Path | None, fleet: Path | None, output: str) -> None:
         fleet, path = path or Path(), None
     only = _below(fleet, path) if path is not None else None
     result = load_folder(fleet)
-    problems = [problem for problem in result.problems if only is None or _is_below(problem.path, only)]
+    found = sorted((*result.problems, *_within_scenarios(fleet, result)))
+    problems = [problem for problem in found if only is None or _is_below(problem.path, only)]
     _PRINT[output](problems)
     errors = sum(problem.severity == "error" for problem in problems)
     warnings = len(problems) - errors
@@ -54,6 +56,26 @@ def validate(path: Path | None, fleet: Path | None, output: str) -> None:
         )
         loaded = ", " + ", ".join(parts)
     click.echo(f"{fleet}: {'valid' if result.desired else 'no error'}, {_count(warnings, 'warning')}{loaded}", err=True)
+
+
+def _within_scenarios(fleet: Path, result: LoadResult) -> Iterator[Problem]:
+    """Problems of the documents inside scenarios, and of what they observe. None is run: that is `reconciler test`."""
+    from reconciler.repo.scenario_read import read_scenario
+
+    def own() -> Desired:
+        if result.desired is None:
+            raise InvalidInput(())  # the fleet's own problems are told already
+        return result.desired
+
+    for scenario in result.scenarios:
+        path = fleet / scenario.path
+        try:
+            _, warnings = read_scenario(str(path), path.read_bytes(), own)
+            yield from warnings
+        except InvalidInput as invalid:
+            yield from invalid.problems
+        except OSError as error:
+            yield Problem(str(path), 1, 1, f"cannot be read any more ({error.strerror}); run again", code="unreadable")
 
 
 def _below(fleet: Path, path: Path) -> Path:

@@ -215,7 +215,7 @@ class _Rollout:
         before: set[str] = set()
         highest: tuple[int, int] | None = None
         for number, wave in self.waves:
-            before |= set(wave.sites or ()) - sites.lab
+            before |= (set(wave.sites or ()) & sites.names.one.keys()) - sites.lab
             if wave.percent is None:
                 continue
             wanted = -(-wave.percent * total // 100)
@@ -266,7 +266,8 @@ def release_findings(release: str, images: Mapping[str, Parsed], where: Where, w
         near = did_you_mean(release, images) or f"; add images/{release}.yaml, or correct it"
         yield Finding(where, f"{who} image {release}, which has no document{near}", "unknown-release")
     elif document.spec is not None and document.spec.withdrawn is not None:
-        message = f"{who} image {release}, which is withdrawn ({document.spec.withdrawn}): nothing moves to it"
+        why = " ".join(document.spec.withdrawn.split())
+        message = f"{who} image {release}, which is withdrawn ({why}): nothing moves to it"
         yield Finding(where, message + "; ask for another", "withdrawn", "warning")
 
 

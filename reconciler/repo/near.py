@@ -32,7 +32,8 @@ def nearest_name(unknown: str, known: Iterable[str]) -> str | None:
     if same:
         return same[0]
     lowered = {name.lower(): name for name in sorted(names, reverse=True)}
-    found = difflib.get_close_matches(unknown.lower(), sorted(lowered), 1, 0.6)
+    cutoff = 0.8 if any(character.isdigit() for character in unknown) else 0.6  # numbers are alike without meaning it
+    found = difflib.get_close_matches(unknown.lower(), sorted(lowered), 1, cutoff)
     return lowered[found[0]] if found else None
 
 

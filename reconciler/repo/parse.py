@@ -21,6 +21,9 @@ from reconciler.repo.problem import Problem
 from reconciler.repo.reader import Data, Refused, read
 from reconciler.repo.wording import complaint, show
 
+MOST = 500
+"""Problems shown of one file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
@@ -82,15 +85,23 @@ def _validate(tree: Data, kind: str, findings: list[Finding]) -> Any:
     try:
         document = model.model_validate(tree, by_alias=True, by_name=False)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            if detail["loc"] == ("kind",) and wrong_kind is not None:
-                continue
-            findings.append(_finding(detail, model, tree))
+        details = [d for d in error.errors(include_url=False) if not _follows(d, wrong_kind is not None)]
+        findings += [_finding(detail, model, tree) for detail in details[:MOST]]
+        if len(details) > MOST:
+            message = f"{len(details)} problems in this file; the first {MOST} are shown, correct these first"
+            findings.append(Finding((), message, "many"))
         return None
     except RecursionError:  # bounded by the reader's depth; kept so that no file can stop a load
         findings.append(Finding((), "nested too deep to check; flatten it", "depth"))
         return None
     return document if wrong_kind is None else None
+
+
+def _follows(detail: Any, wrong_kind: bool) -> bool:
+    """An error that only follows from another: the kind is told already, or a list is "short" since its items are bad."""
+    if detail["type"] == "too_short" and hasattr(detail["input"], "__len__"):
+        return bool(len(detail["input"]) >= detail["ctx"]["min_length"])
+    return wrong_kind and bool(detail["loc"] == ("kind",))
 
 
 def _finding(detail: Any, model: type[BaseModel], tree: dict[str, Data]) -> Finding:

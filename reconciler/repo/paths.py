@@ -18,10 +18,12 @@ _DEEPEST = 3
 
 
 def looked_at(path: str) -> bool:
-    """Whether a path that holds no document is looked at all: a place for documents itself, or a YAML file near the top."""
+    """Whether a path that holds no document is looked at all: a place for documents itself, or a file near the top."""
     if path in FOLDERS or path.startswith("/") or ".." in path.split("/"):
         return True
-    return path.endswith(SUFFIXES) and path.count("/") < _DEEPEST
+    if path.startswith(".") or "/." in path:
+        return False
+    return path.count("/") < _DEEPEST and (path.endswith(SUFFIXES) or path.rpartition("/")[0] in FOLDERS)
 
 
 def path_fault(path: str, mode: str, kind: str | None) -> str | None:
@@ -46,8 +48,6 @@ def path_fault(path: str, mode: str, kind: str | None) -> str | None:
 
 def peek(path: str, data: Callable[[], bytes]) -> str | None:
     """A warning for a file that looks like a fleet document and is in no place where one is read."""
-    if not path.endswith(SUFFIXES):
-        return None
     head = data()[:4096]
     if not _FLEET.search(head):
         return None
@@ -56,6 +56,8 @@ def peek(path: str, data: Callable[[], bytes]) -> str | None:
         return None
     name = kind.group(1).decode()
     home = next((f"{folder}/" for folder, of in FOLDERS.items() if of == name), f"{name.lower()}.yaml at the top")
+    if path.rpartition("/")[0] + "/" == home:
+        return f"looks like a {name} document, and is not read: its name does not end in .yaml; rename it, or remove it"
     return f"looks like a {name} document, and is not read here; move it to {home}, or remove it"
 
 

@@ -30,6 +30,7 @@ from yaml.events import (
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
+MAX_FAULTS = 500
 
 Data = Any
 """What a document holds: dict (text keys), list, str, or None."""
@@ -146,7 +147,7 @@ def _build(next_event: Callable[[], Any], faults: list[Fault]) -> Data:  # noqa:
     holder: Any = root
     key: str | None = None
     in_mapping = False
-    while True:
+    while len(faults) < MAX_FAULTS:
         event = next_event()
         kind = event.__class__
         if kind is ScalarEvent:
@@ -191,9 +192,9 @@ def _build(next_event: Callable[[], Any], faults: list[Fault]) -> Data:  # noqa:
         if kind is not ScalarEvent and kind is not AliasEvent:
             stack.append((holder, key))
             holder, key, in_mapping = value, None, kind is MappingStartEvent
-    if not root:
+    if not root and not faults:
         raise Refused(*faults, Fault(1, 1, "the file is empty; write a document, or remove the file", "empty"))
-    return root[0]
+    return root[0] if root else None
 
 
 def _document(event: Any, root: list[Data], faults: list[Fault]) -> None:

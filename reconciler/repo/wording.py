@@ -53,7 +53,13 @@ def complaint(error: ErrorDetails, model: type[BaseModel]) -> Complaint:
         return Complaint(where[:-1], True, f"{key_text(where)} is missing; {_how_to_write(where, model)}", "missing")
     name = key_text(where[:-1] if of_key else where)
     if given is None:
-        return Complaint(where, False, f"{name} has no value; write one, or leave the key out", "empty")
+        needed = _is_needed(model, where)
+        remedy = (
+            "write one ({} for none)" if where == ("spec",) else "write one" if needed else "write one, or leave it out"
+        )
+        return Complaint(where, False, f"{name} has no value; {remedy}", "empty")
+    if where and where[-1] == "vpn":
+        return Complaint(where, False, f"{name}: {_SHAPES['model_type']} (what is there is not shown)", "value")
     if where and where[-1] in SECRET_KEYS:
         return Complaint(
             where, False, f"{name} is not the name of a secret (its value is not shown); {_HOW_TO_REFER}", "value"
@@ -151,6 +157,12 @@ def _unknown_key(where: Where, model: type[BaseModel]) -> str:
     if key in aliases(model) or (len(where) > 2 and key in aliases(_is_model(_target(model, ("spec",))))):
         return f"unknown key {clip(key)} in {inside}; it belongs further out, indent it less"
     return f"unknown key {clip(key)} in {inside}; remove it, or write one of {', '.join(known)}"
+
+
+def _is_needed(model: type[BaseModel], where: Where) -> bool:
+    parent = _is_model(_target(model, where[:-1])) if where else None
+    fields = parent.model_fields.items() if parent is not None else ()
+    return any(field.is_required() for name, field in fields if (field.alias or name) == where[-1])
 
 
 def _how_to_write(where: Where, model: type[BaseModel]) -> str:

@@ -97,6 +97,26 @@ def test_a_path_narrows_what_is_shown(fleet: Path) -> None:
     assert run("--fleet", "fleet", "/etc/passwd")[0] == 2
 
 
+def test_documents_inside_scenarios_are_checked(fleet: Path) -> None:
+    (fleet / "tests").mkdir()
+    (fleet / "tests/a.yaml").write_text(
+        "apiVersion: fleet/v1\nkind: Scenario\nmetadata: {name: a}\nspec:\n  now: 2026-01-15T01:30:00Z\n"
+        "  documents:\n    - {kind: Wave, metadata: {name: w}, spec: {}}\n  expect: {actions: []}\n"
+    )
+    code, _, err = run("fleet")
+    assert code == 1
+    assert "fleet/tests/a.yaml:7:14: " in err
+    (fleet / "tests/a.yaml").write_text(
+        "apiVersion: fleet/v1\nkind: Scenario\nmetadata: {name: a}\nspec:\n  now: 2026-01-15T01:30:00Z\n"
+        "  expect: {actions: []}\n"
+    )
+    assert run("fleet")[0] == 0
+    (fleet / "fleet.yaml").unlink()
+    code, _, err = run("fleet")
+    assert code == 1
+    assert err.count("\n") == 2
+
+
 def test_no_fleet_is_told() -> None:
     code, _, err = run("/nonexistent")
     assert code == 1

@@ -144,7 +144,36 @@ def test_other_files_are_nobodys_business(fleet: Path) -> None:
     (fleet / "images/edge-golden").mkdir()
     (fleet / "images/edge-golden/config.yaml").write_text("packages: [a]\n")
     (fleet / "sites/notes.txt").write_text("[")
+    (fleet / "sites/.SITE-0009").write_text("apiVersion: fleet/v1\nkind: Site\n")
     assert load_folder(fleet).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "piece"),
+    [
+        ("sites/eu/SITE-0009.yaml", "move it to sites/"),
+        ("sites/SITE-0009.ymal", "its name does not end in .yaml"),
+        ("Site/SITE-0009.json", "move it to sites/"),
+        ("SITE-0009.yml", "move it to sites/"),
+    ],
+)
+def test_a_document_where_none_is_read_is_named(fleet: Path, path: str, piece: str) -> None:
+    (fleet / path).parent.mkdir(exist_ok=True)
+    (fleet / path).write_text('{"apiVersion": "fleet/v1",\n "kind": "Site"}\n')
+    told = load_folder(fleet)
+    assert [(problem.severity, problem.path) for problem in told.problems] == [("warning", str(fleet / path))]
+    assert piece in told.problems[0].message
+
+
+def test_a_flood_of_problems_is_cut(fleet: Path) -> None:
+    (fleet / "sites/SITE-0001.yaml").write_text(
+        "apiVersion: fleet/v1\nkind: Site\nmetadata: {name: SITE-0001}\nspec:\n  timezone: UTC\n"
+        + "".join(f"  key{number}: 1\n" for number in range(2000))
+    )
+    (fleet / "sites/SITE-0002.yaml").write_text("".join("a: &b 1\n" for _ in range(2000)))
+    problems = load_folder(fleet).problems
+    assert 500 < len(problems) < 1100
+    assert any("2001 problems in this file" in problem.message for problem in problems)
 
 
 @pytest.mark.parametrize("path", ["/sites/a.yaml", "../sites/a.yaml", "sites/../../a.yaml", "./sites/a.yaml"])
