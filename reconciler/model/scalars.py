@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, StringConstraints, WithJsonSchema
 
-_DURATION = re.compile(r"^(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?$")
-_TIME_OF_DAY = re.compile(r"^([01]\d|2[0-3]):([0-5]\d)$")
-_RELEASE = re.compile(r"^v(0|[1-9]\d{0,8})(?:\.(0|[1-9]\d{0,8}))?(?:\.(0|[1-9]\d{0,8}))?$")
-_VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,62}$")
-_PERCENT = re.compile(r"^(\d{1,3})%$")
-_INSTANT = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:[Zz]|[+-]\d{2}:\d{2})$")
+_DURATION = re.compile(r"^(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?$", re.ASCII)
+_TIME_OF_DAY = re.compile(r"^([01]\d|2[0-3]):([0-5]\d)$", re.ASCII)
+_RELEASE = re.compile(r"^v(0|[1-9]\d{0,8})(?:\.(0|[1-9]\d{0,8}))?(?:\.(0|[1-9]\d{0,8}))?$", re.ASCII)
+_VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,62}$", re.ASCII)
+_PERCENT = re.compile(r"^(\d{1,3})%$", re.ASCII)
+_INSTANT = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:[Zz]|[+-]\d{2}:\d{2})$", re.ASCII)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
@@ -36,8 +36,10 @@ _IPV6 = r"[0-9A-Fa-f:]*:[0-9A-Fa-f:.]+"
 HOST_PATTERN = rf"^(?:{_HOST_NAME}|{_IPV6})$"
 CAMERA_PATTERN = rf"^(?:{_HOST_NAME}(?::\d{{1,5}})?|{_IPV6}|\[{_IPV6}\](?::\d{{1,5}})?)$"
 
-_HOST = re.compile(HOST_PATTERN)
-_CAMERA = re.compile(rf"(?:(?P<host>{_HOST_NAME}|{_IPV6}(?!\]))|\[(?P<v6>{_IPV6})\])(?::(?P<port>\d{{1,5}}))?")
+_HOST = re.compile(HOST_PATTERN, re.ASCII)
+_CAMERA = re.compile(
+    rf"(?:(?P<host>{_HOST_NAME}|{_IPV6}(?!\]))|\[(?P<v6>{_IPV6})\])(?::(?P<port>\d{{1,5}}))?", re.ASCII
+)
 
 
 def parse_duration(value: Any) -> int:
@@ -134,7 +136,7 @@ def _version(value: Any) -> str:
 
 
 def _pattern(pattern: str, what: str, remedy: str) -> Any:
-    compiled = re.compile(pattern)
+    compiled = re.compile(pattern, re.ASCII)
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or not compiled.fullmatch(value):

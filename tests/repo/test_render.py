@@ -272,6 +272,7 @@ def test_the_secrets_to_ask_for_are_sorted_and_once() -> None:
         ("cameras", "192.0.2.1; reboot"),
         ("cameras", "192.0.2.1:70000"),
         ("cameras", "$(reboot)"),
+        ("cameras", "192.0.2.1:\u0668\u0660"),
         ("cameras", "192.0.2.1\n"),
     ],
 )
