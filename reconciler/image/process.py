@@ -1,0 +1,99 @@
+"""Runs one program of a build: an empty environment, a process group of its own, a time limit, and a log.
+
+A recipe's script sees PATH, LANG, HOME and TMPDIR in the scratch folder, and what its stage gives it: no credential, no
+agent socket, no token of ours. What it may read of the machine is for the system to limit: run the builder as a user of
+its own. Called by `image.builder` and `image.ext4`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.ports import TerminalError
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OUTPUT_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Where a build's programs run: the scratch folder, the log they append to, and seconds that each may take."""
+
+    scratch: Path
+    log: Path
+    timeout_s: float
+
+    def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        """The whole environment of a program."""
+        home = self.scratch / "home"
+        home.mkdir(exist_ok=True)
+        return {"PATH": PATH, "LANG": "C", "LC_ALL": "C", "HOME": str(home), "TMPDIR": str(home), **extra}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended. `out` is its standard output, cut at 1 MiB; `last` the last line it wrote to the log."""
+
+    status: int
+    out: bytes
+    last: str
+
+
+def run(where: Surroundings, stage: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Ended:
+    """Run a program of a stage and wait for it. Whatever its status; TerminalError: not started, or out of time.
+
+    Its whole process group is killed at the end, so that nothing a script left running goes on.
+    """
+    out_path = where.scratch / f"{stage}.out"
+    with where.log.open("ab") as log, out_path.open("wb") as out:
+        log.write(f"=== {stage}: {' '.join(argv)}\n".encode())
+        log.flush()
+        try:
+            child = subprocess.Popen(
+                list(argv),
+                cwd=where.scratch,
+                env=where.environment(env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                start_new_session=True,
+                umask=0o022,
+            )
+        except OSError as error:
+            raise failed(stage, f"{argv[0]} cannot be run ({error.strerror})", where.log) from None
+        try:
+            status = child.wait(where.timeout_s)
+        except subprocess.TimeoutExpired:
+            raise failed(stage, f"did not end within {where.timeout_s:g} s", where.log) from None
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    with out_path.open("rb") as file:
+        data = file.read(OUTPUT_LIMIT)
+    with where.log.open("ab") as log:
+        log.write(data)
+    return Ended(status, data, _last_line(where.log))
+
+
+def failed(stage: str, why: str, log: Path) -> TerminalError:
+    """The error of a stage that failed."""
+    return TerminalError(
+        f"stage {stage!r} of the build failed: {why}",
+        needed_for="building the image",
+        remedy=f"see {log}, and correct the recipe",
+    )
+
+
+def _last_line(log: Path) -> str:
+    """The last line in a log that says something, fit for a message."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    return "".join(letter if letter.isprintable() else " " for letter in lines[-1])[:200] if lines else ""
