@@ -1,0 +1,115 @@
+"""Signs with a key in a GnuPG home, through python-gnupg: detached, binary, SHA-512.
+
+`GpgKey` holds no key: gpg-agent of that home does. A passphrase comes from a file of mode 0600 and is handed to gpg on
+a descriptor (loopback pinentry), never in argv. Every signature is checked against the key's fingerprint before it is
+returned, since gpg picks another key where a home's default says so. Implements `ports.AssignmentSigner` and, with a
+recheck, `ports.Signer`.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reconciler.ports import TerminalError, TransientError
+
+_SOCKET_LIMIT = 90
+"""Characters of a home's path: gpg-agent's socket below it may have 108."""
+
+
+class GpgKey:
+    """One secret key in one home. TerminalError at the start: no gpg, no such key, or a home that cannot work."""
+
+    def __init__(self, home: Path, fingerprint: str, *, passphrase_file: Path | None = None, needed_for: str) -> None:
+        self._needed_for = needed_for
+        self.fingerprint = fingerprint.upper()
+        if not re.fullmatch(r"[0-9A-F]{40}", self.fingerprint):
+            raise self._error(f"{fingerprint!r} is not a fingerprint", "write the key's 40 hex digits")
+        if not home.is_dir():
+            raise self._error(
+                f"there is no GnuPG home {home}", "make it with mode 0700, and generate or import the key there"
+            )
+        if len(str(home.absolute())) > _SOCKET_LIMIT:
+            raise self._error(
+                f"the path of GnuPG home {home} is too long for gpg-agent's socket", "move it to a shorter path"
+            )
+        self._passphrase = self._read(passphrase_file) if passphrase_file is not None else None
+        self._lock = threading.Lock()
+        try:
+            import gnupg
+
+            options = ["--pinentry-mode", "loopback"]
+            self._gpg: Any = gnupg.GPG(gnupghome=str(home.absolute()), use_agent=False, options=options)
+        except (OSError, ValueError) as error:
+            raise self._error(f"gpg cannot be run ({error})", "apt-get install gnupg") from None
+        if self.fingerprint not in {key["fingerprint"] for key in self._gpg.list_keys(True)}:
+            raise self._error(f"GnuPG home {home} has no secret key {self.fingerprint}", "generate or import it there")
+
+    def _error(self, wrong: str, remedy: str) -> TerminalError:
+        return TerminalError(wrong, needed_for=self._needed_for, remedy=remedy)
+
+    def _read(self, path: Path) -> str:
+        try:
+            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise self._error(f"{path} can be read by others", f"chmod 600 {path}")
+            return path.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._error(f"{path} cannot be read ({type(error).__name__})", "name the passphrase's file") from None
+
+    def sign(self, data: bytes) -> bytes:
+        """A detached binary signature over `data`. TransientError: gpg did not sign."""
+        with self._lock:
+            signed = self._gpg.sign(
+                data,
+                keyid=self.fingerprint,
+                detach=True,
+                binary=True,
+                clearsign=False,
+                passphrase=self._passphrase,
+                extra_args=["--digest-algo", "SHA512"],
+            )
+        made: bytes = signed.data
+        if not made or not signed.fingerprint:
+            # gpg's own words may hold a user id, never the passphrase.
+            raise TransientError(
+                f"gpg did not sign with {self.fingerprint} ({signed.status or 'no reason given'})",
+                needed_for=self._needed_for,
+                remedy="check the key's expiry and its passphrase",
+            )
+        return made
+
+
+class GpgAssignmentSigner:
+    """`ports.AssignmentSigner` with a key in a home of its own."""
+
+    def __init__(self, home: Path, fingerprint: str, *, passphrase_file: Path | None = None) -> None:
+        self._key = GpgKey(home, fingerprint, passphrase_file=passphrase_file, needed_for="signing assignments")
+
+    def sign_root(self, root: bytes) -> bytes:
+        """Detached signature over a tick's root document (port)."""
+        return self._key.sign(root)
+
+
+class GpgReleaseSigner:
+    """`ports.Signer` in this process: `sums` is the recheck (`image.recheck.Recheck.sums`), asked before every
+    signature.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        fingerprint: str,
+        sums: Callable[[str, str], bytes],
+        *,
+        passphrase_file: Path | None = None,
+    ) -> None:
+        self._key = GpgKey(home, fingerprint, passphrase_file=passphrase_file, needed_for="signing a release")
+        self._sums = sums
+
+    def sign_release(self, release: str, commit: str) -> bytes:
+        """Detached signature over the release's SHA256SUMS (port)."""
+        return self._key.sign(self._sums(release, commit))
