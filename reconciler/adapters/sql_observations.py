@@ -206,15 +206,16 @@ def _forgotten(current: DeviceObservation, closed: frozenset[str]) -> DeviceObse
 
 
 def apply(connection: Connection, patches: Iterable[DeviceObservation], facts: Facts) -> None:
-    """Marks first, then time-outs and rescues, then what closed releases leave behind. Rows that stay equal are not
-    written."""
+    """Time-outs and rescues first, then marks (a plan may offer at once what it has just judged timed out), then what
+    closed releases leave behind. Rows that stay equal are not written."""
     steps: list[tuple[str, Callable[[DeviceObservation], DeviceObservation]]] = []
-    for patch in patches:
-        steps.append((patch.name, lambda current, patch=patch: patched(current, patch)))  # type: ignore[misc]
     for fact in facts.timeouts:
         steps.append((fact.device, lambda current, fact=fact: timed_out(current, fact)))  # type: ignore[misc]
     for fact in facts.rescues:
         steps.append((fact.device, lambda current, fact=fact: rescued(current, fact)))  # type: ignore[misc]
+    for patch in patches:
+        steps.append((patch.name, lambda current, patch=patch: patched(current, patch)))  # type: ignore[misc]
+
     closed = frozenset(facts.closed)
     touched = [*(device for device, _ in steps), *_holding(connection, closed)]
     before = read(connection, touched)

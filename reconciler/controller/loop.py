@@ -262,7 +262,7 @@ class Loop:
         check_status(
             parts.conditions.rows(),
             now=parts.clock.now(),
-            commit=None if world is None else world.commit,
+            commit=parts.store.last_good_commit(),
             open_intents=parts.store.open_intents(),
             stalled=self.stalled,
             devices=() if world is None else world.observed.devices,

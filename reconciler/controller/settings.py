@@ -27,6 +27,19 @@ _URL = re.compile(r"^https?://[^\s/@]+(?:/[^\s]*)?$")
 _BUCKET = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
 
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _within(place: str, prefix: str) -> bool:
+    return (place if place.endswith("/") else f"{place}/").startswith(prefix)
+
+
 class GitSettings(Part):
     """Where the fleet repo is."""
 
@@ -438,16 +451,3 @@ def _absolute(value: P, folder: Path) -> P:
     if isinstance(value, Settings) and value.store is not None and "://" not in value.store:
         changes["store"] = str(folder / value.store)
     return value.model_copy(update=changes)
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _within(place: str, prefix: str) -> bool:
-    return (place if place.endswith("/") else f"{place}/").startswith(prefix)
