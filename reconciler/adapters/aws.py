@@ -147,6 +147,12 @@ class Aws:
                 )
             return self._clients[service]
 
+    def close(self) -> None:
+        """Close every client's connections."""
+        with self._lock:
+            while self._clients:
+                self._clients.popitem()[1].close()
+
 
 @contextmanager
 def translated(doing: str, *, needed_for: str, remedy: str = "") -> Iterator[None]:

@@ -44,7 +44,7 @@ class LocalDoorbell:
 
     def ring(self, devices: Sequence[str]) -> Mapping[str, str]:
         """Device → `delivered`, `timed-out` or `unknown`."""
-        return {device: self._ring(device) for device in devices}
+        return {device: self._ring(device) for device in dict.fromkeys(devices)}
 
     def _ring(self, device: str) -> str:
         if not _NAME.match(device):

@@ -1,0 +1,35 @@
+"""Stand-ins that are started once for all suites of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from reconciler.adapters.aws import Aws, AwsSettings
+from tests.support.aws import moto_server, use_test_credentials
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """URL of moto in server mode. Tests use buckets, repositories and secrets of their own names."""
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_test_credentials(monkeypatch)
+
+
+@pytest.fixture
+def aws(moto: str) -> Iterator[Aws]:
+    """Clients of moto."""
+    clients = aws_at(moto)
+    yield clients
+    clients.close()
+
+
+def aws_at(url: str, read_timeout_s: float = 5, attempts: int = 3) -> Aws:
+    """Clients of a server at `url`."""
+    return Aws(AwsSettings(region="eu-central-1", endpoint_url=url, read_timeout_s=read_timeout_s, attempts=attempts))
