@@ -22,7 +22,7 @@ from reconciler.controller.loop import Loop, Parts
 from reconciler.controller.pace import Backoff, Poll
 from reconciler.controller.record import Recorder
 from reconciler.controller.source import Source
-from reconciler.model.desired import Desired
+from reconciler.model.desired import Desired, ImageSpec
 from reconciler.model.observed import Snapshot
 from reconciler.ports import (
     AssignmentSigner,
@@ -38,6 +38,7 @@ from reconciler.ports import (
     TerminalError,
     TransientError,
 )
+from reconciler.repo.load import load_tree
 
 if TYPE_CHECKING:
     from reconciler.adapters.aws import Aws
@@ -70,13 +71,13 @@ def make_store(settings: s.Settings, *, create: bool) -> Store:
     return open_store(settings.store_place, create=create)
 
 
-def make_git(settings: s.Settings, now: Callable[[], datetime]) -> GitSource:
+def make_git(settings: s.Settings, now: Callable[[], datetime], folder: str = "git") -> GitSource:
     """The fleet repo's mirror."""
     from reconciler.adapters.git_source import GitMirror
 
     git, commits = settings.git, settings.commits
     return GitMirror(
-        settings.state / "git",
+        settings.state / folder,
         git.url,
         git.branch,
         signers_keyring=commits.keyring,
@@ -171,20 +172,37 @@ def make_builder(settings: s.Settings, git: GitSource) -> Builder:
     )
 
 
-def make_release_signer(settings: s.Settings, git: GitSource, images: ImageStore) -> Signer | None:
-    """Who signs releases, where this process may."""
-    if settings.keys.signer is None:
+def make_release_signer(settings: s.Settings, images: ImageStore, now: Callable[[], datetime]) -> Signer | None:
+    """Who signs releases; None: somebody else, and the loop waits for it."""
+    place = settings.keys.signer
+    if place is None:
         return None
-    from reconciler.adapters.gpg_signer import ReleaseSigner
+    if isinstance(place, s.ProcessSigner):
+        from reconciler.adapters.signer_process import ProcessSigner
 
-    return ReleaseSigner(settings.keys.signer, git, images)
+        return ProcessSigner(place.command)
+    from reconciler.adapters.signer_gpg import GpgReleaseSigner
+    from reconciler.image.recheck import Recheck
+
+    # A mirror of its own: what is signed is rechecked against what the signer itself has fetched.
+    git = make_git(settings, now, folder="signer")
+
+    def named(commit: str) -> Mapping[str, ImageSpec]:
+        result = load_tree(git.files(commit), git.blob)
+        if result.desired is None:
+            raise TerminalError(f"commit {commit[:12]} does not load", needed_for="signing a release")
+        return result.desired.images
+
+    recheck = Recheck(git, images, named, scratch=settings.state)
+    return GpgReleaseSigner(place.home, place.fingerprint, recheck.sums, passphrase_file=place.passphrase_file)
 
 
 def make_assignment_signer(settings: s.Settings) -> AssignmentSigner:
     """Who signs assignments."""
-    from reconciler.adapters.gpg_signer import RootSigner
+    from reconciler.adapters.signer_gpg import GpgAssignmentSigner
 
-    return RootSigner(settings.keys.assignment)
+    place = settings.keys.assignment
+    return GpgAssignmentSigner(place.home, place.fingerprint, passphrase_file=place.passphrase_file)
 
 
 # ---------------------------------------------------------------- the program
@@ -224,7 +242,7 @@ class Program:
             self.images,
             registry,
             make_builder(settings, self.git),
-            make_release_signer(settings, self.git, self.images),
+            make_release_signer(settings, self.images, self.clock.now),
             work,
         )
         parts = Parts(

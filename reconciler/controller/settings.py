@@ -187,6 +187,21 @@ class ProcessSigner(Part):
     )
 
 
+class KeySigner(KeyPlace):
+    """The release key in this process: for one machine, and for the demo."""
+
+    type: Literal["key"] = Field(description="A key in a GnuPG home")
+
+
+class ProcessSigner(Part):
+    """The release key in another process, which can run as another user."""
+
+    type: Literal["process"] = Field(description="A command")
+    command: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="The command and its arguments, as [sudo, -u, signer, reconciler, signer, --config, FILE]; no shell"
+    )
+
+
 class KeySettings(Part):
     """Which keys sign what. Two keys, two homes: whoever runs the loop cannot sign a release by it."""
 
@@ -195,9 +210,8 @@ class KeySettings(Part):
         description="Primary fingerprints of the keys that may sign releases; a fleet's `releaseKeys` narrows them"
     )
     release_keyring: Path = Field(description="Binary export of those public keys")
-    signer: KeyPlace | None = Field(
-        default=None,
-        description="The release key, where this process may sign releases; absent: they are signed elsewhere",
+    signer: Annotated[KeySigner | ProcessSigner, Field(discriminator="type")] | None = Field(
+        default=None, description="Who signs releases; absent: they are signed elsewhere, and waited for"
     )
 
 
@@ -366,7 +380,8 @@ class Settings(Part):
         place = self.images.url if isinstance(self.images, S3Place) else f"file://{self.images.path}"
         if isinstance(self.images, S3Place) and not any(_within(place, prefix) for prefix in self.allowed.images):
             raise ValueError(f"`images` is {place}, which `allowed.images` does not allow; add its bucket there")
-        if self.keys.signer is not None and self.keys.signer.fingerprint not in self.keys.releases:
+        signer = self.keys.signer
+        if isinstance(signer, KeySigner) and signer.fingerprint not in self.keys.releases:
             raise ValueError(
                 "`keys.signer` is no key of `keys.releases`, so no device would take what it signs; add it there"
             )
