@@ -105,7 +105,9 @@ def _head(status: Status) -> Text:
     head = Text(commit, "bold")
     plan = status.plan or {}
     if plan.get("at"):
-        head.append(f"; plan made {countdown(parse_instant(plan['at']), status.at)}", "not bold")
+        # The loop keeps a plan only where it says something new.
+        unchanged = max(timedelta(), status.at - parse_instant(plan["at"])).total_seconds()
+        head.append(f"; plan unchanged for {duration(unchanged)}", "not bold")
     if plan.get("nextChangeAt"):
         head.append(f"; next change {_until(plan['nextChangeAt'], status.at)}", "not bold")
     return head
@@ -116,14 +118,14 @@ def _section(title: str, body: RenderableType | None) -> list[RenderableType]:
 
 
 def _lines(lines: Iterator[Text]) -> RenderableType | None:
-    found = [Padding(line, (0, 0, 0, 2)) for line in lines]
+    found = [Padding(line, (0, 0, 0, 2), expand=False) for line in lines]
     return Group(*found) if found else None
 
 
 def _until(instant: str, now: datetime) -> str:
     """`2026-01-17 01:30 UTC (in 23 h 10 min)`."""
     at = parse_instant(instant)
-    return f"{at:%Y-%m-%d %H:%M} UTC ({countdown(at, now)})"
+    return f"{at:%Y-%m-%d %H:%M} UTC ({countdown(at, now) if at > now else 'due'})"
 
 
 # ---------------------------------------------------------------- waves
@@ -157,8 +159,8 @@ def _notes(row: Mapping[str, Any], offline: int, now: datetime) -> Text:
         if count:
             notes.append(", " if notes else "").append(f"{count} {word}", style)
     if row.get("soakEndsAt") and row.get("state") == "soaking":
-        ends = countdown(parse_instant(row["soakEndsAt"]), now)
-        notes.append(", " if notes else "").append(f"soak ends {ends}")
+        ends = parse_instant(row["soakEndsAt"])
+        notes.append(", " if notes else "").append(f"soak ends {countdown(ends, now)}" if ends > now else "soak over")
     return notes
 
 
@@ -166,7 +168,7 @@ def _waves(waves: list[Mapping[str, Any]], now: datetime, width: int, plain_asci
     if not waves:
         return None
     if width < WIDE:
-        return Group(*(Padding(block, (0, 0, 0, 2)) for block in _blocks(waves, now, plain_ascii)))
+        return Group(*(Padding(block, (0, 0, 0, 2), expand=False) for block in _blocks(waves, now, plain_ascii)))
     table = Table(box=box.ASCII2 if plain_ascii else box.SIMPLE_HEAD, pad_edge=False, expand=False)
     for title in ("wave", "release", "state", "on release"):
         table.add_column(title, no_wrap=title != "release", overflow="fold")

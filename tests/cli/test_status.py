@@ -111,7 +111,7 @@ def shown(status: Status, width: int, *, plain_ascii: bool = False, **options: A
 def test_it_says_all_of_it_in_plain_words(status: Status) -> None:
     text = shown(status, 160)
     for words in (
-        "commit c0ffeec0ffee in force; plan made 2 min ago; next change 2026-01-16 00:40 UTC (in 23 h 10 min)",
+        "commit c0ffeec0ffee in force; plan unchanged for 2 min; next change 2026-01-16 00:40 UTC (in 23 h 10 min)",
         "soak ends in 1 h",
         "1 failed, 2 offline, 1 in flight",
         "video-ingest 2.8.0",
@@ -220,7 +220,7 @@ def test_a_stepped_clocks_time_is_the_time(tmp_path: Path) -> None:
     config = write_settings(tmp_path, clock={"type": "stepped", "socket": str(tmp_path / "clock")})
     (tmp_path / "clock.now").write_bytes(struct.pack("<q", int(NOW.timestamp() * 1e6)))
     filled(open_store(tmp_path / "state" / "store.db")).close()
-    assert "plan made 2 min ago" in run(config).stdout
+    assert "plan unchanged for 2 min" in run(config).stdout
 
 
 def test_a_plan_that_is_damaged_is_named(tmp_path: Path) -> None:
