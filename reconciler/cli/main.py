@@ -21,7 +21,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("explain", "explain", "Say why a device has the decision it has."),
     "status": ("status", "status", "Show where every wave stands, what is held and why."),
     "token": ("token", "token", "Enrol devices and operators; revoke and list their tokens."),
+    "run": ("run", "run", "Run the loop and the HTTP service."),
+    "adopt": ("adopt", "adopt", "Record proofs for what a running fleet already runs in health."),
+    "demo": ("demo", "demo", "A fleet of 52 sites on this machine: a promotion, a bad release, a rollback."),
     "site": ("site", "site", "Look at single sites: `site render` shows their cloud-init files."),
+    "signer": ("signer", "signer", "Sign a release that an accepted commit names, after checking it."),
 }
 
 

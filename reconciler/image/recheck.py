@@ -21,36 +21,35 @@ from reconciler.ports import GitSource, ImageStore, TerminalError
 from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.manifest import NAME, SUMS, Manifest
 from reconciler.protocol.sums import parse_sums
+from reconciler.repo.load import load_tree
 
 
 class Recheck:
     """Over the signer's own mirror and its own access to the store.
 
-    `images` loads a commit's Image documents (release → spec); TerminalError where the commit does not load.
-    `accepts` says whether a head may be acted on at all (signature, rewrite); None: every commit of the branch may.
+    `accepts` says why a commit may not be acted on (its signature), or None; without it every commit of the branch may.
     """
 
     def __init__(
         self,
         source: GitSource,
         store: ImageStore,
-        images: Callable[[str], Mapping[str, ImageSpec]],
         *,
-        accepts: Callable[[str], str | None] = lambda _: None,
+        accepts: Callable[[str], str | None] | None = None,
         scratch: Path | None = None,
     ) -> None:
-        self._source, self._store, self._images = source, store, images
-        self._accepts, self._scratch = accepts, scratch
+        self._source, self._store, self._scratch = source, store, scratch
+        self._accepts = accepts
 
     def sums(self, release: str, commit: str) -> bytes:
         """The bytes of SHA256SUMS to be signed. TerminalError: something does not agree, and what."""
         head = self._source.refresh().sha
         if not self._source.is_ancestor(commit, head):
             raise refused(release, f"commit {commit[:12]} is not on the branch, whose head is {head[:12]}")
-        why_not = self._accepts(commit)
+        why_not = self._accepts(commit) if self._accepts is not None else None
         if why_not is not None:
             raise refused(release, why_not)
-        spec = self._images(commit).get(release)
+        spec = self._specs(release, commit).get(release)
         if spec is None:
             raise refused(release, f"commit {commit[:12]} names no image {release}")
         if spec.withdrawn is not None:
@@ -69,6 +68,12 @@ class Recheck:
             )
         self._bytes(release, manifest, listed)
         return sums
+
+    def _specs(self, release: str, commit: str) -> Mapping[str, ImageSpec]:
+        loaded = load_tree(self._source.files(commit), self._source.blob)
+        if loaded.desired is None:
+            raise refused(release, f"commit {commit[:12]} does not load: {loaded.errors[0]}")
+        return loaded.desired.images
 
     def _documents(self, release: str, sums: bytes) -> tuple[Manifest, dict[str, str]]:
         data = self._store.read(release, NAME)

@@ -11,14 +11,24 @@ from __future__ import annotations
 import re
 import stat
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from reconciler.ports import TerminalError, TransientError
+from reconciler.ports import GitSource, ImageStore, TerminalError, TransientError
 
 _SOCKET_LIMIT = 90
 """Characters of a home's path: gpg-agent's socket below it may have 108."""
+
+
+class KeyPlace(Protocol):
+    """Where a key is: the settings' `KeyPlace`, or anything like it."""
+
+    @property
+    def home(self) -> Path: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def passphrase_file(self) -> Path | None: ...
 
 
 class GpgKey:
@@ -83,33 +93,36 @@ class GpgKey:
         return made
 
 
-class GpgAssignmentSigner:
+class RootSigner:
     """`ports.AssignmentSigner` with a key in a home of its own."""
 
-    def __init__(self, home: Path, fingerprint: str, *, passphrase_file: Path | None = None) -> None:
-        self._key = GpgKey(home, fingerprint, passphrase_file=passphrase_file, needed_for="signing assignments")
+    def __init__(self, place: KeyPlace) -> None:
+        self._key = _key(place, "signing assignments")
 
     def sign_root(self, root: bytes) -> bytes:
         """Detached signature over a tick's root document (port)."""
         return self._key.sign(root)
 
 
-class GpgReleaseSigner:
-    """`ports.Signer` in this process: `sums` is the recheck (`image.recheck.Recheck.sums`), asked before every
-    signature.
+class ReleaseSigner:
+    """`ports.Signer` in this process. Rechecks commit, manifest and bytes before every signature (`image.recheck`).
+
+    `required`: the commit itself must be signed by one of the signers that `source` was told.
     """
 
-    def __init__(
-        self,
-        home: Path,
-        fingerprint: str,
-        sums: Callable[[str, str], bytes],
-        *,
-        passphrase_file: Path | None = None,
-    ) -> None:
-        self._key = GpgKey(home, fingerprint, passphrase_file=passphrase_file, needed_for="signing a release")
-        self._sums = sums
+    def __init__(self, place: KeyPlace, source: GitSource, store: ImageStore, *, required: bool = False) -> None:
+        from reconciler.image.recheck import Recheck
+
+        def unsigned(commit: str) -> str | None:
+            return None if source.commit(commit).signer else f"commit {commit[:12]} is signed by no allowed signer"
+
+        self._key = _key(place, "signing a release")
+        self._recheck = Recheck(source, store, accepts=unsigned if required else None)
 
     def sign_release(self, release: str, commit: str) -> bytes:
         """Detached signature over the release's SHA256SUMS (port)."""
-        return self._key.sign(self._sums(release, commit))
+        return self._key.sign(self._recheck.sums(release, commit))
+
+
+def _key(place: KeyPlace, needed_for: str) -> GpgKey:
+    return GpgKey(place.home, place.fingerprint, passphrase_file=place.passphrase_file, needed_for=needed_for)

@@ -1,0 +1,187 @@
+"""The builder on the example recipe and on recipes that fail: same bytes, named stages, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from reconciler.image.builder import RootfsBuilder
+from reconciler.image.inputs import inputs_digest, read_recipe
+from reconciler.model.desired import ImageSpec
+from reconciler.ports import Built, TerminalError
+from reconciler.protocol.manifest import Manifest
+from reconciler.protocol.sums import parse_sums
+from tests.support.system import need
+
+pytestmark = pytest.mark.system
+EXAMPLE = Path(__file__).parents[2] / "fleet" / "images" / "edge-golden"
+SETUP = "#!/bin/sh\nset -e\nmkdir -p $ROOT/etc\necho RELEASE=$RELEASE > $ROOT/etc/edge-release\n"
+HEALTH = """#!/bin/sh\necho '{"checks":[{"name":"a","status":"ok","message":"m"}],"status":"ok"}'\n"""
+
+
+def builder(folder: Path, day: int = 15, timeout_s: float = 60) -> RootfsBuilder:
+    need("mke2fs", "e2fsprogs")
+    at = datetime(2025, 11, day, 12, tzinfo=UTC)
+    return RootfsBuilder(folder / "work", folder / "out", committed_at=lambda _: at, timeout_s=timeout_s)
+
+
+def recipe(folder: Path, setup: str = SETUP, health: str = HEALTH) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in (("setup.sh", setup), ("healthcheck.sh", health)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def build(made: RootfsBuilder, source: Path, commit: str = "a" * 40, **spec: object) -> Built:
+    return made.build("v1.4.2", ImageSpec.model_validate({"recipe": "r/", **spec}), source, commit)
+
+
+def debugfs(command: str, image: Path) -> str:
+    return subprocess.run(
+        [need("debugfs", "e2fsprogs"), "-R", command, str(image)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def raw(built: Built, to: Path) -> Path:
+    manifest = Manifest.from_bytes((built.folder / "manifest.json").read_bytes())
+    packed = built.folder / manifest.file
+    if manifest.compression == "none":
+        shutil.copyfile(packed, to)
+    else:
+        subprocess.run([need("zstd"), "-q", "-d", "-o", str(to), str(packed)], check=True)
+    return to
+
+
+def test_two_builds_elsewhere_and_later_are_bit_identical(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(EXAMPLE, copy, copy_function=shutil.copyfile)
+    for path in EXAMPLE.rglob("*"):
+        if path.is_file():
+            (copy / path.relative_to(EXAMPLE)).chmod(path.stat().st_mode & 0o755)
+    one = build(builder(tmp_path / "one"), EXAMPLE, packages={"docker-ce": "5:27"})
+    time.sleep(1.1)
+    two = build(builder(tmp_path / "a" / "longer" / "two"), copy, packages={"docker-ce": "5:27"})
+    assert one.name == two.name == "edge-golden-v1.4.2-20251115" and one.digest == two.digest
+    names = sorted(path.name for path in one.folder.iterdir())
+    assert len(names) == 3
+    for name in names:
+        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+def test_the_artifact_is_what_its_papers_say(tmp_path: Path) -> None:
+    built = build(builder(tmp_path), EXAMPLE)
+    sums = parse_sums((built.folder / "SHA256SUMS").read_bytes())
+    manifest = Manifest.from_bytes((built.folder / "manifest.json").read_bytes())
+    assert set(sums) == {manifest.file, "manifest.json"} and manifest.release == "v1.4.2"
+    image = raw(built, tmp_path / "raw.img")
+    assert image.stat().st_size == manifest.image_size == manifest.extra["minSlotSize"]
+    assert manifest.digest == built.digest and manifest.extra["commit"] == "a" * 40
+    assert manifest.extra["healthcheck"]["status"] == "ok"
+    assert manifest.extra["inputs"] == inputs_digest("v1.4.2", ImageSpec(recipe="r/"), read_recipe(EXAMPLE))
+    assert "RELEASE=v1.4.2" in debugfs("cat /etc/edge-release", image)
+    assert debugfs("cat /usr/local/bin/healthcheck.sh", image).startswith("#!/bin/bash")
+    stat = debugfs("stat /usr/local/bin/healthcheck.sh", image)
+    assert "User:     0   Group:     0" in stat and "Mode:  0755" in stat
+    epoch = f"0x{int(datetime(2025, 11, 15, 12, tzinfo=UTC).timestamp()):08x}:00000000"
+    assert stat.count(epoch) == 4
+
+
+def test_what_was_built_is_not_built_again(tmp_path: Path) -> None:
+    source = recipe(tmp_path / "r")
+    made = builder(tmp_path)
+    first = build(made, source)
+    assert build(builder(tmp_path, day=16), source, "b" * 40) == first
+    packed = next(path for path in first.folder.iterdir() if ".img" in path.name)
+    packed.write_bytes(packed.read_bytes() + b"x")
+    again = build(made, source)
+    assert again == first and packed.read_bytes()[-1:] != b"x"
+    (source / "new").write_text("x")
+    assert build(made, source).folder != first.folder
+
+
+def test_scripts_see_an_empty_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sentinel")
+    monkeypatch.setenv("GNUPGHOME", "/sentinel")
+    built = build(builder(tmp_path), recipe(tmp_path / "r", SETUP + "env > $ROOT/env\n"))
+    seen = debugfs("cat /env", raw(built, tmp_path / "raw.img"))
+    names = {line.partition("=")[0] for line in seen.splitlines()}
+    assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == {
+        "PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "ROOT", "SITE_ID", "RELEASE", "SOURCE_DATE_EPOCH"
+    }  # fmt: skip
+    assert "sentinel" not in seen and "SITE_ID=golden" in seen
+
+
+CRITICAL = """#!/bin/sh\necho '{"checks":[{"name":"gpu","status":"critical","message":"gone"}],"status":"critical"}'\nexit 2\n"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "health", "said"),
+    [
+        ("#!/bin/sh\necho no such package >&2\nexit 7\n", HEALTH, "stage 'setup'.*ended with 7 .no such package"),
+        ("#!/bin/sh\n", HEALTH, "stage 'setup'.*RELEASE=v1.4.2"),
+        ("#!/nonexistent\n", HEALTH, "stage 'setup'.*cannot be run"),
+        (SETUP, CRITICAL, r"stage 'check'.*critical: gpu \(gone\)"),
+        (SETUP, "#!/bin/sh\necho fine\n", "stage 'check'.*no report"),
+        (SETUP, HEALTH + "exit 3\n", "stage 'check'"),
+    ],
+)
+def test_a_failed_stage_is_named_and_leaves_nothing(tmp_path: Path, setup: str, health: str, said: str) -> None:
+    with pytest.raises(TerminalError, match=said) as caught:
+        build(builder(tmp_path), recipe(tmp_path / "r", setup, health))
+    assert ".log" in caught.value.remedy
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["logs"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_warning_is_recorded(tmp_path: Path) -> None:
+    health = HEALTH.replace("ok", "warning") + "exit 1\n"
+    built = build(builder(tmp_path), recipe(tmp_path / "r", health=health))
+    manifest = json.loads((built.folder / "manifest.json").read_bytes())
+    assert manifest["healthcheck"]["status"] == "warning"
+
+
+def test_a_hanging_script_is_killed_with_all_its_children(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    setup = f"#!/bin/sh\nsleep 100 & echo $! > {mark}\nwait\n"
+    with pytest.raises(TerminalError, match=r"stage 'setup'.*did not end within 0.5 s"):
+        build(builder(tmp_path, timeout_s=0.5), recipe(tmp_path / "r", setup))
+    time.sleep(0.1)
+    state = Path(f"/proc/{mark.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_recipes_with_links_or_without_scripts_are_refused(tmp_path: Path) -> None:
+    source = recipe(tmp_path / "r")
+    (source / "setup.sh").chmod(0o644)
+    with pytest.raises(TerminalError, match=r"no executable setup\.sh"):
+        build(builder(tmp_path), source)
+    os.symlink("/etc/passwd", source / "link")
+    with pytest.raises(TerminalError, match="link is not a regular file"):
+        build(builder(tmp_path), source)
+    with pytest.raises(TerminalError, match="no recipe folder"):
+        build(builder(tmp_path), tmp_path / "none")
+
+
+def test_odd_names_links_and_hard_links_survive(tmp_path: Path) -> None:
+    odd = 'cd $ROOT; touch "a b" "q\\"x" -- -d; ln -s /etc/x l; ln "a b" h; mkdir -m 0700 deep; touch deep/f; touch "n\nl"\n'
+    image = raw(build(builder(tmp_path), recipe(tmp_path / "r", SETUP + odd)), tmp_path / "raw.img")
+    listing = debugfs("ls -p /", image)
+    assert "/a b/" in listing and "/deep/" in listing and "/l/" in listing
+
+
+def test_the_digest_follows_what_decides_the_bytes() -> None:
+    files = read_recipe(EXAMPLE)
+    spec = ImageSpec(recipe="r/")
+    base = inputs_digest("v1.4.2", spec, files)
+    assert base == inputs_digest("v1.4.2", spec.model_copy(update={"withdrawn": "bad"}), reversed(files))
+    assert base != inputs_digest("v1.4.3", spec, files)
+    assert base != inputs_digest("v1.4.2", ImageSpec(recipe="r/", packages={"a": "1"}), files)
+    assert base != inputs_digest("v1.4.2", spec, files[1:])
