@@ -1,0 +1,252 @@
+"""Signing with real keys, after the recheck: what is signed, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from reconciler.adapters.git_source import GitMirror
+from reconciler.adapters.gpg_signer import GpgKey, ReleaseSigner, RootSigner
+from reconciler.adapters.images_dir import DirectoryImageStore
+from reconciler.adapters.signer_process import ProcessSigner
+from reconciler.image.builder import RootfsBuilder
+from reconciler.model.desired import ImageSpec
+from reconciler.ports import TerminalError, TransientError
+from reconciler.protocol.signature import verify_detached
+from tests.support.gitrepo import Repo
+from tests.support.gpg import Home, make_home
+from tests.support.system import need
+
+pytestmark = pytest.mark.system
+DIGEST = "sha256:" + "a" * 64
+SETUP = "#!/bin/sh\nset -e\nmkdir -p $ROOT/etc\necho RELEASE=$RELEASE > $ROOT/etc/edge-release\n"
+HEALTH = """#!/bin/sh\necho '{"checks":[],"status":"ok"}'\n"""
+
+
+def document(kind: str, name: str, spec: object) -> str:
+    return json.dumps({"apiVersion": "fleet/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+
+
+@dataclass
+class Place:
+    """Where a key is."""
+
+    home: Path
+    fingerprint: str
+    passphrase_file: Path | None = None
+
+
+@pytest.fixture(scope="module")
+def keys() -> Iterator[Home]:
+    with make_home() as home:
+        yield home
+
+
+@pytest.fixture(scope="module")
+def key(keys: Home) -> str:
+    return keys.generate("Release <release@example.org>")
+
+
+@dataclass
+class World:
+    """A fleet repo with one image, its mirror, and a store with that image built."""
+
+    repo: Repo
+    mirror: GitMirror
+    store: DirectoryImageStore
+    folder: Path
+    commit: str
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    need("mke2fs", "e2fsprogs")
+    repo = Repo(tmp_path / "fleet")
+    waves = {"waves": [{"name": "all", "sites": ["SITE-1"], "image": "v1", "soak": "1h"}]}
+    repo.write(
+        {
+            "fleet.yaml": document("Fleet", "fleet", {}),
+            "waves.yaml": document("Waves", "waves", waves),
+            "sites/SITE-1.yaml": document("Site", "SITE-1", {"timezone": "Europe/Berlin", "devices": ["SITE-1-1"]}),
+            "images/v1.yaml": document("Image", "v1", {"recipe": "golden/"}),
+            "images/golden/setup.sh": SETUP,
+            "images/golden/healthcheck.sh": HEALTH,
+        }
+    )
+    for name in ("setup.sh", "healthcheck.sh"):
+        (repo.path / "images/golden" / name).chmod(0o755)
+    commit = repo.commit("First")
+    mirror = GitMirror(tmp_path / "mirror", str(repo.path), "main")
+    mirror.refresh()
+    mirror.export(commit, "images/golden", tmp_path / "recipe")
+    builder = RootfsBuilder(
+        tmp_path / "work", tmp_path / "out", committed_at=lambda sha: mirror.commit(sha).committed_at, timeout_s=60
+    )
+    built = builder.build("v1", ImageSpec(recipe="golden/"), tmp_path / "recipe", commit)
+    store = DirectoryImageStore(tmp_path / "store")
+    store.stage("v1", built.name, sorted(built.folder.iterdir()))
+    yield World(repo, mirror, store, tmp_path / "store" / built.name, commit)
+    mirror.close()
+
+
+def signer(world: World, keys: Home, key: str, *, required: bool = False) -> ReleaseSigner:
+    return ReleaseSigner(Place(keys.path, key), world.mirror, world.store, required=required)
+
+
+def test_a_release_is_signed_and_can_be_published(world: World, keys: Home, key: str) -> None:
+    signature = signer(world, keys, key).sign_release("v1", world.commit)
+    sums = (world.folder / "SHA256SUMS").read_bytes()
+    found = verify_detached(sums, signature, keys.export([key]), {key}, datetime.now(UTC))
+    assert found.primary == key and found.hash == "SHA512"
+    world.store.attach_signature("v1", signature)
+    world.store.publish("v1")
+    assert world.store.artifacts()["v1"].state == "published"
+
+
+def test_a_later_commit_that_names_the_same_inputs_is_fine(world: World, keys: Home, key: str) -> None:
+    later = world.repo.commit("Beside", {"sites/SITE-1.yaml": document(
+        "Site", "SITE-1", {"timezone": "Asia/Kathmandu", "devices": ["SITE-1-1"]})})  # fmt: skip
+    assert signer(world, keys, key).sign_release("v1", later)
+
+
+def refuse(world: World, keys: Home, key: str, said: str, *, commit: str = "", required: bool = False) -> None:
+    with pytest.raises(TerminalError, match=said) as caught:
+        signer(world, keys, key, required=required).sign_release("v1", commit or world.commit)
+    assert caught.value.needed_for == "signing v1"
+
+
+def test_another_recipe_in_git_is_refused(world: World, keys: Home, key: str) -> None:
+    commit = world.repo.commit("Recipe", {"images/golden/setup.sh": SETUP + "# changed\n"})
+    refuse(world, keys, key, "it was built from sha256:", commit=commit)
+
+
+def test_a_withdrawn_or_unknown_release_is_refused(world: World, keys: Home, key: str) -> None:
+    spec = {"recipe": "golden/", "withdrawn": "eats disks"}
+    waves = {"waves": [{"name": "all", "sites": ["SITE-1"], "soak": "1h"}]}
+    both = {"images/v1.yaml": document("Image", "v1", spec), "waves.yaml": document("Waves", "waves", waves)}
+    refuse(world, keys, key, "withdrawn: eats disks", commit=world.repo.commit("Withdraw", both))
+    refuse(world, keys, key, "names no image v1", commit=world.repo.commit("Drop", {"images/v1.yaml": None}))
+
+
+def test_a_commit_off_the_branch_is_refused(world: World, keys: Home, key: str) -> None:
+    world.repo.git("commit", "-q", "--amend", "-m", "Rewritten")
+    refuse(world, keys, key, "is not on the branch")
+
+
+def test_a_commit_that_does_not_load_is_refused(world: World, keys: Home, key: str) -> None:
+    commit = world.repo.commit("Broken", {"fleet.yaml": "kind: [\n"})
+    refuse(world, keys, key, "does not load: fleet.yaml", commit=commit)
+
+
+def test_an_unsigned_commit_is_refused_where_required(world: World, keys: Home, key: str) -> None:
+    refuse(world, keys, key, "signed by no allowed signer", required=True)
+
+
+def test_other_bytes_in_the_store_are_refused(world: World, keys: Home, key: str) -> None:
+    packed = next(path for path in world.folder.iterdir() if ".img" in path.name)
+    packed.chmod(0o644)
+    packed.write_bytes(packed.read_bytes()[:-1] + b"\0")
+    with pytest.raises(TerminalError):
+        signer(world, keys, key).sign_release("v1", world.commit)
+
+
+def test_a_forged_manifest_is_refused(world: World, keys: Home, key: str) -> None:
+    manifest = world.folder / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_bytes(manifest.read_bytes().replace(world.commit.encode(), b"f" * 40))
+    with pytest.raises(TerminalError):
+        signer(world, keys, key).sign_release("v1", world.commit)
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_roots_are_signed_fast_and_by_the_key_asked_for(keys: Home, key: str) -> None:
+    other = keys.generate("Assignments <a@example.org>")
+    made = RootSigner(Place(keys.path, other))
+    start = time.monotonic()
+    for number in range(5):
+        root = f"root {number}".encode()
+        verified = verify_detached(root, made.sign_root(root), keys.export([key, other]), {other}, datetime.now(UTC))
+        assert verified.primary == other
+    assert time.monotonic() - start < 30
+
+
+def test_a_passphrase_comes_from_its_file(tmp_path: Path) -> None:
+    with make_home() as home:
+        home.run(
+            "--passphrase", "hunter2", "--quick-generate-key", "--", "P <p@example.org>", "ed25519", "sign", "never"
+        )
+        (fingerprint,) = home.fingerprints()
+        subprocess.run(["gpgconf", "--homedir", str(home.path), "--kill", "all"], check=True)  # forget the passphrase
+        secret = tmp_path / "secret"
+        secret.write_text("hunter2\n")
+        secret.chmod(0o644)
+        with pytest.raises(TerminalError, match="read by others"):
+            RootSigner(Place(home.path, fingerprint, secret))
+        secret.chmod(0o600)
+        made = RootSigner(Place(home.path, fingerprint, secret)).sign_root(b"x")
+        assert verify_detached(b"x", made, home.export([fingerprint]), {fingerprint}, datetime.now(UTC))
+        subprocess.run(["gpgconf", "--homedir", str(home.path), "--kill", "all"], check=True)
+        secret.write_text("wrong")
+        with pytest.raises(TransientError, match="did not sign") as caught:
+            RootSigner(Place(home.path, fingerprint, secret)).sign_root(b"x")
+        assert "wrong" not in str(caught.value)
+
+
+def test_homes_and_keys_that_cannot_sign_are_said_at_the_start(keys: Home, key: str, tmp_path: Path) -> None:
+    for home, fingerprint, said in (
+        (keys.path, "ABCD", "not a fingerprint"),
+        (keys.path, "1" * 40, "no secret key"),
+        (tmp_path / "none", key, "no GnuPG home"),
+    ):
+        with pytest.raises(TerminalError, match=said):
+            GpgKey(home, fingerprint, needed_for="signing")
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    with pytest.raises(TerminalError, match="too long"):
+        GpgKey(long, key, needed_for="signing")
+
+
+# ---------------------------------------------------------------- another process
+
+
+def script(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_the_signers_process_gets_the_request_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sentinel")
+    code = "import os,sys; sys.stdout.write(sys.stdin.read() + ' '.join(sorted(os.environ)))"
+    out = ProcessSigner(script(code)).sign_release("v1", "a" * 40).decode()
+    request, _, environment = out.partition("\n")
+    assert json.loads(request) == {"release": "v1", "commit": "a" * 40}
+    assert set(environment.split()) <= {"PATH", "LANG", "LC_CTYPE"}
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "said"),
+    [
+        ("import sys; sys.exit('error: it is withdrawn')", TerminalError, "the signer refused: it is withdrawn"),
+        ("import sys; print('no answer', file=sys.stderr); sys.exit(3)", TransientError, "failed with 3 .no answer"),
+        ("pass", TransientError, "failed with 0"),
+        ("import sys; sys.stdout.write('x' * 20000)", TransientError, "failed with 0"),
+        ("import time; time.sleep(60)", TransientError, "did not end within"),
+    ],
+)
+def test_the_signers_answers_are_told_apart(code: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        ProcessSigner(script(code), timeout_s=1).sign_release("v1", "a" * 40)
+
+
+def test_a_command_that_is_not_there_is_terminal() -> None:
+    with pytest.raises(TerminalError, match="cannot be run"):
+        ProcessSigner(["/nonexistent"]).sign_release("v1", "a" * 40)
