@@ -22,7 +22,7 @@ from reconciler.controller.loop import Loop, Parts
 from reconciler.controller.pace import Backoff, Poll
 from reconciler.controller.record import Recorder
 from reconciler.controller.source import Source
-from reconciler.model.desired import Desired, ImageSpec
+from reconciler.model.desired import Desired
 from reconciler.model.observed import Snapshot
 from reconciler.ports import (
     AssignmentSigner,
@@ -38,7 +38,6 @@ from reconciler.ports import (
     TerminalError,
     TransientError,
 )
-from reconciler.repo.load import load_tree
 
 if TYPE_CHECKING:
     from reconciler.adapters.aws import Aws
@@ -181,28 +180,18 @@ def make_release_signer(settings: s.Settings, images: ImageStore, now: Callable[
         from reconciler.adapters.signer_process import ProcessSigner
 
         return ProcessSigner(place.command)
-    from reconciler.adapters.signer_gpg import GpgReleaseSigner
-    from reconciler.image.recheck import Recheck
+    from reconciler.adapters.gpg_signer import ReleaseSigner
 
     # A mirror of its own: what is signed is rechecked against what the signer itself has fetched.
     git = make_git(settings, now, folder="signer")
-
-    def named(commit: str) -> Mapping[str, ImageSpec]:
-        result = load_tree(git.files(commit), git.blob)
-        if result.desired is None:
-            raise TerminalError(f"commit {commit[:12]} does not load", needed_for="signing a release")
-        return result.desired.images
-
-    recheck = Recheck(git, images, named, scratch=settings.state)
-    return GpgReleaseSigner(place.home, place.fingerprint, recheck.sums, passphrase_file=place.passphrase_file)
+    return ReleaseSigner(place, git, images, required=settings.commits.required)
 
 
 def make_assignment_signer(settings: s.Settings) -> AssignmentSigner:
     """Who signs assignments."""
-    from reconciler.adapters.signer_gpg import GpgAssignmentSigner
+    from reconciler.adapters.gpg_signer import RootSigner
 
-    place = settings.keys.assignment
-    return GpgAssignmentSigner(place.home, place.fingerprint, passphrase_file=place.passphrase_file)
+    return RootSigner(settings.keys.assignment)
 
 
 # ---------------------------------------------------------------- the program

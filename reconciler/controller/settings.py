@@ -187,21 +187,6 @@ class ProcessSigner(Part):
     )
 
 
-class KeySigner(KeyPlace):
-    """The release key in this process: for one machine, and for the demo."""
-
-    type: Literal["key"] = Field(description="A key in a GnuPG home")
-
-
-class ProcessSigner(Part):
-    """The release key in another process, which can run as another user."""
-
-    type: Literal["process"] = Field(description="A command")
-    command: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="The command and its arguments, as [sudo, -u, signer, reconciler, signer, --config, FILE]; no shell"
-    )
-
-
 class KeySettings(Part):
     """Which keys sign what. Two keys, two homes: whoever runs the loop cannot sign a release by it."""
 
