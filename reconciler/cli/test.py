@@ -105,7 +105,7 @@ def _own_desired(fleet: str) -> Callable[[], Desired] | None:
     def load() -> Desired:
         from reconciler.repo.load import load_folder
 
-        result = load_folder(Path(fleet))
+        result = load_folder(Path(fleet), scenarios=False)
         if result.desired is None:
             raise InvalidInput(result.problems)
         return result.desired

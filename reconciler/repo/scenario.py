@@ -100,16 +100,15 @@ class ScenarioObserved(Part):
     @field_validator("devices", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        """The snapshot's list of devices is taken as well, each with its `name`."""
+        """The snapshot's list of devices is taken as well; a name listed twice is a name that two devices claim."""
         if not isinstance(value, Sequence) or isinstance(value, str):
             return value
         devices: dict[str, Any] = {}
         for item in value:
             if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
                 raise ValueError("a device in a list needs its `name`; write - {name: SITE-0001-1, …}")
-            if item["name"] in devices:
-                raise ValueError(f"device {item['name']!r} is listed twice; keep one, or set `conflict: true` on it")
-            devices[item["name"]] = item
+            name = item["name"]
+            devices[name] = {**devices[name], **item, "conflict": "true"} if name in devices else item
         return devices
 
 
@@ -245,9 +244,8 @@ def releases_to_make(spec: ScenarioSpec, waves_and_pins: Iterator[str]) -> set[s
     """Releases of images that git must know, so that a missing Image document is made with defaults.
 
     These are the releases that waves and pins ask for, those with an artifact, those on record (proofs, failures,
-    members, proposals), and those of `observed.defaults`: what a whole fleet runs came from git. A release that only a
-    single device reports is not made: that is how a scenario shows a device on an image git does not know (`unknown-
-    image`).
+    members, proposals), and those of `observed.defaults`: what a whole fleet runs came from git. A release that a
+    single device reports, and nothing else names, is not made: so a scenario can show an image that git does not know.
     """
     observed = spec.observed
     named = set(waves_and_pins) | set(observed.artifacts)

@@ -257,6 +257,8 @@ class _Reader:
             return model.model_validate(value, by_alias=True, by_name=False)
         except ValidationError as error:
             for detail in error.errors(include_url=False):
+                if detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]:
+                    continue  # "short" only because its items are bad, which is told
                 told = complaint(detail, model)
                 where = (*at, *told.where)
                 self.findings.append(Finding(where, told.message, told.code, "error", told.at_key))
