@@ -7,7 +7,6 @@ entry more than there are waves: index -1 stands for "in no wave".
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from reconciler.planner.gates import TrackGates
 from reconciler.planner.judge import Rows
 from reconciler.planner.roster import I8, I32, Bools, Roster
 from reconciler.planner.want import CODE
-from reconciler.planner.windows import NEVER
+from reconciler.planner.windows import NEVER, Verdict
 
 _MOMENT = 1
 """A restart has no duration of its own: it fits where the window is open at all."""
@@ -50,10 +49,8 @@ class Nights:
     @classmethod
     def at(cls, roster: Roster, now: int) -> Nights:
         """Judge every calendar of the roster."""
-        flash = [calendar.judge(now, roster.flash_length) for calendar in roster.calendars]
-        restart = [calendar.judge(now, _MOMENT) for calendar in roster.calendars]
-        edge = min((calendar.edges(now) for calendar in roster.calendars), default=NEVER)
-        last = min((_last_start(calendar, now, roster.flash_length) for calendar in roster.calendars), default=NEVER)
+        flash, flash_until = _judge_all(roster, now, roster.flash_length)
+        restart, restart_until = _judge_all(roster, now, _MOMENT)
         return cls(
             np.array([verdict.can_start for verdict in flash], np.bool_),
             np.array([verdict.missing and not verdict.can_start for verdict in flash], np.bool_),
@@ -61,16 +58,14 @@ class Nights:
             np.array([verdict.can_start for verdict in restart], np.bool_),
             np.array([verdict.missing and not verdict.can_start for verdict in restart], np.bool_),
             [NEVER if verdict.until is None else verdict.until for verdict in restart],
-            min(edge, last),
+            min(flash_until, restart_until),
         )
 
 
-def _last_start(calendar: Any, now: int, length: int) -> int:
-    """The first instant at which a flash no longer fits into the window that is open now."""
-    for opens, closes in calendar.intervals(now, now):
-        if opens <= now and closes - length + 1 > now:
-            return int(closes) - length + 1
-    return NEVER
+def _judge_all(roster: Roster, now: int, length: int) -> tuple[list[Verdict], int]:
+    """Every calendar's verdict, and the instant until which all of them stand."""
+    pairs = [calendar.judge_until(now, length) for calendar in roster.calendars]
+    return [verdict for verdict, _ in pairs], min((until for _, until in pairs), default=NEVER)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,8 @@ at again; what was cut by a budget is found by scanning in row order, in pieces.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from reconciler.planner.roster import I8, I32, I64, Bools, Roster
@@ -19,7 +21,24 @@ NO_PICK = -1
 _PIECE = 1 << 16
 
 
-def site_picks(roster: Roster, reason: I8, turn: I8, blocked: Bools, sites: I64 | None) -> I64:
+@dataclass(slots=True)
+class Blocked:
+    """Sites where nothing may start: something is in flight there, or an earlier track starts something in this plan."""
+
+    busy_in: I64
+    """Per site, devices in flight."""
+    started: list[Bools]
+    """Per earlier track, the sites where it starts something."""
+
+    def at(self, sites: I32) -> Bools:
+        """Whether each of some sites is blocked."""
+        out: Bools = self.busy_in[sites] > 0
+        for starts in self.started:
+            out |= starts[sites]
+        return out
+
+
+def site_picks(roster: Roster, reason: I8, turn: I8, blocked: Blocked, sites: I64 | None) -> I64:
     """At most one row a site, of those that may start, at sites that are not blocked: the earliest turn, then the first row.
 
     `sites` restricts the work to some sites (ascending, without repeats); None means all.
@@ -28,7 +47,7 @@ def site_picks(roster: Roster, reason: I8, turn: I8, blocked: Bools, sites: I64 
     if sites is not None:
         rows = rows[reason[rows] == MAY_START]
     site = roster.site_of[rows]
-    free = ~blocked[site]
+    free = ~blocked.at(site)
     rows, site = rows[free], site[free]
     if len(rows) == 0:
         return rows
@@ -67,7 +86,7 @@ class Ration:
         """Per wave, the rows that start where the budget binds; None where every pick starts."""
         self.site_starts: Bools = np.zeros(len(roster.site_names), np.bool_)
 
-    def renew(self, wave_of: I32, reason: I8, turn: I8, blocked: Bools, sites: I64 | None, room: list[int]) -> I64:
+    def renew(self, wave_of: I32, reason: I8, turn: I8, blocked: Blocked, sites: I64 | None, room: list[int]) -> I64:
         """Pick and cut again, for some sites or (None) for all; returns the rows whose start may have changed.
 
         `room` is per wave and is lowered by what starts. A pick in no wave starts only where no budget is kept.
@@ -94,7 +113,7 @@ class Ration:
         out: Bools = free[waves]
         return out
 
-    def _pick(self, wave_of: I32, reason: I8, turn: I8, blocked: Bools, sites: I64 | None) -> I64:
+    def _pick(self, wave_of: I32, reason: I8, turn: I8, blocked: Blocked, sites: I64 | None) -> I64:
         """Renew the picks; returns the rows that were or are one."""
         if sites is None:
             # Rows may have changed their wave since: what was counted under the old ones is void.

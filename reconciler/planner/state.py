@@ -19,7 +19,7 @@ from reconciler.planner.gates import TrackGates
 from reconciler.planner.gates import gates as chain
 from reconciler.planner.ground import Ground, Nights, Places, ahead_rows, counted_rows, place_rows
 from reconciler.planner.judge import CLASSES, Classes, Rows, Tally, classify, in_flight, judge_wave, silent_rows, tally
-from reconciler.planner.ration import Ration
+from reconciler.planner.ration import Blocked, Ration
 from reconciler.planner.roster import I8, I32, I64, IMAGE_TRACK, Bools, Roster, membership
 from reconciler.planner.sets import distinct, union
 from reconciler.planner.want import Wants
@@ -268,24 +268,28 @@ class State:
         """
         image = self.tracks[IMAGE_TRACK]
         room = self._room()
-        blocked = self.busy_in > 0
+        blocked = Blocked(self.busy_in, [])
         image.put(rows, want_image(self.ground, rows))
         changed = self._renew(image, blocked, sites, room)
-        blocked = blocked | image.ration.site_starts
-        rows, sites = self._widen(rows, sites, changed)
-        self.config.put(rows, want_config(self.ground, rows, image.starts))
-        changed = self._renew(self.config, blocked, sites, room)
-        acted = image.starts | self.config.starts
-        for number, track in enumerate(self.tracks):
-            if number == IMAGE_TRACK:
-                continue
-            blocked = blocked | (self.config if number == 1 else self.tracks[number - 1]).ration.site_starts
+        earlier = [image]
+        for number in (-1, *self.roster.tracks[1:]):
+            blocked.started.append(earlier[-1].ration.site_starts)
             rows, sites = self._widen(rows, sites, changed)
-            track.put(rows, want_app(self.ground, rows, number, self.tag_verdicts[number - 1], acted))
+            acted = earlier[0].starts[rows].copy()
+            for other in earlier[1:]:
+                acted |= other.starts[rows]
+            track = self.config if number < 0 else self.tracks[number]
+            track.put(rows, self._wants(rows, number, acted))
             changed = self._renew(track, blocked, sites, room)
-            acted = acted | track.starts
+            earlier.append(track)
 
-    def _renew(self, track: Track, blocked: Bools, sites: I64 | None, room: list[int]) -> I64:
+    def _wants(self, rows: Rows, number: int, acted: Bools) -> Wants:
+        """Stage two of what comes after the image. `acted` tells which of `rows` an earlier track starts something on."""
+        if number < 0:
+            return want_config(self.ground, rows, acted)
+        return want_app(self.ground, rows, number, self.tag_verdicts[number - 1], acted)
+
+    def _renew(self, track: Track, blocked: Blocked, sites: I64 | None, room: list[int]) -> I64:
         return track.ration.renew(self.places.wave_of, track.reason, track.turn, blocked, sites, room)
 
     def _widen(self, rows: Rows, sites: I64 | None, changed: I64) -> tuple[Rows, I64 | None]:

@@ -93,7 +93,7 @@ def tags(ground: Ground, track: int) -> list[TagVerdict]:
 
 
 def want_app(ground: Ground, rows: Rows, track: int, verdicts: list[TagVerdict], acted: Bools) -> Wants:
-    """Climb the ladder on one app's track. `acted` are rows that flash or configure in this plan."""
+    """Climb the ladder on one app's track. `acted`: which of `rows` flash or configure in this plan."""
     roster, obs = ground.roster, ground.obs
     app, wave_of = roster.apps[track - 1], ground.places.wave_of[rows]
     target = ground.asks(track)[wave_of]
@@ -122,7 +122,7 @@ def want_app(ground: Ground, rows: Rows, track: int, verdicts: list[TagVerdict],
         conflict=obs.conflict[rows],
         suspended=roster.suspended_of[rows],
         updating=ground.busy[rows],
-        serialised=acted[rows] | moving[wave_of],
+        serialised=acted | moving[wave_of],
         silent=ground.silent[rows],
         unknown=image >= len(roster.releases),
         ahead=nothing,
@@ -166,7 +166,7 @@ def want_config(ground: Ground, rows: Rows, flashing: Bools) -> Wants:
         conflict=obs.conflict[rows],
         suspended=roster.suspended_of[rows],
         updating=ground.updating[rows],
-        serialised=(ground.busy[rows] & ~ground.updating[rows]) | flashing[rows],
+        serialised=(ground.busy[rows] & ~ground.updating[rows]) | flashing,
         silent=ground.silent[rows],
         unknown=obs.image[rows] >= len(roster.releases),
         ahead=nothing,

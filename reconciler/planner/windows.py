@@ -88,6 +88,7 @@ class Calendar:
         self.zone_name, self.start, self.end = zone_name, start, end
         self._zone = zone(zone_name)
         self._nights: dict[date, tuple[int, int]] = {}
+        self._memo: dict[int, tuple[int, int, Verdict]] = {}
 
     def night(self, day: date) -> tuple[int, int]:
         """The window that begins on a local date, as `[open, close)`; close ≤ open where DST removed it."""
@@ -119,6 +120,17 @@ class Calendar:
 
     def judge(self, now: int, length: int) -> Verdict:
         """May something of `length` microseconds start now?"""
+        return self.judge_until(now, length)[0]
+
+    def judge_until(self, now: int, length: int) -> tuple[Verdict, int]:
+        """The verdict, and the instant until which it stands: the next at which the window opens, closes, or gets too short."""
+        since, until, verdict = self._memo.get(length, (NEVER, NONE, Verdict(can_start=False, until=None)))
+        if not since <= now < until:
+            verdict, until = self._judge(now, length), self._edge(now, length)
+            self._memo[length] = (now, until, verdict)
+        return verdict, until
+
+    def _judge(self, now: int, length: int) -> Verdict:
         spans = self.intervals(now, now + _HORIZON_DAYS * DAY)
         for opens, closes in spans:
             if opens <= now and now + length <= closes:
@@ -135,10 +147,13 @@ class Calendar:
             day += timedelta(days=1)
         return True
 
-    def edges(self, now: int) -> int:
-        """The next instant at which this window opens or closes."""
+    def _edge(self, now: int, length: int) -> int:
         spans = self.intervals(now, now + _HORIZON_DAYS * DAY)
-        return min((edge for span in spans for edge in span if edge > now), default=NEVER)
+        edges = [edge for opens, closes in spans for edge in (opens, closes - length + 1, closes)]
+        # A night whose window is gone has an instant too: from it on, another night is the coming one.
+        today = self._local_date(now)
+        edges += [self.night(today + timedelta(days=day))[0] for day in range(-1, _HORIZON_DAYS)]
+        return min((edge for edge in edges if edge > now), default=now + DAY)
 
     def open_time(self, since: I64, now: int) -> I64:
         """How long the window was open between each of `since` and now, in microseconds."""
