@@ -1,0 +1,239 @@
+"""The power goes at every durable step. Afterwards the device boots a slot that was good, and ends where it should.
+
+The cut is a seam in `disk.Disk`: before its n-th step an exception ends the life, as a power cut does, and the
+machine boots. The files are those that a real cut would leave at that step, half-written slots and stray temporary
+files among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from reconciler.protocol.exchange import SiteConfig
+from reconciler.protocol.report import Slot
+from tests.agent.conftest import Releases
+from tests.agent.world import START, Office, Site
+
+pytestmark = pytest.mark.system
+
+END = START + timedelta(minutes=8)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cut is played, so nothing has to reach a real disk; that it is asked for is `test_disk`'s to prove."""
+    monkeypatch.setattr("os.fsync", lambda _descriptor: None)
+
+
+class PowerCut(BaseException):
+    """Not an Exception: nothing in the agent may catch it."""
+
+
+class Meter:
+    """Counts durable steps, and cuts before the n-th."""
+
+    def __init__(self, site: Site, at: int | None = None) -> None:
+        self.steps: list[str] = []
+        self.at = at
+        site.disk.on_step = self
+
+    def __call__(self, name: str) -> None:
+        self.steps.append(name)
+        if self.at is not None and len(self.steps) > self.at:
+            self.at = None
+            raise PowerCut
+
+
+def _run(site: Site) -> None:
+    """To the end, with a boot after a cut. What must hold after every boot is checked there."""
+    for _ in range(3):
+        try:
+            site.settle(END)
+            return
+        except PowerCut:
+            site.device.power_cycle()
+            _after_boot(site)
+    raise AssertionError("the power was cut once, but the device did not come to an end")
+
+
+def _after_boot(site: Site) -> None:
+    """1. What runs is whole. 2. What boots by default was good. 3. Only a try that is not over runs anything else."""
+    hardware = site.hardware
+    held, flags = hardware.slots()[hardware.booted()], hardware.flags()
+    assert held.digest is not None
+    assert site.slot_digest(hardware.booted(), hardware.slot_size(hardware.booted())) == held.digest
+    assert hardware.booted() == flags.default or (hardware.booted() == flags.trial and flags.tries == 0)
+    default = hardware.slots()[flags.default]
+    assert default.release in ("v1", "v2")
+    assert site.slot_digest(flags.default, hardware.slot_size(flags.default)) == default.digest
+
+
+def _count(site: Site) -> list[str]:
+    meter = Meter(site)
+    _run(site)
+    return meter.steps
+
+
+def test_an_update_cut_at_every_step(new_site: Callable[..., Site], office: Office, releases: Releases) -> None:
+    office.assign(releases.v2)
+    steps = _count(new_site())
+    assert len(steps) > 40
+    spent: list[int] = []
+    assert {"reboot", "write slot", "rename flags.json", "write state.json.new"} <= set(steps)
+    for cut in range(len(steps)):
+        office.now, office.n = START, 0
+        office.assign(releases.v2)
+        site = new_site()
+        meter = Meter(site, cut)
+        _run(site)
+        report, where = office.last(), f"cut before step {cut}, {steps[cut]}"
+        assert meter.at is None, where
+        assert site.device.agent.notes.memory.intent is None, where
+        assert site.hardware.flags().trial is None, where
+        fell_back = report.attempts == {"v2": 1}
+        assert report.image == ("v1" if fell_back else "v2"), where
+        spent += [cut] if fell_back else []
+        version = site.hardware.version()
+        assert (version.current, version.previous) == (("v1", None) if fell_back else ("v2", "v1")), where
+        assert not list(site.root.rglob("*.part")), where
+        site.transport.close()
+        office.reports.clear()
+    # An attempt is lost only by a cut after the reboot was asked for and before the mark is durable.
+    marked = max(number for number, name in enumerate(steps) if name == "rename flags.json")
+    assert steps.index("reboot") < min(spent) <= max(spent) <= marked
+
+
+def test_a_bad_release_cut_at_every_step_always_ends_on_the_old_one(
+    new_site: Callable[..., Site], office: Office, releases: Releases
+) -> None:
+    office.assign(releases.bad)
+    steps = _count(new_site())
+    for cut in range(len(steps)):
+        office.now, office.n = START, 0
+        office.assign(releases.bad)
+        site = new_site()
+        Meter(site, cut)
+        _run(site)
+        where = f"cut before step {cut}, {steps[cut]}"
+        assert office.last().image == "v1", where
+        # Counted once, never twice and never lost: the count and the end of the intent are one write.
+        assert office.last().attempts == {"v3": 1}, where
+        assert site.hardware.flags() == type(site.hardware.flags())("b"), where
+        site.transport.close()
+
+
+def test_a_switch_back_cut_at_every_step(new_site: Callable[..., Site], office: Office, releases: Releases) -> None:
+    def prepared() -> Site:
+        office.now, office.n = START - timedelta(minutes=30), 0
+        office.assign(releases.v2)
+        site = new_site()
+        site.settle(START - timedelta(minutes=10))
+        office.now = START
+        office.assign(releases.v1)
+        return site
+
+    steps = _count(prepared())
+    for cut in range(len(steps)):
+        site = prepared()
+        Meter(site, cut)
+        _run(site)
+        where = f"cut before step {cut}, {steps[cut]}"
+        assert office.last().image == ("v2" if office.last().attempts else "v1"), where
+        assert all(slot.good for slot in site.hardware.slots().values()), where
+        site.transport.close()
+
+
+def test_configuration_cut_at_every_step(new_site: Callable[..., Site], office: Office) -> None:
+    old = SiteConfig("sha256:" + "1" * 64, {"user-data": b"old", "meta-data": b"old"})
+    new = SiteConfig("sha256:" + "2" * 64, {"user-data": b"new", "meta-data": b"new"})
+
+    def prepared() -> Site:
+        office.now, office.n, office.config = START - timedelta(minutes=30), 0, old
+        office.assign(config=old.digest)
+        site = new_site()
+        site.settle(START - timedelta(minutes=10))
+        office.now, office.config = START, new
+        office.assign(config=new.digest)
+        return site
+
+    steps = _count(prepared())
+    for cut in range(len(steps)):
+        site = prepared()
+        Meter(site, cut)
+        try:
+            site.settle(END)
+        except PowerCut:
+            digest = site.hardware.config_digest()
+            text = {old.digest: b"old", new.digest: b"new"}[digest or ""]
+            folder = site.root / "cidata"
+            assert {(folder / name).read_bytes() for name in ("user-data", "meta-data")} == {text}, steps[cut]
+            site.device.power_cycle()
+            _run(site)
+        assert office.last().config == new.digest, f"cut before step {cut}, {steps[cut]}"
+        site.transport.close()
+
+
+def test_an_app_cut_at_every_step(new_site: Callable[..., Site], office: Office) -> None:
+    first, second = office.push_app(b"one" * 100), office.push_app(b"two" * 100, version="2.9.0")
+
+    def prepared() -> Site:
+        office.now, office.n = START - timedelta(minutes=30), 0
+        office.assign(apps={"video-ingest": first})
+        site = new_site()
+        site.settle(START - timedelta(minutes=10))
+        office.now = START
+        office.assign(apps={"video-ingest": second})
+        return site
+
+    steps = _count(prepared())
+    for cut in range(len(steps)):
+        site = prepared()
+        Meter(site, cut)
+        try:
+            site.settle(END)
+        except PowerCut:
+            assert site.hardware.apps()["video-ingest"] in (first.digest, second.digest), steps[cut]
+            site.device.power_cycle()
+            _run(site)
+        where = f"cut before step {cut}, {steps[cut]}"
+        assert office.last().apps == {"video-ingest": second.digest}, where
+        assert office.last().attempts == {}, where
+        site.transport.close()
+
+
+def test_two_cuts_in_one_update(new_site: Callable[..., Site], office: Office, releases: Releases) -> None:
+    office.assign(releases.v2)
+    steps = _count(new_site())
+    for cut in range(0, len(steps), 3):
+        for again in (1, 4, 9):
+            office.now, office.n = START, 0
+            office.assign(releases.v2)
+            site = new_site()
+            meter = Meter(site, cut)
+            try:
+                site.settle(END)
+            except PowerCut:
+                meter.at, meter.steps = again, []
+                try:
+                    site.device.power_cycle()
+                except PowerCut:
+                    site.device.power_cycle()
+            _run(site)
+            _after_boot(site)
+            assert office.last().image == ("v1" if office.last().attempts else "v2"), f"cuts {cut} and {again}"
+            site.transport.close()
+
+
+def test_the_bootloader_itself_is_cut(site: Site, office: Office, releases: Releases) -> None:
+    """Between spending the try and starting the kernel: the try is gone, the old slot boots."""
+    office.assign(releases.v2)
+    meter = Meter(site)
+    while "reboot" not in meter.steps:
+        before = len(meter.steps)
+        site.step()
+    del before
+    _after_boot(site)
+    assert site.hardware.slots()["b"] == Slot("v1", releases.v1.digest, True)
