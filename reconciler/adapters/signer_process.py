@@ -54,7 +54,9 @@ class ProcessSigner:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
         said = "".join(letter if letter.isprintable() else " " for letter in lines[-1])[:600].removeprefix("error: ")
         if done.returncode == 1:
-            raise TerminalError(f"the signer refused: {said}", needed_for=purpose)
+            # Its own three slots, on one line (`ports.PortError`): what is wrong, for what, what to do.
+            wrong, _, rest = said.partition("; needed for ")
+            raise TerminalError(f"the signer refused: {wrong}", needed_for=purpose, remedy=rest.partition("; ")[2])
         raise TransientError(
             f"the signer failed with {done.returncode} ({said})", needed_for=purpose, remedy="it is asked again"
         )

@@ -20,6 +20,7 @@ _LIMIT = 4096
 @click.command(short_help="Sign a release that an accepted commit names, after checking it.")
 @click.option(
     "--config",
+    "--settings",
     "config",
     type=click.Path(path_type=Path),
     default=Path("signer.yaml"),
@@ -28,21 +29,24 @@ _LIMIT = 4096
 )
 def signer(config: Path) -> None:
     """Sign the release named on standard input, if commit, manifest and bytes agree."""
+    from reconciler.adapters.gpg_signer import ReleaseSigner
     from reconciler.controller.bootstrap import make_git, make_images
-    from reconciler.controller.settings import load_settings
+    from reconciler.controller.settings import KeySigner, load_settings
     from reconciler.ports import TerminalError
 
     release, commit = _request(sys.stdin.buffer.read(_LIMIT + 1))
     settings = load_settings(config)
-    if settings.keys.signer is None:
-        raise TerminalError(f"{config} names no key", needed_for="signing a release", remedy="add keys.signer")
-    from reconciler.adapters.gpg_signer import ReleaseSigner
+    place = settings.keys.signer
+    if not isinstance(place, KeySigner):
+        raise TerminalError(
+            f"{config} names no key to sign with", needed_for="signing a release", remedy="add keys.signer of type key"
+        )
 
     def now() -> datetime:
         return datetime.now(UTC)
 
     source, store = make_git(settings, now), make_images(settings, now)
-    made = ReleaseSigner(settings.keys.signer, source, store, required=settings.commits.required)
+    made = ReleaseSigner(place, source, store, required=settings.commits.required)
     sys.stdout.buffer.write(made.sign_release(release, commit))
     sys.stdout.buffer.flush()
 

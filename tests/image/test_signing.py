@@ -180,6 +180,7 @@ def test_roots_are_signed_fast_and_by_the_key_asked_for(keys: Home, key: str) ->
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_a_passphrase_comes_from_its_file(tmp_path: Path) -> None:
     with make_home() as home:
         home.run(
@@ -245,6 +246,41 @@ def test_the_signers_process_gets_the_request_and_nothing_else(monkeypatch: pyte
 def test_the_signers_answers_are_told_apart(code: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         ProcessSigner(script(code), timeout_s=1).sign_release("v1", "a" * 40)
+
+
+def test_the_command_signs_with_a_settings_file_of_its_own(world: World, keys: Home, key: str, tmp_path: Path) -> None:
+    place = {"home": str(keys.path), "fingerprint": key}
+    (tmp_path / "ring.gpg").write_bytes(keys.export([key]))
+    settings = {
+        "state": str(tmp_path / "signer"),
+        "git": {"url": str(world.repo.path)},
+        "images": {"type": "directory", "path": str(world.store.root)},
+        "registry": {"type": "layout", "path": str(tmp_path / "registry")},
+        "secrets": {"type": "directory", "path": str(tmp_path / "secrets")},
+        "keys": {
+            "assignment": place,
+            "releases": [key],
+            "releaseKeyring": str(tmp_path / "ring.gpg"),
+            "signer": {**place, "type": "key"},
+        },
+        "allowed": {"images": ["file:///"], "registries": ["registry.invalid"]},
+    }
+    (tmp_path / "signer.yaml").write_text(json.dumps(settings))
+    command = [str(Path(sys.executable).parent / "reconciler"), "signer", "--config", str(tmp_path / "signer.yaml")]
+    signature = ProcessSigner(command, timeout_s=60).sign_release("v1", world.commit)
+    sums = (world.folder / "SHA256SUMS").read_bytes()
+    assert verify_detached(sums, signature, keys.export([key]), {key}, datetime.now(UTC)).primary == key
+    with pytest.raises(TerminalError, match=r"the signer refused: commit f{12} is not on the branch"):
+        ProcessSigner(command, timeout_s=60).sign_release("v1", "f" * 40)
+    for request in (
+        b"",
+        b"[]",
+        b'{"release": "v1"}',
+        b'{"release": "../x", "commit": "' + b"a" * 40 + b'"}',
+        b"x" * 9000,
+    ):
+        done = subprocess.run(command, input=request, capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (1, b"") and b"holds no request" in done.stderr
 
 
 def test_a_command_that_is_not_there_is_terminal() -> None:
