@@ -228,6 +228,14 @@ class _Rollout:
                 yield self.document.path, Finding(where, message, "adds-nobody", "warning")
             highest = max(highest or (0, 0), (wave.percent, number))
         outside = sites.names.one.keys() - listed
+        drawn = outside - sites.lab if sites.idle and highest is not None else set()
+        if drawn and drawn <= sites.idle.keys():
+            first = next(number for number, wave in self.waves if wave.percent is not None)
+            message = (
+                f"every site that wave {self.waves[first][1].name!r} can draw is suspended or pinned, so there is nothing to "
+                "judge and its gate can never pass; bring a site back, or remove the wave"
+            )
+            yield self.document.path, Finding(("spec", "waves", first, "percent"), message, "never-passes", "warning")
         if highest is None or highest[0] < 100:
             yield from self._left_out(sorted(outside - sites.lab), highest)
         for site in sorted(outside & sites.lab)[:_MOST_SITES]:
