@@ -17,14 +17,16 @@ def moto() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_test_credentials(monkeypatch)
+@pytest.fixture(scope="session", autouse=True)
+def _credentials() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_test_credentials(patch)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def aws(moto: str) -> Iterator[Aws]:
-    """Clients of moto."""
+    """Clients of moto, shared, since making one takes longer than most tests."""
     clients = aws_at(moto)
     yield clients
     clients.close()

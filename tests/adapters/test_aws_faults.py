@@ -115,12 +115,12 @@ def proxy(moto: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def far(proxy: FaultProxy) -> Iterator[Aws]:
-    clients = aws_at(proxy.url, read_timeout_s=1, attempts=2)
+    clients = aws_at(proxy.url, read_timeout_s=0.5, attempts=2)
     yield clients
     clients.close()
 
 
-BIG = bytes(range(256)) * 4096 * 11
+BIG = bytes(range(256)) * 4096 * 6  # 6 MiB: two parts
 
 
 def test_passing_faults_during_staging_and_publishing_are_ridden_out(

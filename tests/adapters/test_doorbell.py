@@ -69,15 +69,21 @@ class SsmPlace:
         return sum(bool(ids & set(request["InstanceIds"])) for request in self.server.sent)
 
 
-@pytest.fixture
-def ssm() -> Iterator[SsmStandIn]:
+@pytest.fixture(scope="module")
+def ssm_server() -> Iterator[SsmStandIn]:
     with SsmStandIn([]) as server:
         yield server
 
 
 @pytest.fixture
-def ssm_aws(ssm: SsmStandIn) -> Iterator[Aws]:
-    clients = aws_at(ssm.url, attempts=2)
+def ssm(ssm_server: SsmStandIn) -> SsmStandIn:
+    ssm_server.reset()
+    return ssm_server
+
+
+@pytest.fixture(scope="module")
+def ssm_aws(ssm_server: SsmStandIn) -> Iterator[Aws]:
+    clients = aws_at(ssm_server.url, attempts=2)
     yield clients
     clients.close()
 
@@ -236,13 +242,7 @@ def test_throttling_passes_and_lasting_throttling_is_transient(ssm: SsmStandIn, 
 def test_what_was_not_sent_when_aws_stopped_answering_half_way_is_timed_out(ssm: SsmStandIn, ssm_aws: Aws) -> None:
     ssm.nodes, names = many(150)
     doorbell = bell_of(ssm_aws)
-    plain = ssm._send
-
-    def once(request: dict[str, Any]) -> Any:
-        ssm.throttle["SendCommand"] = 50
-        return plain(request)
-
-    ssm._send = once  # type: ignore[method-assign]
+    ssm.throttle_after_sends = 1
     states = doorbell.ring(names)
     assert [states[name] for name in names] == ["delivered"] * 50 + ["timed-out"] * 100
 

@@ -19,7 +19,7 @@ from tests.adapters.artifacts import FOLDER, IMAGE, SIGNATURE, digest_of, pack
 from tests.adapters.image_places import BucketPlace, DirectoryPlace, Place
 
 NOW = datetime(2026, 1, 15, 1, 30, tzinfo=UTC)
-BIG = bytes(range(256)) * 4096 * 11  # 11 MiB: three parts
+BIG = bytes(range(256)) * 4096 * 6  # 6 MiB: two parts
 
 
 @pytest.fixture(params=["directory", "s3"])

@@ -27,6 +27,11 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up on a fault are what these tests are about: nothing to print."""
+
+
 class FaultProxy:
     """`with FaultProxy(upstream_url) as proxy:` then `proxy.url`; `proxy.seen` are the requests as (method, path)."""
 
@@ -36,7 +41,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self.seen: list[tuple[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -73,6 +78,7 @@ class FaultProxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -41,18 +41,26 @@ class SsmStandIn:
     """`with SsmStandIn(nodes) as ssm:` then `ssm.url`. `calls` counts operations, `sent` keeps SendCommand requests."""
 
     def __init__(self, nodes: list[Node], *, documents: dict[str, str] | None = None, page: int = 50) -> None:
-        self.nodes, self.page = nodes, page
-        self.documents = documents or {"EdgeCallIn": "3"}
-        self.sent: list[dict[str, Any]] = []
-        self.calls: Counter[str] = Counter()
-        self.throttle: Counter[str] = Counter()
-        self.deny: set[str] = set()
-        self._commands: dict[str, dict[str, list[tuple[str, str]]]] = {}
+        self.reset(nodes, documents=documents, page=page)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def reset(
+        self, nodes: list[Node] | None = None, *, documents: dict[str, str] | None = None, page: int = 50
+    ) -> None:
+        """Forget everything. `throttle` counts refusals to come, by operation; `deny` names operations not allowed;
+        after `throttle_after_sends` commands every further one is throttled."""
+        self.nodes, self.page = nodes or [], page
+        self.documents = documents or {"EdgeCallIn": "3"}
+        self.sent: list[dict[str, Any]] = []
+        self.calls: Counter[str] = Counter()
+        self.throttle: Counter[str] = Counter()
+        self.throttle_after_sends: int | None = None
+        self.deny: set[str] = set()
+        self._commands: dict[str, dict[str, list[tuple[str, str]]]] = {}
 
     def __enter__(self) -> SsmStandIn:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -83,6 +91,8 @@ class SsmStandIn:
             return act(request)
 
     def _send(self, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if self.throttle_after_sends is not None and len(self.sent) >= self.throttle_after_sends:
+            return _error("ThrottlingException", "Rate exceeded")
         pinned = self.documents.get(request["DocumentName"])
         if pinned is None:
             return _error("InvalidDocument", "no such document")
@@ -135,6 +145,7 @@ class SsmStandIn:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def log_message(self, *_: object) -> None:
                 pass
