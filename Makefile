@@ -7,7 +7,7 @@ DEMO_PACKAGES := git gnupg gpgv zstd e2fsprogs
 TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry cloud-init shellcheck
 PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol
 
-.PHONY: help setup demo test test-vm check bench lock schemas
+.PHONY: help setup demo test test-vm check bench lock schemas docs packages
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -42,3 +42,9 @@ lock:  ## renew the pinned versions from what is installed
 
 schemas:  ## generate schemas/ from the models
 	@.venv/bin/reconciler schema --write schemas
+
+docs:  ## generate the reference pages that come from code
+	@$(PY) .ci/docs.py
+
+packages:  ## name the Debian packages that the suite needs
+	@echo $(TEST_PACKAGES)
