@@ -12,6 +12,8 @@ README.md of the recipe.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -19,7 +21,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,6 +87,7 @@ class RootfsBuilder:
         self, work: Path, output: Path, *, committed_at: Callable[[str], datetime], timeout_s: float = 3600.0
     ) -> None:
         self._work, self._output = work.absolute(), output.absolute()
+        self._scratch = self._work / "scratch"
         self._committed_at, self._timeout_s = committed_at, timeout_s
 
     def build(self, release: str, spec: ImageSpec, recipe: Path, commit: str) -> Built:
@@ -99,15 +102,38 @@ class RootfsBuilder:
             )
         inputs, tools = inputs_digest(release, spec, files), _tools()
         kept = self._output / _key(inputs, tools)
-        found = self._kept(release, kept)
-        if found is not None:
-            return found
         release_key(release)
+        with self._alone(release):
+            found = self._kept(release, kept)
+            return found if found is not None else self._build(release, spec, recipe, commit, inputs, tools, kept)
+
+    @contextlib.contextmanager
+    def _alone(self, release: str) -> Iterator[None]:
+        """Hold the release's lock, so that one build of it runs at a time, and clear away what a killed one left."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with (self._scratch / f".{release}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # A folder of its own: the caller may keep what it exported beside it, under names like these.
+            for left in self._scratch.glob(f"{release}-*"):
+                _remove(left)
+            yield
+
+    def _build(
+        self,
+        release: str,
+        spec: ImageSpec,
+        recipe: Path,
+        commit: str,
+        inputs: str,
+        tools: Mapping[str, str],
+        kept: Path,
+    ) -> Built:
+        """All stages in a scratch folder that is gone afterwards."""
         at = self._committed_at(commit).astimezone(UTC)
         name = f"{spec.family}-{release}-{at:%Y%m%d}"
         logs = self._work / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=self._work))
+        scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=self._scratch))
         try:
             log = logs / f"{release}-{inputs.removeprefix('sha256:')[:12]}.log"
             log.write_text(f"{name} from {inputs} at commit {commit}\n", encoding="utf-8")
@@ -194,7 +220,7 @@ class RootfsBuilder:
         if kept.exists():  # damaged, or another builder was faster
             shutil.rmtree(kept)
         # Work and output may lie on two file systems: copy first, so that the last step is a rename.
-        staged = self._output / f".{kept.name}.{os.getpid()}"
+        staged = self._output / f".{kept.name}"  # one at a time: the release is locked
         shutil.rmtree(staged, ignore_errors=True)
         shutil.copytree(part, staged)
         for path in (*sorted((staged / job.name).iterdir()), staged / job.name, staged):

@@ -137,8 +137,18 @@ def test_a_failed_stage_is_named_and_leaves_nothing(tmp_path: Path, setup: str, 
     with pytest.raises(TerminalError, match=said) as caught:
         build(builder(tmp_path), recipe(tmp_path / "r", setup, health))
     assert ".log" in caught.value.remedy
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["logs"]
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"logs", "scratch"}
+    assert [path.name for path in (tmp_path / "work" / "scratch").iterdir()] == [".v1.4.2.lock"]
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_build_left_is_cleared_away(tmp_path: Path) -> None:
+    left = tmp_path / "work" / "scratch" / "v1.4.2-abc" / "root"
+    left.mkdir(parents=True)
+    (left / "file").write_text("x")
+    left.chmod(0o500)
+    build(builder(tmp_path), recipe(tmp_path / "r"))
+    assert [path.name for path in (tmp_path / "work" / "scratch").iterdir()] == [".v1.4.2.lock"]
 
 
 def test_a_warning_is_recorded(tmp_path: Path) -> None:
