@@ -73,6 +73,10 @@ class Agent:
         """Whether a reboot was asked for: this life is over."""
         return self.work.leaving
 
+    def call_in(self) -> None:
+        """Somebody rang: exchange at the next step, whatever the interval says."""
+        self._exchange_at = None
+
     def step(self, now: datetime) -> datetime:
         """Report if that is due, go on with the work, and return when to call again. Never raises for what a device
         meets."""

@@ -50,6 +50,10 @@ class Device:
             )
         return self._agent
 
+    def call_in(self) -> None:
+        """Somebody rang: exchange at the next step, whatever the interval says."""
+        self.agent.call_in()
+
     def step(self, now: datetime) -> datetime:
         """One step of the present life, with the boot after it if it asked for one. Returns when to call again."""
         due = self.agent.step(now)
