@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +40,11 @@ def run(config: Path, once: bool, form: str | None) -> None:
     from reconciler.controller.settings import load_settings
 
     settings = load_settings(config)
-    log = _log(form)
-    from reconciler.controller.bootstrap import Program
+    from reconciler.controller.bootstrap import Program, make_clock
 
-    program = Program(settings, log.info, inline=once)
+    clock = make_clock(settings)
+    log = _log(form, clock[0].now)
+    program = Program(settings, log.info, clock, inline=once)
     if once:
         try:
             program.once()
@@ -110,11 +113,13 @@ def _registry_address(settings: Settings) -> str | None:
     return place.url if isinstance(place, s.OciRegistry) else None
 
 
-def _log(form: str | None) -> Any:
-    """structlog on stderr: one line a transition."""
+def _log(form: str | None, now: Callable[[], datetime]) -> Any:
+    """structlog on stderr: one line a transition, with the instant of the loop's own clock."""
     import logging
 
     import structlog
+
+    from reconciler.model.scalars import format_instant
 
     text = form == "text" or (form is None and sys.stderr.isatty())
     renderer: Any = (
@@ -123,7 +128,7 @@ def _log(form: str | None) -> Any:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            lambda _logger, _method, line: {"at": format_instant(now()), **line},
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -207,10 +207,15 @@ class Service(Protocol):
 class Program:
     """The loop, its ports and the watcher, made of one settings file."""
 
-    def __init__(self, settings: s.Settings, log: Callable[..., object], *, inline: bool = False) -> None:
-        """Open everything. `inline` takes long work within the tick, for a single pass. Takes over as the writer."""
+    def __init__(
+        self, settings: s.Settings, log: Callable[..., object], clock: tuple[Clock, Working], *, inline: bool = False
+    ) -> None:
+        """Open everything. `clock` is `make_clock`'s. `inline` takes long work within the tick, for a single pass.
+
+        Takes over as the writer: a loop that runs elsewhere on the same store is fenced from here on.
+        """
         self.settings, self._log = settings, log
-        self.clock, working = make_clock(settings)
+        self.clock, working = clock
         self.store = make_store(settings, create=True)
         self.git = make_git(settings, self.clock.now)
         self.images = make_images(settings, self.clock.now)

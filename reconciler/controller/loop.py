@@ -94,8 +94,7 @@ class Loop:
                 continue
             spins = 0
             self._parts.clock.wait(self._next_due(started))
-            if self._settings.gap:
-                self._parts.clock.wait(started + timedelta(seconds=self._settings.gap))
+            self._keep_apart(started)
         self._parts.log("stopped")
 
     def stop(self) -> None:
@@ -280,6 +279,12 @@ class Loop:
         instants += [i.not_before for i in parts.store.open_intents() if i.not_before and not parts.executor.holds(i)]
         # Never at once: what is due now was just tried, and time must be able to pass.
         return max(min(instants), now + _LEAST)
+
+    def _keep_apart(self, started: datetime) -> None:
+        """A burst of reports is one tick's work: whoever wakes the loop meanwhile is heard by that tick."""
+        until = started + timedelta(seconds=self._settings.gap)
+        while not self._stopping and self._parts.clock.now() < until:
+            self._parts.clock.wait(until)
 
     def _wait_for_store(self, error: TransientError) -> None:
         self._store_failures += 1
