@@ -370,6 +370,9 @@ class Store(Protocol):
     def device_of_token(self, token_hash: str) -> str | None:
         """Whose token has this hash, or None."""
 
+    def devices_of_tokens(self, token_hashes: Sequence[str]) -> Mapping[str, str]:
+        """The same for many hashes at once; unknown ones are left out."""
+
     def revoke_token(self, device: str) -> bool:
         """Forget a device's token; returns whether it had one."""
 

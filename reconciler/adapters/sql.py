@@ -8,7 +8,6 @@ have the store open; which of them may decide is held by the epoch (`begin_epoch
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,7 +17,7 @@ from sqlalchemy import Engine, delete, insert, select, update
 
 from reconciler.adapters import sql_journal as journal
 from reconciler.adapters import sql_observations as recorded
-from reconciler.adapters.sql_engine import BUSY_TIMEOUT_S, Database, open_engine, store_url, upsert
+from reconciler.adapters.sql_engine import BUSY_TIMEOUT_S, Database, chunked, open_engine, store_url, upsert
 from reconciler.adapters.sql_migrate import HEAD, migrate, revision_of
 from reconciler.adapters.sql_schema import commits, counters, plans, tokens
 from reconciler.model.observed import DeviceObservation, Snapshot
@@ -227,12 +226,19 @@ class SqlStore:
 
     def device_of_token(self, token_hash: str) -> str | None:
         """Whose token has this hash, or None."""
-        with self._db.read("recognising a device") as connection:
-            query = select(tokens.c.device, tokens.c.hash).where(tokens.c.hash == token_hash)
-            row = connection.execute(query).one_or_none()
-        if row is None or not hmac.compare_digest(str(row.hash), token_hash):
-            return None
-        return str(row.device)
+        return self.devices_of_tokens([token_hash]).get(token_hash)
+
+    def devices_of_tokens(self, token_hashes: Sequence[str]) -> Mapping[str, str]:
+        """The same for many hashes at once; unknown ones are left out.
+
+        Found by an index: its timing tells nothing, since who sends a token cannot steer the bits of its sha256.
+        """
+        found: dict[str, str] = {}
+        with self._db.read("recognising devices") as connection:
+            for piece in chunked(sorted(set(token_hashes))):
+                query = select(tokens.c.device, tokens.c.hash).where(tokens.c.hash.in_(piece))
+                found.update((row.hash, row.device) for row in connection.execute(query))
+        return found
 
     def revoke_token(self, device: str) -> bool:
         """Forget a device's token; returns whether it had one."""

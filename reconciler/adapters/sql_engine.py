@@ -30,6 +30,8 @@ BUSY_TIMEOUT_S = 15.0
 CHUNK = 500
 """Values in one IN list: below every database's limit on parameters."""
 
+_CONNECTIONS = 16
+# More threads than these queue for a connection: to open one costs more than to wait for one.
 _WRITE = "reconciler_write"
 _TRANSIENT = ("locked", "busy", "disk is full", "disk i/o", "connection", "timeout", "deadlock", "serialize")
 
@@ -66,7 +68,12 @@ def open_engine(url: URL, *, create: bool, busy_timeout_s: float = BUSY_TIMEOUT_
         connect_args = {"timeout": busy_timeout_s, "check_same_thread": False}
     try:
         engine = create_engine(
-            url, connect_args=connect_args, hide_parameters=True, pool_size=8, max_overflow=24, pool_pre_ping=not sqlite
+            url,
+            connect_args=connect_args,
+            hide_parameters=True,
+            pool_size=_CONNECTIONS,
+            max_overflow=0,
+            pool_pre_ping=not sqlite,
         )
     except (NoSuchModuleError, ImportError) as error:
         raise TerminalError(

@@ -8,7 +8,7 @@ here changes what is decided; a report is the only thing that is written. Source
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from reconciler.controller.status import status_of
 from reconciler.ports import PortError, TransientError
 from reconciler.server.answers import Guard, Refusal, refusal_of
-from reconciler.server.batch import Batcher
+from reconciler.server.batch import Batcher, Received, Recorded, record
 from reconciler.server.exchange import exchange
 from reconciler.server.limits import RateLimiter, read_body
 from reconciler.server.metrics import CONTENT_TYPE, Metrics
@@ -41,12 +41,13 @@ class Callers:
         self._addresses = RateLimiter(*limits.per_address)
         self._refused = RateLimiter(*limits.refused_per_address)
         self._devices = RateLimiter(*limits.per_device)
+        self._known: Batcher[str, str | None] = Batcher(self._look_up, batch=limits.batch, queue=limits.queue)
 
     async def device(self, request: Request) -> str:
         """The device whose token this is. Refusal 401 or 429."""
         token_hash = self._token_hash(request)
         try:
-            device = await run_in_threadpool(self._options.store.device_of_token, token_hash)
+            device = await self._known.submit(token_hash)
         except PortError as error:
             raise refusal_of(error) from None
         if device is None:
@@ -69,6 +70,10 @@ class Callers:
         """Whoever may read the metrics."""
         if not self._options.metrics_open:
             await self.operator(request)
+
+    def _look_up(self, hashes: Sequence[str]) -> Sequence[str | None]:
+        found = self._options.store.devices_of_tokens(hashes)
+        return [found.get(token_hash) for token_hash in hashes]
 
     def _token_hash(self, request: Request) -> str:
         address = _address(request)
@@ -93,9 +98,11 @@ def create_app(options: Options) -> ASGIApp:
     """The app, with metrics and limiters of its own."""
     metrics = Metrics(options.store)
     limits = options.limits
-    batcher = Batcher(
-        options.store, options.policy, batch=limits.batch, queue=limits.queue, written=metrics.batch
-    )  # fmt: skip
+
+    def write(batch: Sequence[Received]) -> Sequence[Recorded | Exception]:
+        return record(options.store, batch, options.policy().stale_after_s)
+
+    batcher = Batcher(write, batch=limits.batch, queue=limits.queue, worked=metrics.batch)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -137,7 +144,9 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
 
 
-def _serve_devices(app: FastAPI, options: Options, callers: Callers, batcher: Batcher, metrics: Metrics) -> None:
+def _serve_devices(
+    app: FastAPI, options: Options, callers: Callers, batcher: Batcher[Received, Recorded], metrics: Metrics
+) -> None:
     by_token = Depends(callers.device)
     limits = options.limits
 

@@ -1,4 +1,4 @@
-"""Records the reports of concurrent requests in common transactions. Called by the exchange, once a report.
+"""Puts the work of concurrent requests together: reports into common transactions, tokens into common look-ups.
 
 While one batch is being written, the next one gathers: a lone report waits for nobody, and under load a hundred share
 one fsync. A report is answered only after its transaction is on disk, so what a device was told is never lost.
@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -19,7 +20,9 @@ from reconciler.controller.observe import fold
 from reconciler.model.observed import DeviceObservation
 from reconciler.ports import AssignmentRow, Store, TransientError
 from reconciler.protocol.report import Report
-from reconciler.server.options import Policy
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Recorded:
     assignment: AssignmentRow | None
 
 
-def record(store: Store, batch: Sequence[Received], stale_after_s: float) -> list[Recorded | ValueError]:
+def record(store: Store, batch: Sequence[Received], stale_after_s: float) -> list[Recorded | Exception]:
     """Fold and record reports in one transaction. A report that does not fit the model fails alone, as a ValueError."""
     devices = sorted({received.report.device for received in batch})
     outcomes: list[bool | ValueError] = []
@@ -69,58 +72,58 @@ def record(store: Store, batch: Sequence[Received], stale_after_s: float) -> lis
     ]
 
 
-class Batcher:
-    """Gathers reports while others are written. One event loop."""
+class Batcher(Generic[T, R]):
+    """Gathers items of concurrent requests while earlier ones are worked on in a thread. One event loop.
+
+    `work` gets up to `batch` items and returns one outcome each, an exception where it fails alone; what it raises fails
+    them all. `queue` items may wait.
+    """
 
     def __init__(
         self,
-        store: Store,
-        policy: Callable[[], Policy],
+        work: Callable[[Sequence[T]], Sequence[R | Exception]],
         *,
         batch: int,
         queue: int,
-        written: Callable[[int], None],
+        worked: Callable[[int], None] = lambda _size: None,
     ) -> None:
-        self._store, self._policy, self._written = store, policy, written
-        self._batch, self._queue = batch, queue
-        self._waiting: list[tuple[Received, asyncio.Future[Recorded]]] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._work, self._worked, self._batch, self._queue = work, worked, batch, queue
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._worker: asyncio.Task[None] | None = None
 
-    async def submit(self, received: Received) -> Recorded:
-        """Wait until the report is recorded. TransientError: too many wait, or the store is busy. ValueError: no
-        fit."""
+    async def submit(self, item: T) -> R:
+        """Wait for the item's outcome. TransientError: too many wait. Raises what the work raised for it."""
         if len(self._waiting) >= self._queue:
-            raise TransientError("too many reports wait to be recorded", needed_for="a report", retry_after_s=5)
-        done: asyncio.Future[Recorded] = asyncio.get_running_loop().create_future()
-        self._waiting.append((received, done))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write())
+            raise TransientError("too many requests wait", needed_for="an answer", retry_after_s=5)
+        done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._run())
         return await done
 
-    async def _write(self) -> None:
+    async def _run(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
             try:
-                stale_after_s = self._policy().stale_after_s
-                outcomes = await run_in_threadpool(record, self._store, [item for item, _ in batch], stale_after_s)
-            except BaseException as error:
+                outcomes = await run_in_threadpool(self._work, [item for item, _ in batch])
+            except Exception as error:  # noqa: BLE001  whoever waits gets it
+                outcomes = [error] * len(batch)
+            except BaseException:
                 for _, done in batch:
-                    if not done.done():
-                        done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-                if not isinstance(error, Exception):
-                    raise
-                continue
+                    done.cancel()
+                raise
+            else:
+                self._worked(len(batch))
             for (_, done), outcome in zip(batch, outcomes, strict=True):
-                # A caller that has gone away no longer listens; its report is recorded all the same.
+                # A caller that has gone away no longer listens; its item is worked on all the same.
                 if done.done():
                     continue
-                if isinstance(outcome, ValueError):
+                if isinstance(outcome, Exception):
                     done.set_exception(outcome)
                 else:
                     done.set_result(outcome)
-            self._written(len(batch))
 
     async def drain(self) -> None:
-        """Wait until everything submitted is written."""
-        if self._writer is not None:
-            await asyncio.wait([self._writer])
+        """Wait until everything submitted is worked on."""
+        if self._worker is not None:
+            await asyncio.wait([self._worker])

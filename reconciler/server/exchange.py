@@ -19,7 +19,7 @@ from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.exchange import Answer
 from reconciler.protocol.report import Report, ReportError
 from reconciler.server.answers import Refusal, refusal_of
-from reconciler.server.batch import Batcher, Received
+from reconciler.server.batch import Batcher, Received, Recorded
 from reconciler.server.metrics import Metrics
 from reconciler.server.options import Options, Sources
 
@@ -58,7 +58,9 @@ def wants_sources(report: Report, assignment: Assignment) -> bool:
     return any(report.apps.get(name) != app.digest for name, app in assignment.apps.items())
 
 
-async def exchange(options: Options, batcher: Batcher, metrics: Metrics, device: str, body: bytes) -> Answer:
+async def exchange(
+    options: Options, batcher: Batcher[Received, Recorded], metrics: Metrics, device: str, body: bytes
+) -> Answer:
     """Record a report and answer it. Refusal: not a report, not the device's, or not to be recorded now."""
     received_at = options.now()
     try:
@@ -76,6 +78,9 @@ async def exchange(options: Options, batcher: Batcher, metrics: Metrics, device:
     metrics.report("taken" if recorded.taken else "late")
     if recorded.taken:
         options.reported()
+    if recorded.assignment is None:
+        return _answer(options, report, None, received_at)
+    # Sources may have to be signed or asked for.
     return await run_in_threadpool(_answer, options, report, recorded.assignment, received_at)
 
 

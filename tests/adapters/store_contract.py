@@ -407,6 +407,7 @@ class JournalContract:
         store.add_token("A", "aa", NOW)
         store.add_token("B", "bb", NOW + MINUTE)
         assert [stores().device_of_token(token) for token in ("aa", "bb", "cc", "")] == ["A", "B", None, None]
+        assert store.devices_of_tokens(["bb", "cc", "aa", "bb"]) == {"aa": "A", "bb": "B"}
         store.add_token("A", "a2", NOW + MINUTE)
         assert [store.device_of_token(token) for token in ("aa", "a2")] == [None, "A"]
         with pytest.raises(TerminalError, match="B's already"):
