@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import httpx
 import pytest
+from botocore.exceptions import ClientError
 
 from reconciler.adapters.aws import Aws
 from reconciler.adapters.registry_ecr import EcrRegistry
@@ -373,6 +374,20 @@ def test_ecr_bytes_that_are_not_the_digests_are_refused(aws: Aws, repository: st
     with pytest.raises(TerminalError, match="is not its bytes"):
         place.registry.retag(repository, "canary", image.digest)
     assert "canary" not in place.registry.tags(repository)
+
+
+def test_ecr_tags_that_may_not_move_are_terminal_and_say_what_to_change(aws: Aws, repository: str) -> None:
+    place: Any = EcrPlace(aws)
+    image = small_image("2.8.0")
+    place.push(repository, image, "2.8.0")
+
+    def refuses(**request: Any) -> Any:
+        raise ClientError({"Error": {"Code": "ImageTagAlreadyExistsException", "Message": "immutable"}}, "PutImage")
+
+    place.registry._client = _Without(aws.client("ecr"), put_image=refuses)
+    with pytest.raises(TerminalError, match="does not let the tag canary move") as caught:
+        place.registry.retag(repository, "canary", image.digest)
+    assert "mutable" in caught.value.remedy
 
 
 class _Without:
