@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from reconciler.model.desired import Desired
+from reconciler.repo.documents import NEEDED
 from reconciler.repo.load import LoadResult, load_folder
 from reconciler.repo.problem import InvalidInput, Problem
 
@@ -29,11 +30,12 @@ from reconciler.repo.problem import InvalidInput, Problem
 def validate(path: Path | None, fleet: Path | None, output: str) -> None:
     """Check a fleet repo: every document by itself, and all of them together.
 
-    PATH is the fleet repo's folder, or (with --fleet) the folder or file in it whose problems are to be shown. Exit code 0:
-    it loads, warnings at most. 1: it does not. Needs no store, no network and no account.
+    PATH is the fleet repo's folder, or a folder or file in it: then the whole is checked, and the problems there are shown.
+    Exit code 0: no error, warnings at most. 1: there is one. Needs no store, no network and no account.
     """
     if fleet is None:
-        fleet, path = path or Path(), None
+        fleet = _fleet_of(path) if path is not None else Path()
+        path = None if path == fleet else path
     only = _below(fleet, path) if path is not None else None
     result = load_folder(fleet)
     found = sorted((*result.problems, *_within_scenarios(fleet, result)))
@@ -76,6 +78,14 @@ def _within_scenarios(fleet: Path, result: LoadResult) -> Iterator[Problem]:
             yield from invalid.problems
         except OSError as error:
             yield Problem(str(path), 1, 1, f"cannot be read any more ({error.strerror}); run again", code="unreadable")
+
+
+def _fleet_of(path: Path) -> Path:
+    """The fleet repo that a path is in, or the path itself: a folder of sites is none."""
+    for folder in (path, *list(path.parents)[:2]):
+        if any((folder / name).exists() for name in NEEDED.values()):
+            return folder
+    return path
 
 
 def _below(fleet: Path, path: Path) -> Path:

@@ -270,13 +270,30 @@ def _syntax(error: yaml.YAMLError, data: bytes) -> Fault:
         text = data.decode("utf-8", "replace")
         found = _CONTROL.search(text)
         return _control(text, found) if found else Fault(1, 1, f"not readable: {error.reason}", "encoding")
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    mark: Any = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = str(getattr(error, "problem", None) or error)
     words = next((ours for theirs, ours in _PLAIN_WORDS if theirs in problem), f"{problem}; fix the syntax")
     if any(sign in problem for sign in _UNCLOSED) and getattr(error, "context_mark", None) is not None:
         mark = error.context_mark  # type: ignore[attr-defined]
+    if mark is not None and "expected node content" in problem and not data.decode("utf-8")[mark.index :].strip():
+        mark, words = _last_opened(data), "a bracket is opened here and never closed; close it"
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
     return Fault(line, column, f"not valid YAML: {words}", "syntax")
+
+
+def _last_opened(data: bytes) -> Any:
+    """The mark of the innermost list or mapping that is still open where the text breaks off."""
+    marks: list[Any] = []
+    next_event: Callable[[], Any] = CParser(_join_surrogates(data)).get_event
+    try:
+        while (event := next_event()) is not None:
+            if event.__class__ in (MappingStartEvent, SequenceStartEvent):
+                marks.append(event.start_mark)
+            elif event.__class__ in (MappingEndEvent, SequenceEndEvent):
+                marks.pop()
+    except yaml.YAMLError:
+        pass
+    return marks[-1] if marks else None
 
 
 def locate(data: bytes) -> dict[Where, Spot]:

@@ -94,6 +94,11 @@ def test_a_path_narrows_what_is_shown(fleet: Path) -> None:
         assert "SITE-0002" in err
         assert "v1.yaml" not in err
     assert run("--fleet", "fleet", "apps")[0] == 0
+    for path in ("fleet/sites", "fleet/sites/SITE-0002.yaml"):
+        code, _, err = run(path)
+        assert code == 1
+        assert err.count("\n") == 2, err
+        assert err.startswith("fleet/sites/SITE-0002.yaml:1:1: ")
     assert run("--fleet", "fleet", "/etc/passwd")[0] == 2
 
 
