@@ -37,17 +37,19 @@ class Oracle:
     # ------------------------------------------------------------ who is where
 
     def membership(self) -> dict[str, int]:
-        """Design §4.2: lists first, then who was taken for a release that is open, then the draw."""
-        out: dict[str, int] = {}
+        """Design §4.2: lists first, then whom a percentage took for a release that is open, then the draw."""
+        listed: dict[str, int] = {}
         for number, wave in enumerate(self.waves):
-            out |= dict.fromkeys(wave.sites or (), number)
+            listed |= dict.fromkeys(wave.sites or (), number)
         asked = {wave.image for wave in self.waves}
         names = [wave.name for wave in self.waves]
+        out, taken_for = dict(listed), {}
         for release, taken in self.case.snapshot.members.items():
             for wave_name, sites in taken.items():
-                for site in sites:
-                    if release in asked and site not in out:
-                        out[site] = names.index(wave_name)
+                number = names.index(wave_name)
+                if release in asked and self.waves[number].percent is not None:
+                    taken_for |= {(site, release): number for site in sites}
+                    out |= {site: number for site in sites if site not in listed}
         counted = [name for name, site in self.desired.sites.items() if not site.lab]
         word = self.desired.waves.order
         order = sorted(counted, key=lambda site: hashlib.sha256(f"{word}/{site}".encode()).digest())
@@ -60,7 +62,8 @@ class Oracle:
             for site in order:
                 if sum(out.get(other, 99) <= number for other in counted) >= target:
                     break
-                if site not in out:
+                free = site not in listed and out.get(site, 99) > number
+                if free and taken_for.get((site, str(wave.image)), number) == number:
                     out[site] = number
         return out
 
