@@ -7,7 +7,7 @@ Source: contract, "Plan".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -268,10 +268,10 @@ class Plan:
     at: datetime
     commit: str | None
     actions: tuple[Action, ...]
-    holds: tuple[Hold, ...]
-    waves: tuple[WaveStatus, ...]
+    holds: Sequence[Hold]
+    waves: Sequence[WaveStatus]
     facts: Facts
-    flagged: tuple[DeviceFact, ...] = ()
+    flagged: Sequence[DeviceFact] = ()
     wake_at: datetime | None = None
 
     @property

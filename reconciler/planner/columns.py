@@ -20,6 +20,26 @@ UNKNOWN, OK, WARNING, CRITICAL = range(4)
 _HEALTH = {Health.UNKNOWN: UNKNOWN, Health.OK: OK, Health.WARNING: WARNING, Health.CRITICAL: CRITICAL, None: -1}
 
 
+_AS_IT_IS = (
+    "health",
+    "health_before",
+    "worse",
+    "conflict",
+    "image_since",
+    "health_since",
+    "last_seen",
+    "updating_since",
+    "rebooting_since",
+    "restarting_since",
+    "configuring_since",
+    "attempt_failed_at",
+)
+
+
+def _code(table: dict[str, int], text: str) -> int:
+    return table.setdefault(text, len(table))
+
+
 @lru_cache(maxsize=65536)
 def _micros(instant: datetime) -> int:
     return micros(instant)
@@ -61,7 +81,7 @@ class Columns:
         self.app_since: list[I64] = [np.full(size, NONE, np.int64) for _ in roster.apps]
         self.failed: dict[int, Mapping[str, int]] = {}
         self.rescued: dict[int, Mapping[str, datetime]] = {}
-        self.unmanaged: tuple[str, ...] = ()
+        self.unmanaged: set[str] = set()
         self.artifacts: dict[str, ArtifactState] = {}
         self.tags: Mapping[str, Mapping[str, str | None]] = {}
         self.tags_set: Mapping[str, Mapping[str, str | None]] = {}
@@ -78,25 +98,55 @@ class Columns:
     def bind(cls, roster: Roster, snapshot: Snapshot) -> Columns:
         """A snapshot as columns. A device listed twice is in conflict; one that git does not name is `unmanaged`."""
         out = cls(roster)
-        seen: set[str] = set()
-        unmanaged = set()
-        # In an order of their own, so that the order of the input cannot matter, not even for a name that stands twice.
+        claims: dict[str, list[DeviceObservation]] = {}
         for device in snapshot.devices:
-            row = roster.row_of.get(device.name)
-            if row is None:
-                unmanaged.add(device.name)
-            elif device.name in seen:
-                out.conflict[row] = True
-            else:
-                seen.add(device.name)
-                out.put(row, device)
-        twice = {roster.device_names[row] for row in np.flatnonzero(out.conflict)}
-        if twice:
-            for device in sorted((d for d in snapshot.devices if d.name in twice), key=lambda d: d.model_dump_json()):
-                out.put(roster.row_of[device.name], device)
-                out.conflict[roster.row_of[device.name]] = True
-        out.unmanaged = tuple(sorted(unmanaged))
+            claims.setdefault(device.name, []).append(device)
+        out.take(devices[0] for devices in claims.values() if len(devices) == 1)
+        for name, devices in claims.items():
+            if len(devices) > 1 and name in roster.row_of:
+                # In an order of their own, so that the order of the input does not matter here either.
+                last = max(devices, key=lambda device: device.model_dump_json())
+                out.put(roster.row_of[name], last.model_copy(update={"conflict": True}))
+        out.unmanaged |= claims.keys() - roster.row_of.keys()
         out.put_shared(snapshot)
+        return out
+
+    def take(self, devices: Iterable[DeviceObservation]) -> None:
+        """Replace the rows of some devices; those that git does not name are `unmanaged`."""
+        rows = self.roster.row_of
+        for device in devices:
+            row = rows.get(device.name)
+            if row is None:
+                self.unmanaged.add(device.name)
+            else:
+                self.put(row, device)
+
+    def moved_to(self, roster: Roster) -> Columns:
+        """The same observations bound to another roster: devices by name, codes by what they stand for.
+
+        Devices that the new roster names and the old one did not have never reported, until they are `put`.
+        """
+        out = Columns(roster)
+        pairs = [(row, roster.row_of[name]) for name, row in self.roster.row_of.items() if name in roster.row_of]
+        old, new = (np.array(side, np.int64) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
+        releases = np.array([*(out._release(name) for name in self.release_names), -1], np.int32)
+        for name in ("image", "previous", "inactive", "updating_to"):
+            getattr(out, name)[new] = releases[getattr(self, name)[old]]
+        digests = np.array([*(_code(out.digest_code, digest) for digest in self.digest_code), -1], np.int32)
+        out.config[new] = digests[self.config[old]]
+        for name in _AS_IT_IS:
+            getattr(out, name)[new] = getattr(self, name)[old]
+        apps = [roster.app_code.get(app.name, -1) for app in self.roster.apps]
+        out.restarting_app[new] = np.array([*apps, -1], np.int8)[self.restarting_app[old]]
+        for number, app in enumerate(apps):
+            if app >= 0:
+                table = out.app_digest_code[app]
+                codes = [*(_code(table, digest) for digest in self.app_digest_code[number]), -1]
+                out.app_digest[app][new] = np.array(codes, np.int32)[self.app_digest[number][old]]
+                out.app_since[app][new] = self.app_since[number][old]
+        moved = dict(pairs)
+        out.failed = {moved[row]: value for row, value in self.failed.items() if row in moved}
+        out.rescued = {moved[row]: value for row, value in self.rescued.items() if row in moved}
         return out
 
     def put_shared(self, snapshot: Snapshot) -> None:
@@ -147,11 +197,11 @@ class Columns:
         self.attempt_failed_at[row] = _time(device.attempt_failed_at)
         self.restarting_app[row] = self.roster.app_code.get(device.restarting_app or "", -1)
         config = device.config
-        self.config[row] = -1 if config is None else self.digest_code.setdefault(config, len(self.digest_code))
+        self.config[row] = -1 if config is None else _code(self.digest_code, config)
         for number, app in enumerate(self.roster.apps):
             running = device.apps.get(app.name)
             table = self.app_digest_code[number]
-            self.app_digest[number][row] = -1 if running is None else table.setdefault(running.digest, len(table))
+            self.app_digest[number][row] = -1 if running is None else _code(table, running.digest)
             self.app_since[number][row] = NONE if running is None else _time(running.since)
         self._sparse(self.failed, row, device.failed_attempts)
         self._sparse(self.rescued, row, device.rescued_from)

@@ -153,7 +153,9 @@ def classify(
     if track == IMAGE_TRACK:
         on, since, attempts = _on_image(roster, obs, rows, target, flight)
         mine = ~_app_changed_last(roster, obs, rows)
-        before = (obs.health_before[rows] == CRITICAL) & ~obs.worse[rows]
+        unsaid = obs.health_before[rows] < 0
+        before = (obs.health_before[rows] == CRITICAL) | (unsaid & critical & (run != NONE) & (run < since))
+        before &= ~obs.worse[rows]
         leaving = flight.updating
         gone_into = flight.update_timed_out & (obs.updating_to[rows] == target)
         fallen = rescued_from(rows, obs, target)

@@ -33,18 +33,28 @@ OF_THE_WAVE = frozenset({Reason.GATE_FAILED, Reason.WAVE_WAITS, Reason.SOAKING, 
 
 
 def render(state: State) -> Plan:
-    """The plan that a state holds."""
-    actions = [*artifact_actions(state), *revert_actions(state), *retag_actions(state), *device_actions(state)]
+    """The plan that a state holds, all of it."""
     return Plan(
         at=instant(state.now),
         commit=state.roster.desired.commit,
-        actions=tuple(sorted(actions, key=lambda action: action.sort_key)),
-        holds=tuple(sorted(holds(state), key=lambda hold: hold.sort_key)),
+        actions=actions(state),
+        holds=holds_in_order(state),
         waves=tuple(wave_status(state, index) for index in range(len(state.roster.waves))),
         facts=facts(state),
         flagged=flagged(state),
         wake_at=wake_at(state),
     )
+
+
+def actions(state: State) -> tuple[Action, ...]:
+    """Every action, in the contract's order. Costs what starts, not the fleet."""
+    found = [*artifact_actions(state), *revert_actions(state), *retag_actions(state), *device_actions(state)]
+    return tuple(sorted(found, key=lambda action: action.sort_key))
+
+
+def holds_in_order(state: State) -> tuple[Hold, ...]:
+    """Every hold, sorted."""
+    return tuple(sorted(holds(state), key=lambda hold: hold.sort_key))
 
 
 def device_actions(state: State) -> Iterator[Action]:

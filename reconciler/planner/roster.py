@@ -140,6 +140,11 @@ class Roster:
             if pinned is None or device in pinned:
                 self.pin_of[first + offset] = self.release_code.get(release, -1)
 
+    @cached_property
+    def pinned(self) -> tuple[int, ...]:
+        """Codes of the releases that some device is pinned to."""
+        return tuple(sorted(set(self.pin_of[self.pin_of >= 0].tolist())))
+
     @property
     def size(self) -> int:
         """Number of devices."""

@@ -17,7 +17,7 @@ from reconciler.planner.ground import Ground
 from reconciler.planner.judge import Rows, attempts_on, digest_codes
 from reconciler.planner.roster import I32, Bools
 from reconciler.planner.want import Joined, Wants, climb
-from reconciler.planner.want_image import LAST_TURN, PROMOTE, ROLLBACK
+from reconciler.planner.want_image import LAST_TURN, PROMOTE, ROLLBACK, waived_back
 
 
 class TagState(IntEnum):
@@ -117,6 +117,8 @@ def want_app(ground: Ground, rows: Rows, track: int, verdicts: list[TagVerdict],
     attempts += (ground.restart_timed_out[rows] & (obs.restarting_app[rows] == track - 1)).astype(np.int32)
     calendar = roster.calendar_of[rows]
     nothing = np.zeros(len(off), np.bool_)
+    critical = obs.health[rows] == CRITICAL
+    waived = waived_back(ground, back, critical) if app.in_window else ~nothing
     row = Joined(
         off=off,
         conflict=obs.conflict[rows],
@@ -137,10 +139,9 @@ def want_app(ground: Ground, rows: Rows, track: int, verdicts: list[TagVerdict],
         exhausted=attempts >= roster.desired.fleet.attempts,
         not_ready=nothing,
         drifted=drifted[wave_of],
-        window_closed=~ground.nights.can_restart[calendar] if app.in_window else nothing,
-        window_missing=ground.nights.restart_missing[calendar] if app.in_window else nothing,
+        window_closed=~(ground.nights.can_restart[calendar] | waived),
+        window_missing=ground.nights.restart_missing[calendar] & ~waived,
     )
-    critical = obs.health[rows] == CRITICAL
     turn = np.where(back, np.where(critical, 0, 1), LAST_TURN).astype(np.int8)
     why = np.where(back, ROLLBACK, PROMOTE).astype(np.int8)
     return Wants(target, why, climb(row), turn)

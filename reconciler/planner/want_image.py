@@ -88,6 +88,15 @@ def _ran_before(ground: Ground, rows: Rows, target: I32) -> Bools:
     return np.asarray(out, np.bool_)
 
 
+def waived_back(ground: Ground, back: Bools, critical: Bools) -> Bools:
+    """Rows that go back without waiting for a window: critical ones, all, or none (`rollback.ignoreWindow`, fine print 6)."""
+    policy = ground.roster.desired.fleet.rollback.ignore_window
+    if policy == "all":
+        return back
+    out: Bools = back & critical & (policy == "true")
+    return out
+
+
 def _join(ground: Ground, rows: Rows, target: I32, why: I8) -> Joined:
     roster, obs = ground.roster, ground.obs
     wave_of, image = ground.places.wave_of[rows], obs.image[rows]
@@ -104,12 +113,7 @@ def _join(ground: Ground, rows: Rows, target: I32, why: I8) -> Joined:
     attempts += (ground.update_timed_out[rows] & (obs.updating_to[rows] == target)).astype(np.int32)
     exhausted = (attempts >= roster.desired.fleet.attempts) | rescued_from(rows, obs, target)
     calendar = roster.calendar_of[rows]
-    waived = why == PROVISION
-    policy = roster.desired.fleet.rollback.ignore_window
-    if policy == "all":
-        waived |= back
-    elif policy == "true":
-        waived |= back & (obs.health[rows] == CRITICAL)
+    waived = (why == PROVISION) | waived_back(ground, back, obs.health[rows] == CRITICAL)
     stopped = ground.stopped(IMAGE_TRACK, len(obs.release_names))
     return Joined(
         off=off,
