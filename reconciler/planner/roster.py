@@ -227,7 +227,7 @@ def membership(roster: Roster, members: dict[str, I32]) -> I32:
             drawable = counted & (roster.listed_wave < 0) & ((wave_of < 0) | (wave_of > wave.index))
             own = members.get(roster.key(IMAGE_TRACK, wave.image)) if wave.image >= 0 else None
             if own is not None:
-                drawable &= (own < 0) | (own == wave.index)
+                drawable &= (own < 0) | (own == wave.index) | (wave_of < 0)
             drawn = np.flatnonzero(drawable)[: goal - reached]
             wave_of[drawn] = wave.index
             reached += len(drawn)
