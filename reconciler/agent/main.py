@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import FrameType
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "status":
             return _status(options.root, options.config, given)
         settings = read_settings(options.config, given)
-        with _lock(settings.root):
-            device = _device(settings)
+        with _lock(settings.root), closing(HttpTransport(settings.server)) as transport:
+            device = _device(settings, transport)
             return _once(device) if options.command == "once" else _run(device)
     except (SettingsError, StateError, HardwareError, Busy) as error:
         print(f"edge-agent: {error}", file=sys.stderr)
@@ -78,9 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(settings: Settings) -> Device:
+def _device(settings: Settings, transport: HttpTransport) -> Device:
     hardware = DirectoryHardware(settings.root, site=settings.identity.site, slot_bytes=settings.slot_bytes)
-    transport = HttpTransport(settings.server)
     device = Device(settings.identity, hardware, transport, timing=settings.timing)
     # A damaged state file ends the program here, not at the first report.
     _ = device.agent
