@@ -7,7 +7,6 @@ leaves out. Images only; nights without a change of the clocks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -184,10 +183,17 @@ class Oracle:
             before = seen.previous_image or seen.inactive_slot
             return None if to == before else "is not its previous release"
         pin = self.pin(device)
-        wanted = {pin.image} if pin is not None else {self.waves[number].image}
+        wanted = {pin.image if pin is not None else self.waves[number].image}
         if why == "provision" and pin is None:
-            wanted |= {other.image for other in self.seen.values()}
+            wanted = {self.newest()}
         return None if to in wanted else "nobody wants that"
+
+    def newest(self) -> str | None:
+        """What a new device gets: the highest release observed in the last wave, else the one that it asks for."""
+        last = [device for device, site in self.site_of.items() if self.wave_of.get(site) == len(self.waves) - 1]
+        running = {self.seen[device].image for device in last if device in self.seen}
+        known = [name for name, spec in self.desired.images.items() if name in running and spec.withdrawn is None]
+        return max(known, key=numbers, default=self.waves[-1].image)
 
     def ready(self, action: Action, device: str, to: str) -> str | None:
         if self.desired.images[to].withdrawn is not None:
@@ -318,8 +324,3 @@ def inside(local: datetime, window: Window) -> bool:
     if window.start < window.end:
         return window.start <= minutes < window.end
     return minutes >= window.start or minutes < window.end
-
-
-def failures_by_name(problems: Mapping[str, list[str]]) -> str:
-    """For an assertion's message."""
-    return "\n".join(f"{name}: {', '.join(told)}" for name, told in problems.items() if told)
