@@ -1,0 +1,110 @@
+"""Pages that show commands with their output: runs the commands, and puts in what they print. Used by `make docs` and its test.
+
+In a page, a `diff` block that begins with `--- FILE` is applied to that file; the commands of a `console` block (lines after
+`$ `) are run, in order, in a folder with a copy of the example fleet and its snapshot. `make` and `git` are shown, not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from reconciler.cli.main import main as reconciler
+
+ROOT = Path(__file__).resolve().parent.parent
+_BLOCK = re.compile(r"^```(console|diff)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COPIED = ("fleet", "schemas", "docs/tutorial/observed.json")
+_NOT_RUN = ("make ", "git ")
+
+
+class PageError(Exception):
+    """A page's block cannot be carried out."""
+
+
+def fill(text: str) -> str:
+    """The page with what its commands print now."""
+    with tempfile.TemporaryDirectory(prefix="page-") as name:
+        for item in _COPIED:
+            source, target = ROOT / item, Path(name) / item
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+        with contextlib.chdir(name):
+            return _BLOCK.sub(_carried_out, text)
+
+
+def _carried_out(block: re.Match[str]) -> str:
+    kind, body = block.groups()
+    if kind == "diff":
+        if body.startswith("--- "):
+            _apply(body)
+        return block[0]
+    out = []
+    for command in _commands(body):
+        out += [f"$ {line}" if number == 0 else line for number, line in enumerate(command.splitlines())]
+        out += _run(command.replace("\\\n", " ")).splitlines()
+    return "```console\n" + "\n".join(out) + "\n```"
+
+
+def _commands(body: str) -> list[str]:
+    """The commands of a console block; a line that ends with a backslash goes on in the next."""
+    commands: list[str] = []
+    continued = False
+    for line in body.splitlines():
+        if continued:
+            commands[-1] += "\n" + line
+        elif line.startswith("$ "):
+            commands.append(line[2:])
+        else:
+            continue
+        continued = line.endswith("\\")
+    return commands
+
+
+def _run(command: str) -> str:
+    """What a command prints, on both streams. The program itself is run in this process, which is faster."""
+    if command.startswith(_NOT_RUN):
+        return ""
+    first, pipe, rest = command.partition(" | ")
+    words = shlex.split(first)
+    if words[0] == "cd":
+        os.chdir(words[1])
+        return ""
+    if words[0] != "reconciler":
+        return _shell(command, "")
+    printed, before = io.StringIO(), (sys.argv, os.environ.get("COLUMNS"))
+    sys.argv, os.environ["COLUMNS"] = words, "100"
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):
+            reconciler()
+    finally:
+        sys.argv = before[0]
+        os.environ.pop("COLUMNS") if before[1] is None else os.environ.update(COLUMNS=before[1])
+    return _shell(rest, printed.getvalue()) if pipe else printed.getvalue()
+
+
+def _shell(command: str, given: str) -> str:
+    done = subprocess.run(["bash", "-c", command], input=given, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode != 0:
+        raise PageError(f"{command}: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+def _apply(body: str) -> None:
+    """Replace the lines that a diff takes away by those that it adds, at the one place where they stand."""
+    name, _, changes = body.removeprefix("--- ").partition("\n")
+    lines = changes.splitlines()
+    old = "\n".join(line[1:] for line in lines if line[:1] in (" ", "-")) + "\n"
+    new = "\n".join(line[1:] for line in lines if line[:1] in (" ", "+")) + "\n"
+    path = Path(name.strip())
+    text = path.read_text(encoding="utf-8")
+    if text.count(old) != 1:
+        raise PageError(f"the lines of the diff stand {text.count(old)} times in {name}:\n{old}")
+    path.write_text(text.replace(old, new), encoding="utf-8")
