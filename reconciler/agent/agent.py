@@ -90,7 +90,7 @@ class Agent:
         # The boot is judged before the first report, so that no report speaks of a state that is not known yet.
         if self.work.state is State.BOOTING:
             self.work.advance(now)
-        if self._exchange_at is None or now >= self._exchange_at:
+        if self._is_due(now):
             self._exchange(now)
         phase = PHASES[self.work.state]
         wake = self.work.advance(now)
@@ -99,6 +99,13 @@ class Agent:
             self._exchange_at = now
         due = self._exchange_at or now
         return due if wake is None else min(due, wake)
+
+    def _is_due(self, now: datetime) -> bool:
+        """Whether to report. An instant further ahead than any wait is one of a clock that has been set back since."""
+        if self._exchange_at is None or now >= self._exchange_at:
+            return True
+        longest = timedelta(seconds=2 * max(LONGEST_SILENCE_S, self._report_every_s))
+        return self._exchange_at - now > longest
 
     # ------------------------------------------------------------ the exchange
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -33,7 +34,7 @@ from reconciler.agent.hardware import BootFlags, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
 from reconciler.protocol.canonical import dump, is_digest, is_name
 from reconciler.protocol.exchange import SiteConfig
-from reconciler.protocol.report import Check, Slot
+from reconciler.protocol.report import MAX_CHECKS, Check, Slot
 
 DEFAULT_SLOT_BYTES = 4 * 1024**3
 CHUNK = 1024 * 1024
@@ -114,9 +115,19 @@ class DirectoryHardware:
             self._write_flags(BootFlags(flags.default, flags.trial, flags.tries - 1))
             if slotroot.is_bootable(self._slot_file(flags.trial)):
                 slot = flags.trial
+        self._prune_images()
         value = {"slot": slot, "bootId": str(uuid.uuid4())}
         self.disk.replace(self.root / "run" / "boot.json", dump(value))
         return slot
+
+    def _prune_images(self) -> None:
+        """Unpacked images that no slot holds any more; a shared cache is left to whoever shares it."""
+        if self._cache != self.root / "run" / "images" or not self._cache.is_dir():
+            return
+        held = {(slot.digest or "").replace("sha256:", "") for slot in self.slots().values()}
+        for path in self._cache.iterdir():
+            if path.name not in held:
+                shutil.rmtree(path, ignore_errors=True)
 
     def boot_id(self) -> str:
         return str(self._read("run/boot.json").get("bootId", ""))
@@ -261,7 +272,7 @@ class DirectoryHardware:
         )
         names = {name for name, _, _ in faults}
         checks = tuple(check for check in checks if check.name not in names)
-        checks += tuple(Check(name, status, message) for name, status, message in faults)
+        checks = (*(Check(name, status, message) for name, status, message in faults), *checks)[:MAX_CHECKS]
         self._checked = (key, checks)
         return checks
 

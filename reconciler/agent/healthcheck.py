@@ -63,10 +63,10 @@ def read(data: bytes, status: int) -> tuple[Check, ...]:
         return _critical(f"exit status {status}, and {error.reason}")
     worst = {0: "ok", 1: "warning", 2: "critical"}.get(status)
     if worst is None:
-        return (*checks, *_critical(f"exit status {status}"))[-MAX_CHECKS:]
+        return _with_fault(checks, f"exit status {status}")
     statuses = {check.status for check in checks}
     if worst == "critical" and "critical" not in statuses:
-        return (*checks, *_critical("exit status 2 without a critical check"))[-MAX_CHECKS:]
+        return _with_fault(checks, "exit status 2 without a critical check")
     return checks
 
 
@@ -81,6 +81,12 @@ def _parse(data: bytes) -> tuple[Check, ...]:
         if word != "skipped":
             found[name] = Check(name, word, clip(message, MESSAGE_CHARS) if isinstance(message, str) else "")
     return tuple(found.values())
+
+
+def _with_fault(checks: tuple[Check, ...], message: str) -> tuple[Check, ...]:
+    """The checks and one about the script itself; a report takes no name twice, and so many checks at most."""
+    others = tuple(check for check in checks if check.name != _NAME)
+    return (*others[: MAX_CHECKS - 1], *_critical(message))
 
 
 def _critical(message: str) -> tuple[Check, ...]:

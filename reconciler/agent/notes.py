@@ -92,7 +92,8 @@ class Notes:
     def waiting(self, subject: str, now: datetime) -> datetime | None:
         """Until when a subject is put off, or None."""
         until = self._waits.get(subject, (0, now))[1]
-        return until if until > now else None
+        # Longer than any wait: the clock has been set back since.
+        return until if now < until <= now + timedelta(seconds=LONGEST_WAIT_S) else None
 
     def keep_only(self, subjects: frozenset[str]) -> None:
         """Forget refusals and waits of work that the assignment no longer names (`assignment` and `device` stay)."""

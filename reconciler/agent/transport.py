@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from reconciler.agent import VERSION
 from reconciler.protocol.exchange import MAX_ANSWER_BYTES, MAX_CONFIG_BYTES
 
 TIMEOUT_S = 20.0
+WHOLE_S = 60.0
 MAX_REDIRECTS = 3
 CHUNK = 256 * 1024
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -149,7 +151,13 @@ class HttpTransport:
     # ------------------------------------------------------------
 
     def _whole(self, method: str, url: str, limit: int, body: bytes | None, headers: Mapping[str, str]) -> bytes:
-        return b"".join(self._body(self._request(method, url, body, headers), url, limit))
+        """A whole body, within a time that does not grow with a trickle."""
+        ends, parts = time.monotonic() + WHOLE_S, []
+        for data in self._body(self._request(method, url, body, headers), url, limit):
+            parts.append(data)
+            if time.monotonic() > ends:
+                raise TransportError(f"{_shown(url)} took longer than {WHOLE_S:g} s")
+        return b"".join(parts)
 
     def _body(self, reply: _Reply, url: str, limit: int) -> Iterator[bytes]:
         """The body in chunks, never more than `limit`. The connection is kept only after a complete body."""
@@ -158,8 +166,10 @@ class HttpTransport:
         try:
             if length is not None and length > limit:
                 raise TransportError(f"{_shown(url)} announces {length} bytes; at most {limit} are taken")
-            while True:
-                data = response.read(min(CHUNK, limit - received + 1))
+            while length is None or received < length:
+                # What is there now, and not a full chunk: a trickle must not keep the agent from its reports.
+                wanted = min(CHUNK, limit - received + 1)
+                data = response.read1(wanted if length is None else min(wanted, length - received))
                 received += len(data)
                 if received > limit:
                     raise TransportError(f"{_shown(url)} sends more than {limit} bytes")
@@ -168,6 +178,7 @@ class HttpTransport:
                 yield data
             if length is not None and received < length:
                 raise TransportError(f"{_shown(url)} ended after {received} of {length} bytes")
+            response.close()  # its bytes are all read: the connection is free for the next request
             complete = not response.will_close
         except (OSError, http.client.HTTPException) as error:
             raise TransportError(f"{_shown(url)} broke off: {_cause(error)}") from None

@@ -347,7 +347,8 @@ class Work:
             if self.target is not None:
                 self._notes.settle(self.target)
             return Event.DONE, None
-        self._settling_since = self._settling_since or now
+        if self._settling_since is None or self._settling_since > now:
+            self._settling_since = now
         if now < self._settling_since + timedelta(seconds=self._timing.settle_s):
             return Event.MORE, now + timedelta(seconds=self._timing.recheck_s)
         self._notes.refuse(

@@ -13,7 +13,7 @@ import pytest
 
 from reconciler.agent.transport import HttpTransport, NotFound, Server, TransportError
 from tests.agent.conftest import Releases
-from tests.agent.world import START, TOKEN, Keys, Office, Site, office_at, send
+from tests.agent.world import QUICK, START, TOKEN, Keys, Office, Site, office_at, send
 from tests.support.system import need
 
 pytestmark = pytest.mark.system
@@ -349,3 +349,39 @@ def test_an_answer_that_is_none_changes_nothing(site: Site, office: Office) -> N
     assert site.tree() == before
     assert not site.device.agent.reached
     assert "bundle" in site.device.agent.unreached_because
+
+
+def test_a_trickle_does_not_keep_the_agent_from_its_reports(site: Site, office: Office, releases: Releases) -> None:
+    site.device = site.new_device(type(QUICK)(slice_s=0.05, spread_s=0, least_window_s=0, report_jitter=0))
+    stop = threading.Event()
+
+    def trickling(request: BaseHTTPRequestHandler) -> bool:
+        if not request.path.endswith(".zst") or stop.is_set():
+            return False
+        request.send_response(200)
+        request.send_header("Content-Length", str((releases.v2.folder / request.path.rsplit("/", 1)[1]).stat().st_size))
+        request.end_headers()
+        request.close_connection = True
+        for _ in range(200):
+            if stop.wait(0.02):
+                break
+            request.wfile.write(b"x")
+            request.wfile.flush()
+        return True
+
+    office.before = trickling
+    office.assign(releases.v2)
+    for _ in range(10):
+        site.step()
+        office.now += timedelta(seconds=61)
+    assert [report.phase for report in office.reports].count("prefetching") > 3
+    stop.set()
+
+
+def test_a_clock_that_is_set_back_does_not_silence_the_device(site: Site, office: Office) -> None:
+    office.now = START + timedelta(days=400)
+    site.settle()
+    count = len(office.reports)
+    office.now = START
+    site.settle()
+    assert len(office.reports) == count + 1
