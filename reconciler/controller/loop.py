@@ -283,7 +283,8 @@ class Loop:
     def _keep_apart(self, started: datetime) -> None:
         """A burst of reports is one tick's work: whoever wakes the loop meanwhile is heard by that tick."""
         until = started + timedelta(seconds=self._settings.gap)
-        while not self._stopping and self._parts.clock.now() < until:
+        # Finished work is no burst: what follows from it (sign after build) is taken at once.
+        while not self._stopping and not self._parts.executor.busy and self._parts.clock.now() < until:
             self._parts.clock.wait(until)
 
     def _wait_for_store(self, error: TransientError) -> None:

@@ -1,0 +1,40 @@
+"""`reconciler demo`: a fleet of 52 sites on this machine. Shows what happens, and ends with a summary."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+_FLEET = Path(__file__).resolve().parents[2] / "fleet"
+
+
+@click.command(short_help="A fleet of 52 sites on this machine: a promotion, a bad release, a rollback.")
+@click.option(
+    "--dir", "root", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to make."
+)
+@click.option("--fleet", type=click.Path(path_type=Path, exists=True), default=_FLEET, help="The fleet repo to copy.")
+@click.option("--keep-running", is_flag=True, help="Go on afterwards, on the system's clock, until interrupted.")
+def demo(root: Path, fleet: Path, keep_running: bool) -> None:
+    """Play two weeks of a fleet in a minute or two, without root and without an account.
+
+    The controller and the agents are the real ones; time is stepped. The folder is left for you to look at.
+    """
+    from reconciler.simulate.demo import Demo
+    from reconciler.simulate.summary import summary
+
+    started = time.monotonic()
+    play = Demo(root, fleet, _say)
+    try:
+        play.play()
+        click.echo(summary(play, time.monotonic() - started))
+        if keep_running:
+            play.go_on(lambda text: click.echo(text))
+    finally:
+        play.close()
+
+
+def _say(at: datetime, text: str) -> None:
+    click.echo(f"{at:%a %d %b %H:%M}  {text}")

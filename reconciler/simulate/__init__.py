@@ -1,0 +1,1 @@
+"""Virtual time: the real controller and the real agent logic against simulated machines, in the demo and in tests."""
