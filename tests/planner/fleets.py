@@ -63,14 +63,15 @@ WAVE = st.fixed_dictionaries(
 )
 
 
-def site_specs(drawn: list[dict[str, Any]], *, one_device: bool) -> dict[str, SiteSpec]:
+def site_specs(drawn: list[dict[str, Any]], *, one_device: bool, calm: bool = False) -> dict[str, SiteSpec]:
     """Two to seven sites; the first may be a lab."""
     specs = {}
     for number, site in enumerate(drawn, 1):
         name = f"SITE-{number:04d}"
         devices = [f"{name}-{n}" for n in range(1, 2 if one_device else site["count"] + 1)]
-        spec: dict[str, Any] = {"timezone": site["timezone"], "devices": devices, "suspended": site["suspended"]}
-        spec |= {"lab": number == 1 and site["lab"], "window": site["window"]}
+        zone, window = ("UTC", None) if calm else (site["timezone"], site["window"])
+        spec: dict[str, Any] = {"timezone": zone, "devices": devices, "suspended": site["suspended"]}
+        spec |= {"lab": number == 1 and site["lab"], "window": window}
         if site["pin"] is not None:
             spec["pin"] = {"image": site["pin"], "devices": devices[:1] if site["pinOne"] else None, "why": "trial"}
         specs[name] = SiteSpec.model_validate(spec)
@@ -85,7 +86,7 @@ PERCENT = st.sampled_from([10, 50, 90])
 
 
 @st.composite
-def rollouts(draw: st.DrawFn, sites: dict[str, SiteSpec], *, full_budget: bool) -> WavesSpec:
+def rollouts(draw: st.DrawFn, sites: dict[str, SiteSpec], *, full_budget: bool, calm: bool = False) -> WavesSpec:
     """A listed canary (labs in it), then perhaps a percentage, perhaps another list, then everybody."""
     names = sorted(sites)
     shape = draw(SHAPE)
@@ -101,6 +102,7 @@ def rollouts(draw: st.DrawFn, sites: dict[str, SiteSpec], *, full_budget: bool) 
         wave["image"] = wave["image"] or top
         if full_budget:
             wave["maxInFlight"] = "100%"
+        wave["paused"] = wave["paused"] and not calm
     return WavesSpec.model_validate({"waves": waves, "order": draw(ORDER)})
 
 
@@ -143,12 +145,17 @@ DEVICE = st.fixed_dictionaries(
 """One observation: mostly sound, now and then anything. Instants are ages."""
 
 
-def observation(drawn: dict[str, Any], name: str, site: str, now: datetime) -> dict[str, Any]:
+def observation(drawn: dict[str, Any], name: str, site: str, now: datetime, *, calm: bool = False) -> dict[str, Any]:
     """A drawn device as the snapshot has it, at `now`."""
     out: dict[str, Any] = {"name": name, "site": site}
     for key, value in drawn.items():
         if key not in ("app", "appSince", "listed"):
             out[key] = now - value if isinstance(value, timedelta) else value
+    if calm and out["image"] in ("v9", "v3"):
+        out["image"] = "v1"  # a fleet that moves upward, and has no strangers
+    if calm:
+        out["conflict"] = False
+        out["failedAttempts"] = {key: 1 for key in out["failedAttempts"]}
     if out["image"] is None:
         out["imageSince"] = None
     if out["updatingTo"] is None:
@@ -172,7 +179,9 @@ TAKEN = st.tuples(
 
 
 @st.composite
-def records(draw: st.DrawFn, waves: WavesSpec, sites: dict[str, SiteSpec], now: datetime) -> dict[str, Any]:
+def records(
+    draw: st.DrawFn, waves: WavesSpec, sites: dict[str, SiteSpec], now: datetime, *, calm: bool = False
+) -> dict[str, Any]:
     """Proofs, failures, members and proposals: of the image releases and of the app's."""
     out: dict[str, Any] = {"proofs": [], "failures": [], "members": {}, "proposals": []}
     verdicts = iter(draw(VERDICTS))
@@ -181,7 +190,7 @@ def records(draw: st.DrawFn, waves: WavesSpec, sites: dict[str, SiteSpec], now: 
             verdict = {"wave": wave.name, **key, "at": now - days * DAY}
             if what == "closed":
                 out["proofs"].append({**verdict, "closed": True})
-            elif what is not None:
+            elif what is not None and not (calm and what == "failures"):
                 out[what].append(verdict)
     out["proposals"] = [{**key, "at": now} for key, made in zip(KEYS, draw(PROPOSED), strict=True) if made]
     release, number, taken = draw(TAKEN)
@@ -191,7 +200,9 @@ def records(draw: st.DrawFn, waves: WavesSpec, sites: dict[str, SiteSpec], now: 
     return out
 
 
+CALM = st.sampled_from([True, True, True, False])
 TIME = st.integers(0, 12 * 24)
+NIGHT = st.integers(0, 24)
 WITHDRAWN = st.lists(_maybe(12, "leaks memory"), min_size=3, max_size=3)
 CONFIGURED = st.sets(st.integers(1, 7))
 STATES = st.lists(st.sampled_from(["published"] * 6 + ["absent", "built", "signed", "broken"]), min_size=3, max_size=3)
@@ -205,21 +216,31 @@ APP = st.sampled_from(
 
 @st.composite
 def cases(draw: st.DrawFn, *, one_device: bool = False, full_budget: bool = False) -> Case:
-    """A whole input. `one_device` a site and `full_budget` take rationing out of the picture."""
-    now = MIDNIGHT + 5 * MINUTE * draw(TIME)
-    sites = site_specs(draw(SITES), one_device=one_device)
-    waves = draw(rollouts(sites, full_budget=full_budget))
+    """A whole input. `one_device` a site and `full_budget` take rationing out of the picture.
+
+    Most are calm: at night, nothing paused, nothing failed before. Of the others few would come to flash anything.
+    """
+    calm = draw(CALM)
+    now = MIDNIGHT + 5 * MINUTE * (draw(TIME) if not calm else 24 + draw(NIGHT))
+    sites = site_specs(draw(SITES), one_device=one_device, calm=calm)
+    waves = draw(rollouts(sites, full_budget=full_budget, calm=calm))
     images = {name: ImageSpec(withdrawn=why) for name, why in zip(RELEASES, draw(WITHDRAWN), strict=True)}
     config = {f"SITE-{n:04d}": CONFIGS[0] for n in draw(CONFIGURED) if f"SITE-{n:04d}" in sites}
-    desired = Desired(draw(FLEET), waves, images, {"video-ingest": draw(APP)}, sites, config)
-    observed: dict[str, Any] = draw(records(waves, sites, now))
+    fleet = draw(FLEET)
+    if calm:
+        fleet = fleet.model_copy(update={"paused": False, "freezes": ()})
+    desired = Desired(fleet, waves, images, {"video-ingest": draw(APP)}, sites, config)
+    observed: dict[str, Any] = draw(records(waves, sites, now, calm=calm))
     observed["devices"] = [
-        observation(drawn, device, site, now)
+        observation(drawn, device, site, now, calm=calm)
         for site, spec in sites.items()
         for device in spec.devices
         if (drawn := draw(DEVICE))["listed"]
     ]
-    observed["artifacts"] = {r: {"state": state} for r, state in zip(RELEASES, draw(STATES), strict=True)}
+    observed["artifacts"] = {
+        r: {"state": "published" if calm and r != "v3" else state}
+        for r, state in zip(RELEASES, draw(STATES), strict=True)
+    }
     names = [desired.tag_of(number) for number in range(len(waves.waves))]
     observed["tags"] = {"video-ingest": dict(zip(names, draw(TAGS), strict=False))}
     set_before = draw(SOME_TAGS)
