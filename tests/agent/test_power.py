@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import pytest
 
+from reconciler.agent.machine import State
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import Slot
 from tests.agent.conftest import Releases
@@ -93,7 +94,8 @@ def _cut_updates(new_site: Callable[..., Site], office: Office, releases: Releas
     reboot = steps.index("reboot")
     spent: list[int] = []
     assert {"reboot", "write slot", "rename flags.json", "write state.json.new"} <= set(steps)
-    for cut in sorted({*range(0, len(steps), every), reboot, reboot + 1, reboot + 4}):
+    marks = {number for number in range(reboot, len(steps)) if steps[number].startswith(("write slots", "write flags"))}
+    for cut in sorted({*range(0, len(steps), every), reboot, reboot + 1, reboot + 4, *marks}):
         office.now, office.n = START, 0
         office.assign(releases.v2)
         site = new_site()
@@ -106,6 +108,8 @@ def _cut_updates(new_site: Callable[..., Site], office: Office, releases: Releas
         fell_back = report.attempts == {"v2": 1}
         assert report.image == ("v1" if fell_back else "v2"), where
         spent += [cut] if fell_back else []
+        # A slot that fell back was never recorded as one to go back to.
+        assert site.hardware.slots()["a"].good is not fell_back, where
         version = site.hardware.version()
         assert (version.current, version.previous) == (("v1", None) if fell_back else ("v2", "v1")), where
         assert not list(site.root.rglob("*.part")), where
@@ -257,3 +261,31 @@ def test_the_boot_loader_is_cut_after_it_has_spent_the_try(site: Site, office: O
     site.settle(END)
     assert (office.last().image, office.last().attempts) == ("v1", {"v2": 1})
     assert site.hardware.slots()["b"] == Slot("v1", releases.v1.digest, True)
+
+
+def test_an_agent_that_dies_before_it_leaves_a_bad_slot_leaves_it_in_its_next_life(
+    site: Site, office: Office, releases: Releases
+) -> None:
+    """The process ends, the machine does not: the trial was judged and counted, and the slot is still the bad one."""
+    office.assign(releases.bad)
+    while site.device.agent.work.state is not State.RETURNING:
+        office.now = max(office.now, site.step())
+    assert site.hardware.booted() == "a"
+    site.device = site.new_device()
+    site.step()
+    assert site.device.agent.work.state is not State.IDLE
+    site.settle(END)
+    assert (site.hardware.booted(), office.last().image, office.last().attempts) == ("b", "v1", {"v3": 1})
+
+
+@pytest.mark.parametrize("at", [State.WRITING, State.WRITTEN, State.REBOOTING])
+def test_an_agent_that_dies_without_a_reboot_finishes_in_its_next_life(
+    site: Site, office: Office, releases: Releases, at: State
+) -> None:
+    office.assign(releases.v2)
+    while site.device.agent.work.state is not at:
+        site.step()
+    site.device = site.new_device()
+    site.settle(END)
+    assert (office.last().image, office.last().attempts) == ("v2", {})
+    assert site.hardware.flags().trial is None
