@@ -155,23 +155,6 @@ class Calendar:
         edges += [self.night(today + timedelta(days=day))[0] for day in range(-1, _HORIZON_DAYS)]
         return min((edge for edge in edges if edge > now), default=now + DAY)
 
-    def open_time(self, since: I64, now: int) -> I64:
-        """How long the window was open between each of `since` and now, in microseconds."""
-        if len(since) == 0:
-            return np.zeros(0, np.int64)
-        first = max(int(since.min()), now - _MOST_DAYS_BACK * DAY)
-        spans = [(opens, min(closes, now)) for opens, closes in self.intervals(first, now) if opens < now]
-        total = np.zeros(len(since), np.int64)
-        if not spans:
-            return total
-        opens_at = np.array([span[0] for span in spans], np.int64)
-        closes_at = np.array([span[1] for span in spans], np.int64)
-        after = np.concatenate([np.cumsum((closes_at - opens_at)[::-1])[::-1], [0]])  # open time in spans i…
-        index = np.searchsorted(closes_at, since, side="right")
-        inside = np.minimum(index, len(spans) - 1)
-        partial = np.where(index < len(spans), np.maximum(since - opens_at[inside], 0), 0)
-        return np.asarray(after[index] - partial, np.int64)
-
     def when_open_for(self, since: int, length: int) -> int:
         """The instant at which the window will have been open for `length` since `since`; NEVER within a year."""
         left = length
