@@ -303,8 +303,11 @@ class Store(Protocol):
     def snapshot(self) -> Snapshot:
         """Everything recorded, for a cold start and for `plan` without `--observed`."""
 
-    def changes_since(self, cursor: int) -> Changes:
-        """Observations recorded after `cursor` (0: all)."""
+    def facts(self) -> Snapshot:
+        """Everything recorded but the devices: what a running loop reads again when it has written facts."""
+
+    def changes_since(self, cursor: int, limit: int | None = None) -> Changes:
+        """Observations recorded after `cursor` (0: all), oldest change first; `limit` at most, to be asked for again."""
 
     def observe(self, observations: Sequence[DeviceObservation], *, sequences: Mapping[str, tuple[str, int]]) -> int:
         """Record folded reports, replacing each device's observation; returns the new cursor. `sequences` maps a device to

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from reconciler.adapters import sql_journal as journal
 from reconciler.adapters import sql_observations as recorded
@@ -75,19 +75,28 @@ class SqlStore:
         """Everything recorded, seen at one instant. Artifacts, tags and secret versions are the image store's to
         know."""
         with self._db.read("the observed snapshot") as connection:
-            return Snapshot(
-                devices=recorded.everything(connection),
-                tags_set=journal.read_tags(connection),
-                proofs=journal.read_verdicts(connection, "proof"),
-                failures=journal.read_verdicts(connection, "failure"),
-                members=journal.read_members(connection),
-                proposals=journal.read_proposals(connection),
-            )
+            devices = recorded.everything(connection)
+            return self._facts(connection).model_copy(update={"devices": devices})
 
-    def changes_since(self, cursor: int) -> Changes:
-        """Observations recorded after `cursor` (0: all)."""
+    def facts(self) -> Snapshot:
+        """The same without the devices: it costs what was decided, not the fleet."""
+        with self._db.read("proofs, failures and members") as connection:
+            return self._facts(connection)
+
+    @staticmethod
+    def _facts(connection: Connection) -> Snapshot:
+        return Snapshot(
+            tags_set=journal.read_tags(connection),
+            proofs=journal.read_verdicts(connection, "proof"),
+            failures=journal.read_verdicts(connection, "failure"),
+            members=journal.read_members(connection),
+            proposals=journal.read_proposals(connection),
+        )
+
+    def changes_since(self, cursor: int, limit: int | None = None) -> Changes:
+        """Observations recorded after `cursor` (0: all), oldest change first, `limit` at most."""
         with self._db.read("what changed since the last tick") as connection:
-            return recorded.changes_since(connection, cursor)
+            return recorded.changes_since(connection, cursor, limit)
 
     def observe(self, observations: Sequence[DeviceObservation], *, sequences: Mapping[str, tuple[str, int]]) -> int:
         """Record folded reports; see the port. A device without an entry in `sequences` is written as it is given."""

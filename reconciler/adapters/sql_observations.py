@@ -135,12 +135,13 @@ def observe(
     return write(connection, changed)
 
 
-def changes_since(connection: Connection, cursor: int) -> Changes:
-    """Observations with a higher change number, in the order of the changes."""
+def changes_since(connection: Connection, cursor: int, limit: int | None = None) -> Changes:
+    """Observations with a higher change number, in the order of the changes; the first `limit` of them."""
     query = (
         select(observations.c.device, observations.c.document, observations.c.change)
         .where(observations.c.change > cursor)
         .order_by(observations.c.change)
+        .limit(limit)
     )
     devices = []
     for device, document, change in connection.execute(query):

@@ -100,6 +100,12 @@ class ObservationContract:
         assert {device.name for device in first.devices} == {"A", "B"}
         assert first.cursor == cursor
         assert store.changes_since(cursor).devices == ()
+        pages, at = [], 0
+        while found := store.changes_since(at, 1).devices:
+            assert len(found) == 1
+            pages += found
+            at = store.changes_since(at, 1).cursor
+        assert tuple(pages) == first.devices
         store.observe([seen("B", image="v2")], sequences={"B": ("b", 2)})
         later = stores().changes_since(cursor)
         assert [device.image for device in later.devices] == ["v2"]
@@ -226,6 +232,7 @@ class JournalContract:
         tags = {"video-ingest": {"canary": DIGEST, "stable": None}}
         store.record(epoch, decision(facts=facts, tags_set=tags))
         snapshot = stores().snapshot()
+        assert stores().facts() == snapshot.model_copy(update={"devices": ()})
         assert [(v.wave, v.key, v.at, v.closed) for v in snapshot.proofs] == [
             ("canary", "v1.4.1", NOW, False),
             ("canary", "video-ingest@2.8.0", NOW, False),
