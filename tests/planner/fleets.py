@@ -155,7 +155,7 @@ def observation(drawn: dict[str, Any], name: str, site: str, now: datetime, *, c
         out["image"] = "v1"  # a fleet that moves upward, and has no strangers
     if calm:
         out["conflict"] = False
-        out["failedAttempts"] = {key: 1 for key in out["failedAttempts"]}
+        out["failedAttempts"] = dict.fromkeys(out["failedAttempts"], 1)
     if out["image"] is None:
         out["imageSince"] = None
     if out["updatingTo"] is None:
