@@ -36,7 +36,15 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     ),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/signer.py": (frozenset({"adapters"}), "an entry point: the signer's own process"),
-    "reconciler/cli/demo.py": (frozenset({"adapters", "agent", "image"}), "an entry point: a whole fleet in a folder"),
+    "reconciler/simulate/demo.py": (
+        frozenset({"adapters", "server"}),
+        "sets up a fleet as its operator would: tokens into the store, apps into the registry",
+    ),
+    "reconciler/simulate/director.py": (frozenset({"adapters"}), "the other end of the stepped clock's socket"),
+    "reconciler/simulate/ground.py": (
+        frozenset({"adapters"}),
+        "sets up the demo's registry, as a person would push to it",
+    ),
 }
 ENTRY_POINTS = ("reconciler/cli/",)
 PURE = ("model", "planner", "repo")
