@@ -18,9 +18,11 @@ from reconciler.model.observed import ArtifactState, DeviceObservation
 from reconciler.model.plan import Action, ActionKind, Plan, Reason
 from reconciler.planner import waves_of_sites
 from reconciler.planner.windows import DAY, calendar, instant, micros
-from reconciler.ports import AssignmentRow, Store
+from reconciler.ports import AssignmentRow, ImageStore, Store, TerminalError
 from reconciler.protocol.assignment import AppTarget, Assignment, AssignmentError, ImageTarget
 from reconciler.protocol.bundle import seal
+from reconciler.protocol.manifest import NAME as MANIFEST
+from reconciler.protocol.manifest import Manifest, ManifestError
 
 ON_DEVICES = frozenset({ActionKind.FLASH, ActionKind.CONFIGURE, ActionKind.RESTART})
 _FAR_DAYS = 9
@@ -63,8 +65,8 @@ class Assigner:
         self._acting: set[str] | None = None
         self._sites: tuple[str | None, Mapping[str, str]] = ("", {})
 
-    def drafts(self, world: World, plan: Plan, folder: Callable[[str], str | None]) -> tuple[Draft, ...]:
-        """What devices are to be told after this plan, sorted by name. `folder` names an artifact's folder.
+    def drafts(self, world: World, plan: Plan, artifact: Callable[[str], ImageTarget | None]) -> tuple[Draft, ...]:
+        """What devices are to be told after this plan, sorted by name. `artifact` reads a release's manifest.
 
         An action whose artifact or tag is not known (it vanished between two readings) gets no draft, and so no intent.
         """
@@ -72,12 +74,12 @@ class Assigner:
         waves = _waves(world) if any(action.kind is ActionKind.RESTART for action in plan.actions) else {}
         for action in plan.actions:
             if action.kind in ON_DEVICES:
-                draft = self._for_action(world, action, folder, waves)
+                draft = self._for_action(world, action, artifact, waves)
                 if draft is not None:
                     drafts[draft.device] = draft
         for device in self._given_up(world, plan) - drafts.keys():
             drafts[device] = Draft(device, Target())
-        for draft in self._prefetches(world, plan, folder):
+        for draft in self._prefetches(world, plan, artifact):
             drafts.setdefault(draft.device, draft)
         return tuple(drafts[name] for name in sorted(drafts))
 
@@ -130,11 +132,11 @@ class Assigner:
     # ------------------------------------------------ what to tell
 
     def _for_action(
-        self, world: World, action: Action, folder: Callable[[str], str | None], waves: Mapping[str, str]
+        self, world: World, action: Action, artifact: Callable[[str], ImageTarget | None], waves: Mapping[str, str]
     ) -> Draft | None:
         device = action.fields["device"] or ""
         site = self._site_of(world.desired, device)
-        target = None if site is None else _target(world, action, folder, waves.get(site))
+        target = None if site is None else _target(world, action, artifact, waves.get(site))
         if target is None or site is None:
             return None
         window = self._window(world.desired, site, world.now)
@@ -157,12 +159,12 @@ class Assigner:
         spans = calendar(spec.timezone, window.start, window.end).intervals(at, at + _FAR_DAYS * DAY)
         return tuple((instant(opens), instant(closes)) for opens, closes in spans[: self._nights])
 
-    def _prefetches(self, world: World, plan: Plan, folder: Callable[[str], str | None]) -> Iterator[Draft]:
+    def _prefetches(self, world: World, plan: Plan, artifact: Callable[[str], ImageTarget | None]) -> Iterator[Draft]:
         """Devices that only wait for their window fetch meanwhile: an empty window means fetch, and nothing else."""
         for hold in plan.holds:
             if hold.reason not in (Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW) or hold.image is None:
                 continue
-            image = _image(world, hold.image, folder)
+            image = _image(world, hold.image, artifact)
             if image is None:
                 continue
             target = Target(image=image)
@@ -214,13 +216,15 @@ def _waves(world: World) -> Mapping[str, str]:
     return waves_of_sites(world.desired, world.observed, world.now)
 
 
-def _target(world: World, action: Action, folder: Callable[[str], str | None], wave: str | None) -> Target | None:
+def _target(
+    world: World, action: Action, artifact: Callable[[str], ImageTarget | None], wave: str | None
+) -> Target | None:
     """What an action asks of its device; None where the parts are not known."""
     fields = action.fields
     if action.kind is ActionKind.CONFIGURE:
         return Target(config=fields["config"], acts=True)
     if action.kind is ActionKind.FLASH:
-        image = _image(world, fields["to"] or "", folder)
+        image = _image(world, fields["to"] or "", artifact)
         return None if image is None else Target(image=image, acts=True)
     app, digest = fields["app"] or "", fields["to"] or ""
     spec = world.desired.apps.get(app)
@@ -240,12 +244,32 @@ def _tag(world: World, app: str, version: str | None, wave: str | None) -> str |
     return None
 
 
-def _image(world: World, release: str, folder: Callable[[str], str | None]) -> ImageTarget | None:
-    artifact = world.observed.artifacts.get(release)
-    if artifact is None or artifact.state is not ArtifactState.PUBLISHED or artifact.digest is None:
-        return None
-    name = folder(release)
-    return None if name is None else ImageTarget(release, artifact.digest, name)
+def _image(world: World, release: str, artifact: Callable[[str], ImageTarget | None]) -> ImageTarget | None:
+    found = world.observed.artifacts.get(release)
+    return artifact(release) if found is not None and found.state is ArtifactState.PUBLISHED else None
+
+
+class Artifacts:
+    """Published artifacts as assignments name them: the raw image's digest is in the manifest. Each is read once, since
+    what is published never changes."""
+
+    def __init__(self, images: ImageStore) -> None:
+        self._images = images
+        self._known: dict[str, ImageTarget] = {}
+
+    def target(self, release: str) -> ImageTarget | None:
+        """A published release; None where it is not in the store after all, or its manifest is another's. A store that does
+        not answer: TransientError."""
+        if release not in self._known:
+            try:
+                manifest = Manifest.from_bytes(self._images.read(release, MANIFEST))
+                folder = self._images.folder(release)
+            except (TerminalError, ManifestError):
+                return None
+            if folder is None or manifest.release != release:
+                return None
+            self._known[release] = ImageTarget(release, manifest.digest, folder)
+        return self._known[release]
 
 
 def _in_flight(device: DeviceObservation) -> bool:

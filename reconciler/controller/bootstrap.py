@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.controller import settings as s
-from reconciler.controller.assign import Assigner
+from reconciler.controller.assign import Artifacts, Assigner
 from reconciler.controller.conditions import Conditions
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gather import Gatherer, Polls
@@ -248,7 +248,7 @@ class Program:
             assigner=Assigner(self.store, valid_s=loop.assignment_valid, nights=loop.nights),
             recorder=Recorder(self.store, epoch, backoff, rng, log),
             signer=make_assignment_signer(settings),
-            images=self.images,
+            artifacts=Artifacts(self.images),
             doorbell=make_doorbell(settings),
             conditions=Conditions(self.store.conditions(), self.clock.now(), log),
             log=log,

@@ -94,6 +94,11 @@ class Gatherer:
         """The branch may have moved: ask git at the next tick. Safe from any thread."""
         self._git_rang.set()
 
+    @property
+    def rung(self) -> bool:
+        """Whether the branch may have moved since the last tick."""
+        return self._git_rang.is_set()
+
     def facts_changed(self) -> None:
         """The loop has written facts or tags: read them again at the next tick."""
         self._facts = None

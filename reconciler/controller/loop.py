@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from reconciler.controller.assign import ON_DEVICES, Assigner, Draft, marks, without
+from reconciler.controller.assign import ON_DEVICES, Artifacts, Assigner, Draft, marks, without
 from reconciler.controller.conditions import Conditions, Finding, Type, check_status
 from reconciler.controller.execute import Executor
 from reconciler.controller.gather import Gatherer, World
@@ -26,7 +26,6 @@ from reconciler.ports import (
     AssignmentSigner,
     Clock,
     Doorbell,
-    ImageStore,
     PortError,
     Store,
     TransientError,
@@ -53,7 +52,7 @@ class Parts:
     assigner: Assigner
     recorder: Recorder
     signer: AssignmentSigner
-    images: ImageStore
+    artifacts: Artifacts
     doorbell: Doorbell
     conditions: Conditions
     log: Log
@@ -185,7 +184,11 @@ class Loop:
     def _assignments(self, world: World, plan: Plan) -> tuple[tuple[Draft, ...], tuple[AssignmentRow, ...]]:
         """What devices are told, signed; nothing at all where the signature cannot be made."""
         parts = self._parts
-        drafts = parts.assigner.drafts(world, plan, parts.images.folder)
+        try:
+            drafts = parts.assigner.drafts(world, plan, parts.artifacts.target)
+        except PortError as error:
+            parts.log("no assignments", error=str(error))
+            return (), ()
         if not drafts:
             return (), ()
         epoch = parts.recorder.epoch
@@ -283,9 +286,10 @@ class Loop:
     def _keep_apart(self, started: datetime) -> None:
         """A burst of reports is one tick's work: whoever wakes the loop meanwhile is heard by that tick."""
         until = started + timedelta(seconds=self._settings.gap)
-        # Finished work is no burst: what follows from it (sign after build) is taken at once.
-        while not self._stopping and not self._parts.executor.busy and self._parts.clock.now() < until:
-            self._parts.clock.wait(until)
+        # Finished work and a merge are no burst: what follows from them is done at once.
+        parts = self._parts
+        while not (self._stopping or parts.executor.busy or parts.gatherer.rung) and parts.clock.now() < until:
+            parts.clock.wait(until)
 
     def _wait_for_store(self, error: TransientError) -> None:
         self._store_failures += 1

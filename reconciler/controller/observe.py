@@ -23,6 +23,11 @@ _BEFORE_BOOT = frozenset({"writing", "rebooting"})
 _UPDATING = frozenset({"writing", "rebooting", "trial"})
 
 
+NO_CONFIG = "sha256:" + "0" * 64
+"""Recorded of a device that says it has no configuration: it reports another one than it should have, and is sent its own.
+A device that has never reported has None, and is not."""
+
+
 class _Standing(Enum):
     """What a report is to the ones before it."""
 
@@ -63,7 +68,7 @@ def fold(
         "site": report.site if report.site is not None else before.site,
         "last_seen": at,
         "apps": _apps(before, report, at),
-        "config": report.config,
+        "config": report.config or NO_CONFIG,
         "serial": report.serial if report.serial is not None else before.serial,
         **_boots(before, report, at, stale, rebooted=rebooted),
         **of_image,
@@ -222,7 +227,7 @@ def _marks(
         if moved or any(key.partition("@")[0] == app for key in counted if "@" in key):
             values |= {"restarting_app": None, "restarting_since": None}
     # What the device now reports is compared with what git wants by the planner; a change means that it has acted.
-    if before.configuring_since is not None and report.config != before.config:
+    if before.configuring_since is not None and (report.config or NO_CONFIG) != before.config:
         values["configuring_since"] = None
     return values
 

@@ -25,10 +25,14 @@ from reconciler.agent.agent import Identity
 from reconciler.agent.device import Device
 from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.factory import install
+from reconciler.agent.oci import pull
 from reconciler.agent.transport import HttpTransport, Server
 from reconciler.agent.work import Timing
+from reconciler.controller.observe import NO_CONFIG
 from reconciler.model.desired import Desired
+from reconciler.model.observed import DeviceObservation
 from reconciler.ports import TerminalError
+from reconciler.protocol.assignment import AppTarget
 from reconciler.protocol.signature import Verifier
 from reconciler.simulate.director import _PROGRAM, Controller, Director, Time, killer
 from reconciler.simulate.ground import APP, Ground
@@ -149,10 +153,9 @@ class Demo:
                     new += 1
                 else:
                     install(hardware, raw, OLD)
+                    self._install_app(hardware)
                 server = Server(f"http://127.0.0.1:{self.ground.port}", token, allow_file_urls=True)
-                device = Device(
-                    Identity(name, site), hardware, HttpTransport(server), timing=timing, verify=verify.verify
-                )
+                device = Device(Identity(name, site), hardware, HttpTransport(server), timing=timing, verify=verify)
                 self.director.add(device)
         raw.unlink()
         self._tell(
@@ -223,7 +226,14 @@ class Demo:
         return len(self.store.snapshot().devices) >= len(self.director.devices)
 
     def _all_configured(self) -> bool:
-        return all(d.config is not None and d.configuring_since is None for d in self.store.snapshot().devices)
+        seen = self.store.snapshot().devices
+        return all(d.config not in (None, NO_CONFIG) and d.image == OLD and self._app_of(d) == OLD_APP for d in seen)
+
+    def _app_of(self, device: DeviceObservation) -> str | None:
+        """The version of the app that a device runs."""
+        running = device.apps.get(APP)
+        releases = self.desired.apps[APP].releases
+        return next((v for v, digest in releases.items() if running is not None and running.digest == digest), None)
 
     def _complete(self, release: str) -> bool:
         waves = self.plan().get("waves", [])
@@ -307,6 +317,16 @@ class Demo:
         for name, key in (("assignment", self.ground.assignment), ("release", self.ground.release)):
             (hardware.root / "keys" / f"{name}.gpg").write_bytes(key.public)
             (hardware.root / "keys" / f"{name}.fpr").write_text(f"{key.fingerprint}\n")
+
+    def _install_app(self, hardware: DirectoryHardware) -> None:
+        """The old app, pulled and running, as the factory delivers it."""
+        digest = self.desired.apps[APP].releases[OLD_APP]
+        registry = (self.ground.root / "registry").as_uri()
+        transport = HttpTransport(Server("http://127.0.0.1:1", "factory", allow_file_urls=True))
+        target = AppTarget(self.desired.apps[APP].repository, "stable", digest, OLD_APP)
+        for _ in pull(target, [registry], transport, None, hardware.app_folder(APP), hardware.disk):
+            pass
+        hardware.run_app(APP, digest)
 
     def _reconciler(self, *arguments: str) -> str:
         done = subprocess.run(

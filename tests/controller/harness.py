@@ -19,7 +19,7 @@ from reconciler.adapters.images_dir import DirectoryImageStore
 from reconciler.adapters.registry_layout import LayoutRegistry
 from reconciler.adapters.secrets_dir import DirectorySecrets
 from reconciler.adapters.sql import open_store
-from reconciler.controller.assign import Assigner
+from reconciler.controller.assign import Artifacts, Assigner
 from reconciler.controller.conditions import Conditions
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gather import Gatherer, Polls
@@ -215,7 +215,7 @@ class Bench:
             assigner=Assigner(self.store, valid_s=172800, nights=2),
             recorder=Recorder(self.store, epoch, backoff, rng, self.log),
             signer=self.signer,
-            images=self.images,
+            artifacts=Artifacts(self.images),
             doorbell=self.bells,
             conditions=Conditions(self.store.conditions(), self.clock.now(), self.log),
             log=self.log,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler.controller.observe import fold
+from reconciler.controller.observe import NO_CONFIG, fold
 from reconciler.model.observed import DeviceObservation, Health, Snapshot
 from reconciler.protocol.report import Check, Report, Slot
 
@@ -207,6 +207,14 @@ def test_a_restart_ends_when_the_digest_moves_or_the_attempt_fails() -> None:
     assert (moved.restarting_app, moved.restarting_since, moved.apps["video-ingest"].since) == (None, None, at(60))
     failed = told((60, report(2, attempts={"video-ingest@2.8.0": 1})), start=start)
     assert failed.restarting_app is None and failed.failed_attempts == {"video-ingest@2.8.0": 1}
+
+
+def test_a_device_that_says_it_has_no_configuration_reports_another_one() -> None:
+    seen = told((0, report(1, config=None)))
+    assert seen.config == NO_CONFIG
+    start = marked(seen, configuring_since=T0)
+    assert told((60, report(2, config=None)), start=start).configuring_since == T0
+    assert told((60, report(2, config=D1)), start=start).configuring_since is None
 
 
 def test_configuring_ends_when_the_digest_changes() -> None:
