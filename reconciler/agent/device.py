@@ -64,5 +64,11 @@ class Device:
 
     def power_cycle(self) -> None:
         """Boot as after a power cut: the present life ends wherever it is."""
-        self._agent = None
+        self.end()
         self.hardware.boot()
+
+    def end(self) -> None:
+        """End the present life without a boot, as when the process stops. The next step begins another."""
+        if self._agent is not None:
+            self._agent.work.end()
+            self._agent = None

@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(options.config, given)
         with _lock(settings.root), closing(HttpTransport(settings.server)) as transport:
             device = _device(settings, transport)
-            return _once(device) if options.command == "once" else _run(device)
+            try:
+                return _once(device) if options.command == "once" else _run(device)
+            finally:
+                device.end()
     except (SettingsError, StateError, HardwareError, Busy) as error:
         print(f"edge-agent: {error}", file=sys.stderr)
         return 1

@@ -58,6 +58,7 @@ def new_site(office: Office, releases: Releases, tmp_path: Path) -> Iterator[Cal
 
     yield make
     for site in made:
+        site.device.end()
         site.transport.close()
 
 

@@ -70,3 +70,8 @@ def test_a_mark_comes_before_the_end_of_its_intent() -> None:
         if Effect.MARK_GOOD in transition.effects:
             order = [transition.effects.index(item) for item in (Effect.MARK_GOOD, Effect.CLEAR_INTENT)]
             assert order == sorted(order)
+
+
+def test_the_intent_is_written_before_the_boot_is_armed() -> None:
+    """Armed without an intent, a trial boot would be nobody's: not judged, and its failure not counted."""
+    assert follow(State.WRITTEN, Event.DONE).effects == (Effect.RECORD_INTENT, Effect.ARM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import subprocess
 import threading
+import time
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -362,7 +363,7 @@ def test_a_trickle_does_not_keep_the_agent_from_its_reports(site: Site, office: 
         request.send_header("Content-Length", str((releases.v2.folder / request.path.rsplit("/", 1)[1]).stat().st_size))
         request.end_headers()
         request.close_connection = True
-        for _ in range(200):
+        for _ in range(1000):
             if stop.wait(0.02):
                 break
             request.wfile.write(b"x")
@@ -371,9 +372,11 @@ def test_a_trickle_does_not_keep_the_agent_from_its_reports(site: Site, office: 
 
     office.before = trickling
     office.assign(releases.v2)
+    started = time.monotonic()
     for _ in range(10):
         site.step()
         office.now += timedelta(seconds=61)
+    assert time.monotonic() - started < 10, "a full chunk would take twenty seconds"
     assert [report.phase for report in office.reports].count("prefetching") > 3
     stop.set()
 

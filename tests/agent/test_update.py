@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from reconciler.agent.machine import State
+from reconciler.agent.transport import HttpTransport, Server
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import Slot
 from tests.agent.conftest import Releases
-from tests.agent.world import QUICK, START, Office, Site
+from tests.agent.world import QUICK, START, TOKEN, Office, Site, send
 
 pytestmark = pytest.mark.system
 
@@ -342,3 +344,40 @@ def test_the_registry_token_goes_to_the_registry_and_the_devices_token_to_the_se
         assert office.last().image == "v2"
         assert elsewhere.requests
         assert not any("Authorization" in headers for _, _, headers in elsewhere.requests)
+
+
+def test_an_app_is_pulled_from_an_image_layout_on_disk(site: Site, office: Office) -> None:
+    app = office.push_app(b"one" * 1000)
+    blobs = office.root / "layouts" / "video-ingest" / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    for kind in ("manifests", "blobs"):
+        for path in (office.root / "registry" / "video-ingest" / kind).iterdir():
+            (blobs / path.name).write_bytes(path.read_bytes())
+    site.transport.close()
+    site.transport = HttpTransport(Server(office.url, TOKEN, allow_file_urls=True))
+    site.device = site.new_device()
+    office.registry = (office.root / "layouts").as_uri()
+    office.assign(apps={"video-ingest": app})
+    site.settle(START + timedelta(minutes=2))
+    assert office.last().apps == {"video-ingest": app.digest}
+    assert not any(path.startswith("/registry") for _, path, _ in office.requests)
+
+
+def test_a_pull_that_breaks_off_keeps_what_it_has(site: Site, office: Office) -> None:
+    app = office.push_app(b"layer" * 1000)
+    asked: list[str] = []
+
+    def away(request: BaseHTTPRequestHandler) -> bool:
+        if "/blobs/" in request.path:
+            asked.append(request.path)
+            if len(asked) == 2:
+                send(request, 503, b"")
+                return True
+        return False
+
+    office.before = away
+    office.assign(apps={"video-ingest": app})
+    site.settle(START + timedelta(minutes=4))
+    assert office.last().apps == {"video-ingest": app.digest}
+    assert len(asked) == 3, "the blob that was here is not fetched again"
+    assert office.last().attempts == {}

@@ -141,6 +141,7 @@ class Office:
         self.before: Callable[[BaseHTTPRequestHandler], bool] = lambda _: False
         """Called before every answer; True means that it answered itself."""
         self.sources_of_image: list[str] | None = None
+        self.registry: str | None = None
         office = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -216,7 +217,7 @@ class Office:
             if self.bundle is not None:
                 target = Assignment.from_bytes(self.bundle.document).image if self._parses() else None
                 image = [url for url in image if target is None or url.endswith(f"/{target.folder}/")]
-        sources = {"image": tuple(image), "registry": (f"{self.url}/registry",)}
+        sources = {"image": tuple(image), "registry": (self.registry or f"{self.url}/registry",)}
         answer = Answer(self.bundle, sources, self.report_every_s, self.now, "registry-token")
         send(request, 200, answer.to_bytes())
 
