@@ -81,7 +81,7 @@ def main() -> NoReturn:
     """Entry point of the `reconciler` command."""
     try:
         sys.exit(cli(standalone_mode=True))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  what is ours is raised again by `_report`, with its traceback
         sys.exit(_report(error))
 
 

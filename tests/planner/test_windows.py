@@ -62,7 +62,7 @@ def test_intervals(
 
 def test_a_whole_day_never_closes() -> None:
     always = calendar("Europe/Berlin", 0, 1440)
-    for hour in range(0, 48):
+    for hour in range(48):
         assert always.judge(at("2026-03-28T00:00") + hour * HOUR, FLASH).can_start
 
 
@@ -110,7 +110,7 @@ def test_no_zone(name: str) -> None:
     st.sampled_from(["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Pacific/Apia", "Asia/Kathmandu"]),
     st.integers(0, 1439),
     st.integers(1, 1440),
-    st.datetimes(datetime(2025, 1, 1), datetime(2027, 12, 31)),  # noqa: DTZ001 - made aware below
+    st.datetimes(datetime(2025, 1, 1), datetime(2027, 12, 31)),
 )
 def test_a_window_is_open_exactly_where_local_time_says(name: str, start: int, end: int, when: datetime) -> None:
     """Away from the nights of a change, the window is what a wall clock shows."""
