@@ -161,9 +161,10 @@ def applied(case: Case, made: Plan) -> Case:
 
     for fact in made.facts.timeouts:
         attempts = Counter(devices[fact.device].failed_attempts) + Counter({fact.key: 1})
-        none: dict[str, Any] = dict.fromkeys(("updating_to", "updating_since", "rebooting_since"))
-        if "@" in fact.key:
-            none = dict.fromkeys(("restarting_since", "restarting_app"))
+        marks = ("updating_to", "updating_since", "rebooting_since")
+        if "@" in fact.key or fact.key == "restart":  # "restart": of an app that no wave asks for any more
+            marks = ("restarting_since", "restarting_app")
+        none: dict[str, Any] = dict.fromkeys(marks)
         change(fact.device, failed_attempts=dict(attempts), attempt_failed_at=now, **none)
     for rescue in made.facts.rescues:
         change(rescue.device, rescued_from={**devices[rescue.device].rescued_from, rescue.key: rescue.at})
