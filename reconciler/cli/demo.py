@@ -23,15 +23,18 @@ def demo(root: Path, fleet: Path, keep_running: bool) -> None:
     The controller and the agents are the real ones; time is stepped. The folder is left for you to look at.
     """
     from reconciler.simulate.demo import Demo
-    from reconciler.simulate.summary import summary
 
     started = time.monotonic()
     play = Demo(root, fleet, _say)
     try:
         play.play()
-        click.echo(summary(play, time.monotonic() - started))
+        click.echo(f"\n{play.summary()}\n")
+        click.echo(
+            f"{time.monotonic() - started:.0f} s. Everything is in {root}: the fleet repo, the stores, the devices, and"
+        )
+        click.echo(f"controller.log. Look at it with: reconciler status --config {root / 'reconciler.yaml'}")
         if keep_running:
-            play.go_on(lambda text: click.echo(text))
+            play.go_on(click.echo)
     finally:
         play.close()
 

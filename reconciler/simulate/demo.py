@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ from reconciler.agent.oci import pull
 from reconciler.agent.transport import HttpTransport, Server
 from reconciler.agent.work import Timing
 from reconciler.controller.observe import NO_CONFIG
-from reconciler.model.desired import Desired
 from reconciler.model.observed import DeviceObservation
+from reconciler.planner import waves_of_sites
 from reconciler.ports import TerminalError
 from reconciler.protocol.assignment import AppTarget
 from reconciler.protocol.signature import Verifier
 from reconciler.simulate.director import _PROGRAM, Controller, Director, Time, killer
-from reconciler.simulate.ground import APP, Ground
+from reconciler.simulate.ground import APP, REPORT_EVERY, STALE_AFTER, Ground
+from reconciler.simulate.summary import read_log, rows, table, when
 
 DAYS = 21
 OLD, GOOD, BAD = "v1.4.1", "v1.4.2", "v1.4.3"
@@ -209,6 +211,44 @@ class Demo:
         self._tell(f"No device runs {BAD} any more: they have switched back to the slot that still held {GOOD}.")
         self._until(self._quiet, hours=24, what="a quiet fleet")
 
+    def go_on(self, say: Callable[[str], object]) -> None:
+        """Leave everything up, on the system's clock, until interrupted."""
+        self.ground.branch("report-each-minute")
+        self.ground.edit("fleet.yaml", f"reportEvery: {REPORT_EVERY}", "reportEvery: 60s")
+        self.ground.edit("fleet.yaml", f"staleAfter: {STALE_AFTER}", "staleAfter: 15m")
+        self._merge("report-each-minute", "Report every minute again")
+        self.controller.stop()
+        self.ground.on_system_clock()
+        self.controller.start()
+        say(f"The fleet goes on in real time. Watch it: reconciler status --watch --config {self.ground.config}")
+        say(f"Merge into {self.ground.remote} (a clone is in {self.ground.clone}). Ctrl-C ends it.")
+        with suppress(KeyboardInterrupt):
+            self.director.real_time(self.controller)
+
+    # ------------------------------------------------ what came of it
+
+    def summary(self) -> str:
+        """What happened when, wave by wave."""
+        seen, digest = self.store.snapshot(), self.desired.apps[APP].releases[NEW_APP]
+        wave_of = {
+            name: wave
+            for site, wave in waves_of_sites(self.desired, seen, self.now).items()
+            for name in self.desired.sites[site].devices
+        }
+        log = read_log(self.ground.log)
+        waves = [wave.name for wave in self.desired.waves.waves]
+        found = rows(waves, (GOOD,), wave_of, log, seen)
+        key = f"{APP}@{NEW_APP}"
+        for row in rows(waves, (digest,), wave_of, log, seen.model_copy(update={"proofs": ()})):
+            judged = rows((row.wave,), (key,), wave_of, (), seen)[0]
+            found.append(replace(row, release=key, outcome=judged.outcome))
+        found += rows(waves, (BAD,), wave_of, log, seen)
+        back = [line for line in log if line.event == "action" and line.fields.get("why") == "rollback"]
+        text = table(found)
+        if back:
+            text += f"\n\n{len(back)} devices went back to {GOOD}, {when(back[0].at)} to {when(back[-1].at)}, by switching slots."
+        return text
+
     # ------------------------------------------------ what is seen
 
     def plan(self) -> Mapping[str, Any]:
@@ -335,8 +375,3 @@ class Demo:
         if done.returncode != 0:
             raise TerminalError(f"reconciler {arguments[0]} failed: {done.stderr.strip()}", needed_for="the demo")
         return done.stdout
-
-
-def first_desired(demo: Demo) -> Desired:
-    """The desired state that the demo began with."""
-    return demo.desired

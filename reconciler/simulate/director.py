@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +233,7 @@ class Director:
             self.device_steps += len(due)
         self.spent["devices"] += time.perf_counter() - started
 
-    def _hear_bells(self) -> bool:
+    def _hear_bells(self, now: datetime | None = None) -> bool:
         """Devices that were rung exchange at once."""
         heard = False
         for name, device in self.devices.items():
@@ -241,7 +241,7 @@ class Director:
             if rung != self._rung[name]:
                 self._rung[name] = rung
                 device.call_in()
-                self._due[name] = self.time.now()
+                self._due[name] = now or self.time.now()
                 heard = True
         return heard
 
@@ -276,6 +276,19 @@ class Director:
                     "the controller does not come up", needed_for="the demo", remedy="see controller.log"
                 )
         self.spent["starting"] += time.perf_counter() - started
+
+    def real_time(self, controller: Controller) -> None:
+        """Step the devices by the system's clock, and start a controller that has ended. Ends by KeyboardInterrupt alone."""
+        self._due = dict.fromkeys(self._due, datetime.now(UTC))
+        while True:
+            now = datetime.now(UTC)
+            for name in [name for name, due in self._due.items() if due <= now]:
+                self._due[name] = self.devices[name].step(datetime.now(UTC))
+            self._hear_bells(now)
+            if controller.pid is None:
+                controller.start()
+            left = (min(self._due.values()) - datetime.now(UTC)).total_seconds()
+            time.sleep(min(1.0, max(0.05, left)))
 
     def close(self) -> None:
         """Stop everything. Devices keep their folders."""
