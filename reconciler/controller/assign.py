@@ -15,8 +15,8 @@ from datetime import datetime, timedelta
 from reconciler.controller.gather import World
 from reconciler.model.desired import Desired
 from reconciler.model.observed import ArtifactState, DeviceObservation
-from reconciler.model.plan import Action, ActionKind, Plan, Reason
-from reconciler.planner import waves_of_sites
+from reconciler.model.plan import Action, ActionKind, Plan
+from reconciler.planner.live import Live
 from reconciler.planner.windows import DAY, calendar, instant, micros
 from reconciler.ports import AssignmentRow, ImageStore, Store, TerminalError
 from reconciler.protocol.assignment import AppTarget, Assignment, AssignmentError, ImageTarget
@@ -63,24 +63,31 @@ class Assigner:
         self._store, self._valid, self._nights = store, timedelta(seconds=valid_s), nights
         self._standing: dict[str, Standing | None] = {}
         self._acting: set[str] | None = None
+        self._heard: set[str] = set()
+        self._unsaid: dict[str, Draft] = {}
+        self._waiting: dict[str, str] = {}
         self._sites: tuple[str | None, Mapping[str, str]] = ("", {})
 
-    def drafts(self, world: World, plan: Plan, artifact: Callable[[str], ImageTarget | None]) -> tuple[Draft, ...]:
+    def drafts(
+        self, world: World, plan: Plan, live: Live, artifact: Callable[[str], ImageTarget | None]
+    ) -> tuple[Draft, ...]:
         """What devices are to be told after this plan, sorted by name. `artifact` reads a release's manifest.
 
         An action whose artifact or tag is not known (it vanished between two readings) gets no draft, and so no intent.
         """
         drafts: dict[str, Draft] = {}
-        waves = _waves(world) if any(action.kind is ActionKind.RESTART for action in plan.actions) else {}
         for action in plan.actions:
             if action.kind in ON_DEVICES:
-                draft = self._for_action(world, action, artifact, waves)
+                draft = self._for_action(world, action, artifact, live.wave_of)
                 if draft is not None:
                     drafts[draft.device] = draft
-        for device in self._given_up(world, plan) - drafts.keys():
-            drafts[device] = Draft(device, Target())
-        for draft in self._prefetches(world, plan, artifact):
-            drafts.setdefault(draft.device, draft)
+        # What only says to stand still, or to fetch, is kept until it was recorded: the signature or the store may fail.
+        for device in self._given_up(world, plan, live):
+            self._unsaid[device] = Draft(device, Target())
+        for draft in self._prefetches(world, live, artifact):
+            self._unsaid.setdefault(draft.device, draft)
+        for device, draft in self._unsaid.items():
+            drafts.setdefault(device, draft)
         return tuple(drafts[name] for name in sorted(drafts))
 
     def seal(
@@ -123,6 +130,7 @@ class Assigner:
     def told(self, drafts: Sequence[Draft], now: datetime) -> None:
         """Remember what was recorded. Called once the transaction has been committed."""
         for draft in drafts:
+            self._unsaid.pop(draft.device, None)
             self._standing[draft.device] = Standing(draft.target, now + self._valid)
             if self._acting is not None:
                 self._acting.discard(draft.device)
@@ -132,11 +140,15 @@ class Assigner:
     # ------------------------------------------------ what to tell
 
     def _for_action(
-        self, world: World, action: Action, artifact: Callable[[str], ImageTarget | None], waves: Mapping[str, str]
+        self,
+        world: World,
+        action: Action,
+        artifact: Callable[[str], ImageTarget | None],
+        wave_of: Callable[[str], str | None],
     ) -> Draft | None:
         device = action.fields["device"] or ""
         site = self._site_of(world.desired, device)
-        target = None if site is None else _target(world, action, artifact, waves.get(site))
+        target = None if site is None else _target(world, action, artifact, wave_of(site))
         if target is None or site is None:
             return None
         window = self._window(world.desired, site, world.now)
@@ -159,42 +171,45 @@ class Assigner:
         spans = calendar(spec.timezone, window.start, window.end).intervals(at, at + _FAR_DAYS * DAY)
         return tuple((instant(opens), instant(closes)) for opens, closes in spans[: self._nights])
 
-    def _prefetches(self, world: World, plan: Plan, artifact: Callable[[str], ImageTarget | None]) -> Iterator[Draft]:
+    def _prefetches(self, world: World, live: Live, artifact: Callable[[str], ImageTarget | None]) -> Iterator[Draft]:
         """Devices that only wait for their window fetch meanwhile: an empty window means fetch, and nothing else."""
-        for hold in plan.holds:
-            if hold.reason not in (Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW) or hold.image is None:
+        targets: dict[str, Target | None] = {}
+        self._waiting.update(live.waiting_for_window())
+        for device, release in list(self._waiting.items()):
+            if release not in targets:
+                image = _image(world, release, artifact)
+                targets[release] = None if image is None else Target(image=image)
+            target, standing = targets[release], self._last(device)
+            if target is None:
                 continue
-            image = _image(world, hold.image, artifact)
-            if image is None:
-                continue
-            target = Target(image=image)
-            for device in hold.devices:
-                standing = self._last(device)
-                fresh = standing is not None and standing.expires_at - world.now > self._valid / 4
-                if not (fresh and standing is not None and standing.target == target):
-                    yield Draft(device, target)
+            del self._waiting[device]
+            if standing is None or standing.target != target or standing.expires_at <= world.now:
+                yield Draft(device, target)
 
-    def _given_up(self, world: World, plan: Plan) -> set[str]:
+    def _given_up(self, world: World, plan: Plan, live: Live) -> set[str]:
         """Devices that were told to act, are not in flight any more, and have not arrived."""
-        acting = self._acting_devices(world)
+        if self._acting is None:
+            # After a restart. Marks and assignments are written in one transaction, and so are time-outs and the word to
+            # stand still: whoever was told to act and has not ended is marked.
+            self._acting = set(live.marked())
+            self._heard = set(self._acting)
+        else:
+            self._heard |= {device.name for device in world.changed if device.name in self._acting}
+        acting = self._acting
         timed_out = {fact.device for fact in plan.facts.timeouts}
+        late = {name for name in acting if (last := self._last(name)) is None or last.expires_at <= world.now}
+        seen = world.devices(sorted((self._heard | timed_out) & acting))
+        concerned, self._heard = sorted((self._heard | timed_out | late) & acting), set()
         out = set()
-        for name in sorted(acting):
-            device, standing = world.device(name), self._last(name)
-            if device is None or standing is None or standing.expires_at <= world.now:
+        for name in concerned:
+            device, standing = seen.get(name), self._last(name)
+            if name in late or device is None or standing is None:
                 acting.discard(name)
             elif name in timed_out or not _in_flight(device):
                 acting.discard(name)
                 if not _arrived(device, standing.target):
                     out.add(name)
         return out
-
-    def _acting_devices(self, world: World) -> set[str]:
-        if self._acting is None:
-            # After a restart. Marks and assignments are written in one transaction, and so are time-outs and the word to
-            # stand still: whoever was told to act and has not ended is marked.
-            self._acting = {device.name for device in world.observed.devices if _in_flight(device)}
-        return self._acting
 
     def _last(self, device: str) -> Standing | None:
         if device not in self._standing:
@@ -210,10 +225,6 @@ def _standing(row: AssignmentRow) -> Standing | None:
         return None  # Written by a newer version; whatever it says, the next word replaces it.
     acts = told.window_waived or bool(told.window)
     return Standing(Target(told.image, dict(told.apps), told.config, acts), row.expires_at)
-
-
-def _waves(world: World) -> Mapping[str, str]:
-    return waves_of_sites(world.desired, world.observed, world.now)
 
 
 def _target(

@@ -24,6 +24,7 @@ from reconciler.controller.record import Recorder
 from reconciler.controller.source import Source
 from reconciler.model.desired import Desired
 from reconciler.model.observed import Snapshot
+from reconciler.planner.live import Live
 from reconciler.ports import (
     AssignmentSigner,
     Builder,
@@ -243,7 +244,7 @@ class Program:
             clock=self.clock,
             store=self.store,
             gatherer=self.gatherer,
-            planner=_planner,
+            live=Live(),
             executor=Executor(hands, self.jobs),
             assigner=Assigner(self.store, valid_s=loop.assignment_valid, nights=loop.nights),
             recorder=Recorder(self.store, epoch, backoff, rng, log),
@@ -310,13 +311,6 @@ class Program:
             self._log("not watching", error=str(error))
 
 
-def _planner(desired: Desired, observed: Snapshot, now: datetime) -> Any:
-    """The one place that names the planner: a step over what changed can take the definition's place here."""
-    from reconciler import planner
-
-    return planner.plan(desired, observed, now)
-
-
 def open_snapshot(settings: s.Settings) -> tuple[Desired, Snapshot]:
     """What `plan` without `--observed` plans from: the commit in force and everything recorded, with what the stores hold.
 
@@ -343,6 +337,6 @@ def open_snapshot(settings: s.Settings) -> tuple[Desired, Snapshot]:
         world, findings = gatherer.gather(clock.now())
         if world is None:
             raise TransientError("; ".join(f.message for f in findings if f.status is False), needed_for="a plan")
-        return world.desired, world.observed
+        return world.desired, world.observed.model_copy(update={"devices": tuple(world.everyone())})
     finally:
         store.close()

@@ -30,7 +30,7 @@ def evidence_of(key: str, of: str, world: World, plan: Plan) -> tuple[str, str]:
                 f"- wave {status.name}: {status.on_release} of {status.devices} devices on it, "
                 f"{status.failed} failed, {status.offline} offline"
             )
-    concerned = sorted((d for d in world.observed.devices if _concerned(d, key)), key=lambda d: d.name)
+    concerned = sorted((d for d in world.everyone() if _concerned(d, key)), key=lambda d: d.name)
     lines += [f"- {_seen(device, key)}" for device in concerned[:_MOST_DEVICES]]
     if len(concerned) > _MOST_DEVICES:
         lines.append(f"- and {len(concerned) - _MOST_DEVICES} more devices")

@@ -108,6 +108,8 @@ class Executor:
         if handler is None:
             return
         action = intent.action
+        # The worker reads it while the loop goes on: what is made when it is read is made now.
+        plan = plan.settled() if action.kind is ActionKind.PROPOSE_REVERT else plan
         self._tried[intent.id] = _input(action, world)
         self._jobs.submit(intent, lambda: handler(action, world, plan))
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from reconciler.controller.conditions import Finding, Type
@@ -21,32 +21,52 @@ from reconciler.model.observed import Artifact, DeviceObservation, Snapshot
 from reconciler.ports import ImageStore, PortError, Registry, Secrets, Store, TransientError
 from reconciler.repo.render import config_digests, secret_refs
 
+_PAGE = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What one tick knows. `changed` are the observations recorded since the tick before."""
+    """What one tick knows. It costs what changed: devices are handed on as they are reported, and looked up by name."""
 
     now: datetime
     desired: Desired
     observed: Snapshot
-    changed: tuple[DeviceObservation, ...] = ()
+    """What the stores hold: everything but the devices."""
+    changed: Iterable[DeviceObservation]
+    """Observations recorded since the last tick that took them; all of them at first. May be iterated more than once."""
+    news: bool
+    """Whether `observed` differs from what the last tick that took it was given."""
+    store: Store
 
     @property
     def commit(self) -> str:
         """The commit in force."""
         return self.desired.commit or ""
 
-    def device(self, name: str) -> DeviceObservation | None:
-        """A device's observation. Costs a pass over all devices at its first use."""
-        return self._by_name().get(name)
+    def devices(self, names: Sequence[str]) -> Mapping[str, DeviceObservation]:
+        """Some devices as they are recorded now; those that are not on record are left out."""
+        return {name: seen for name, (seen, _, _) in self.store.observed(names).items()} if names else {}
 
-    def _by_name(self) -> Mapping[str, DeviceObservation]:
-        found = self._names
-        if not found:
-            found.update((device.name, device) for device in self.observed.devices)
-        return found
+    def everyone(self) -> Sequence[DeviceObservation]:
+        """Every device. It costs the fleet: for what is rare, and for tests."""
+        return self.store.snapshot().devices
 
-    _names: dict[str, DeviceObservation] = field(default_factory=dict, repr=False, compare=False)
+
+class Everyone:
+    """All observations on record, read in pages: a fleet is not held in memory twice. `cursor` is how far it has read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.cursor = store, 0
+
+    def __iter__(self) -> Iterator[DeviceObservation]:
+        at = 0
+        while True:
+            page = self._store.changes_since(at, _PAGE)
+            yield from page.devices
+            if len(page.devices) < _PAGE:
+                self.cursor = max(self.cursor, page.cursor)
+                return
+            at = page.cursor
 
 
 @dataclass(slots=True)
@@ -79,14 +99,17 @@ class Gatherer:
         self._source, self._store, self._images = source, store, images
         self._registry, self._secrets, self.polls, self._random = registry, secrets, polls, rng
         self._git_rang = threading.Event()
+        self._everyone: Everyone | None = Everyone(store)
         self._cursor = 0
-        self._devices: dict[str, DeviceObservation] = {}
+        self._pending: dict[str, DeviceObservation] = {}
         self._facts: Snapshot | None = None
+        self._shared: Snapshot | None = None
+        self._news = True
         self._artifacts: Mapping[str, Artifact] | None = None
         self._tags: dict[str, Mapping[str, str]] = {}
         self._tags_commit: str | None = None
         self._versions: Mapping[str, str] = {}
-        self._config: tuple[object, Mapping[str, str]] = (None, {})
+        self._rendered: tuple[Desired, Mapping[str, str], Desired] | None = None
         self._troubles: dict[str, str] = {}
         self._restored = False
 
@@ -125,7 +148,7 @@ class Gatherer:
             self._git_rang.clear()
             self._source.poll.now()
         findings += self._source.refresh(now, self._random.random())
-        changed = self._read_devices()
+        self._read_devices()
         desired = self._source.desired
         if desired is None:
             return None, findings
@@ -133,18 +156,25 @@ class Gatherer:
         findings.append(self._stores_finding())
         if self._artifacts is None:
             return None, findings
+        changed = self._everyone or tuple(self._pending.values())
+        return World(now, self._with_config(desired), self._observed(), changed, self._news, self._store), findings
+
+    def taken(self) -> None:
+        """The world was planned: what was new in it is news no more."""
+        if self._everyone is not None:
+            self._cursor, self._everyone = self._everyone.cursor, None
+        self._pending.clear()
+        self._news = False
+
+    def _observed(self) -> Snapshot:
+        """What the stores hold; the same object as long as nothing of it has changed."""
         if self._facts is None:
-            self._facts = self._store.snapshot()
-        observed = self._facts.model_copy(
-            update={
-                "devices": tuple(self._devices.values()),
-                "artifacts": self._artifacts,
-                "tags": dict(self._tags),
-                "secret_versions": dict(self._versions),
-                "at": now,
-            }
-        )
-        return World(now, self._with_config(desired), observed, changed), findings
+            self._facts = self._store.facts()
+        update = {"artifacts": self._artifacts, "tags": dict(self._tags), "secret_versions": dict(self._versions)}
+        observed = self._facts.model_copy(update=update)
+        if self._shared is None or observed != self._shared:
+            self._shared, self._news = observed, True
+        return self._shared
 
     def due_at(self) -> datetime | None:
         """When something outside is to be read next; None: now."""
@@ -156,18 +186,19 @@ class Gatherer:
             return git
         return None if stores is None else min(stores, git)
 
-    def _read_devices(self) -> tuple[DeviceObservation, ...]:
-        changes = self._store.changes_since(self._cursor)
-        self._cursor = changes.cursor
-        self._devices.update((device.name, device) for device in changes.devices)
-        return changes.devices
+    def _read_devices(self) -> None:
+        """What was recorded since the last reading, kept until a plan has taken it: a tick may fail in between."""
+        if self._everyone is None:
+            changes = self._store.changes_since(self._cursor)
+            self._cursor = changes.cursor
+            self._pending.update((device.name, device) for device in changes.devices)
 
     def _with_config(self, desired: Desired) -> Desired:
         """The commit's desired state with the digests of the sites' configurations, made again only where it matters."""
-        key = (desired.commit, tuple(sorted(self._versions.items())))
-        if self._config[0] != key:
-            self._config = (key, config_digests(desired.sites, desired.fleet, self._versions))
-        return replace(desired, config=self._config[1])
+        if self._rendered is None or self._rendered[0] is not desired or self._rendered[1] != self._versions:
+            config = config_digests(desired.sites, desired.fleet, self._versions)
+            self._rendered = (desired, dict(self._versions), replace(desired, config=config))
+        return self._rendered[2]
 
     # ------------------------------------------------ image store, registry, secrets
 

@@ -7,7 +7,7 @@ any line and started again repeats or completes what the journal says. Started b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,9 +18,9 @@ from reconciler.controller.execute import Executor
 from reconciler.controller.gather import Gatherer, World
 from reconciler.controller.record import Log, Recorder
 from reconciler.controller.settings import LoopSettings
-from reconciler.model.desired import Desired
-from reconciler.model.observed import ArtifactState, Snapshot
+from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import ActionKind, Plan
+from reconciler.planner.live import Live
 from reconciler.ports import (
     AssignmentRow,
     AssignmentSigner,
@@ -30,8 +30,6 @@ from reconciler.ports import (
     Store,
     TransientError,
 )
-
-Planner = Callable[[Desired, Snapshot, datetime], Plan]
 
 _SPIN = 20
 """Ticks in a row that may each leave more to do; then the loop waits for its gap. More would be a defect."""
@@ -47,7 +45,7 @@ class Parts:
     clock: Clock
     store: Store
     gatherer: Gatherer
-    planner: Planner
+    live: Live
     executor: Executor
     assigner: Assigner
     recorder: Recorder
@@ -154,7 +152,12 @@ class Loop:
     # ------------------------------------------------ plan
 
     def _plan(self, world: World | None) -> Plan | None:
-        self.plan = None if world is None else self._parts.planner(world.desired, world.observed, world.now)
+        if world is None:
+            self.plan = None
+            return None
+        shared = world.observed if world.news else None
+        self.plan = self._parts.live.advance(world.desired, world.changed, shared, world.now)
+        self._parts.gatherer.taken()
         return self.plan
 
     # ------------------------------------------------ execute
@@ -185,7 +188,7 @@ class Loop:
         """What devices are told, signed; nothing at all where the signature cannot be made."""
         parts = self._parts
         try:
-            drafts = parts.assigner.drafts(world, plan, parts.artifacts.target)
+            drafts = parts.assigner.drafts(world, plan, parts.live, parts.artifacts.target)
         except PortError as error:
             parts.log("no assignments", error=str(error))
             return (), ()
@@ -237,11 +240,11 @@ class Loop:
                 Type.PROGRESSING, False, "NothingKnown", "no commit is in force, or the image store is unknown"
             )
             return
-        flying = sum(1 for device in world.observed.devices if device.updating_to or device.restarting_since)
+        flying, held = self._parts.live.in_flight, self._parts.live.held
         if plan.actions or flying:
             yield Finding(Type.PROGRESSING, True, "AtWork", f"{len(plan.actions)} actions, {flying} devices in flight")
-        elif plan.holds:
-            yield Finding(Type.PROGRESSING, False, "Held", f"{len(plan.holds)} holds")
+        elif held:
+            yield Finding(Type.PROGRESSING, False, "Held", f"{held} devices are held")
         else:
             yield Finding(Type.PROGRESSING, False, "AllDone", "every device runs what it should")
 
@@ -267,7 +270,7 @@ class Loop:
             commit=parts.store.last_good_commit(),
             open_intents=parts.store.open_intents(),
             stalled=self.stalled,
-            devices=() if world is None else world.observed.devices,
+            devices=() if world is None else world.everyone(),
         )
 
     # ------------------------------------------------ waiting

@@ -7,6 +7,7 @@ of a decision stands or none of it. An outcome is written after its effect; with
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -20,6 +21,9 @@ from reconciler.ports import AssignmentRow, ConditionRow, Decision, Intent, Stor
 
 Log = Callable[..., object]
 
+_LONG_S = 0.05
+_SELDOM = 20
+
 
 class Recorder:
     """Writes decisions and outcomes under the writer's epoch. Errors of the store pass through: without it there is no loop."""
@@ -29,6 +33,7 @@ class Recorder:
         self._store, self._backoff, self._random, self._log = store, backoff, rng, log
         self._conditions: tuple[ConditionRow, ...] = ()
         self._plan = ""
+        self._next_text = 0.0
 
     def decide(
         self,
@@ -97,7 +102,7 @@ class Recorder:
     def status(self, conditions: Conditions, plan: Plan | None, now: datetime) -> None:
         """Keep conditions and plan for whoever asks, where they have changed."""
         rows = conditions.rows()
-        text = plan.to_json() if plan is not None else self._plan
+        text = self._text_of(plan)
         same_plan = plan is None or _without_instant(text) == _without_instant(self._plan)
         if rows == self._conditions and same_plan:
             return
@@ -108,6 +113,18 @@ class Recorder:
             if not same_plan:
                 self._store.save_plan(self.epoch, text)
         self._conditions, self._plan = rows, text
+
+    def _text_of(self, plan: Plan | None) -> str:
+        """The plan's JSON. Of a large fleet it takes long to write, and is written only as often as that it stays a small part
+        of the loop's time; a later tick writes what this one leaves out.
+        """
+        started = time.monotonic()
+        if plan is None or started < self._next_text:
+            return self._plan
+        text = plan.to_json()
+        took = time.monotonic() - started
+        self._next_text = started + (_SELDOM * took if took > _LONG_S else 0)
+        return text
 
     def _tell(self, plan: Plan, new: Sequence[Intent]) -> None:
         facts = plan.facts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -278,6 +278,10 @@ class Plan:
     def next_change_at(self) -> datetime | None:
         """The earliest `until` of a hold."""
         return min((hold.until for hold in self.holds if hold.until is not None), default=None)
+
+    def settled(self) -> Plan:
+        """The same plan with everything in it made: it stays true when its planner goes on."""
+        return replace(self, holds=tuple(self.holds), waves=tuple(self.waves), flagged=tuple(self.flagged))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as the contract prints it."""

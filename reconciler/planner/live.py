@@ -10,17 +10,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TypeVar, overload
 
+import numpy as np
+
 from reconciler.model.desired import Desired
 from reconciler.model.observed import DeviceObservation, Snapshot
-from reconciler.model.plan import Plan
+from reconciler.model.plan import Plan, Reason
 from reconciler.planner.columns import Columns
 from reconciler.planner.fleetwide import facts, flagged
 from reconciler.planner.render import actions, holds_in_order, wake_at, wave_status
-from reconciler.planner.roster import I64, Roster
+from reconciler.planner.roster import I64, IMAGE_TRACK, Roster
 from reconciler.planner.state import State
-from reconciler.planner.windows import instant, micros
+from reconciler.planner.want import CODE
+from reconciler.planner.windows import NONE, instant, micros
 
 T = TypeVar("T")
+
+_WINDOWS = (CODE[Reason.OUTSIDE_WINDOW], CODE[Reason.NO_WINDOW])
 
 
 class Later(Sequence[T]):
@@ -77,6 +82,46 @@ class Live:
         else:
             self.looked = self.state.step(micros(now), changed, shared)
         return as_plan(self.state)
+
+    # ------------------------------------------------ what the loop asks of the last plan
+
+    @property
+    def in_flight(self) -> int:
+        """Devices in flight."""
+        return 0 if self.state is None else int(self.state.flying_in.sum())
+
+    @property
+    def held(self) -> int:
+        """Devices that something is wanted of that does not start now."""
+        if self.state is None:
+            return 0
+        wanted = sum(int(np.count_nonzero(track.reason)) for track in (*self.state.tracks, self.state.config))
+        starts = sum(int(np.count_nonzero(track.starts)) for track in (*self.state.tracks, self.state.config))
+        return wanted - starts
+
+    def marked(self) -> Iterator[str]:
+        """Devices that are marked as being updated, restarted or configured, timed out or not."""
+        if self.state is not None:
+            obs, names = self.state.obs, self.state.roster.device_names
+            since = (obs.updating_since, obs.restarting_since, obs.configuring_since)
+            rows = np.flatnonzero((since[0] != NONE) | (since[1] != NONE) | (since[2] != NONE))
+            yield from (names[row] for row in rows)
+
+    def waiting_for_window(self) -> Iterator[tuple[str, str]]:
+        """(device, release) of the rows that the last `advance` looked at and that only their window keeps from flashing."""
+        if self.state is None:
+            return
+        track, obs = self.state.tracks[IMAGE_TRACK], self.state.obs
+        rows = np.arange(len(track.reason)) if self.looked is None else self.looked
+        for row in rows[np.isin(track.reason[rows], _WINDOWS)]:
+            yield self.state.roster.device_names[row], obs.release_names[track.target[row]]
+
+    def wave_of(self, site: str) -> str | None:
+        """Name of the wave that a site is in."""
+        if self.state is None or site not in self.state.roster.site_code:
+            return None
+        wave = int(self.state.places.site_wave[self.state.roster.site_code[site]])
+        return self.state.roster.waves[wave].spec.name if wave >= 0 else None
 
 
 def as_plan(state: State) -> Plan:

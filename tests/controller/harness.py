@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from reconciler import planner
 from reconciler.adapters.git_source import GitMirror
 from reconciler.adapters.images_dir import DirectoryImageStore
 from reconciler.adapters.registry_layout import LayoutRegistry
@@ -31,6 +30,7 @@ from reconciler.controller.record import Recorder
 from reconciler.controller.settings import Settings
 from reconciler.controller.source import Source
 from reconciler.model.desired import ImageSpec
+from reconciler.planner.live import Live
 from reconciler.ports import Built, Store
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.manifest import NAME, Manifest
@@ -210,7 +210,7 @@ class Bench:
             clock=self.clock,
             store=self.store,
             gatherer=Gatherer(source, self.store, self.images, self.registry, secrets, polls, rng),
-            planner=planner.plan,
+            live=Live(),
             executor=self.executor,
             assigner=Assigner(self.store, valid_s=172800, nights=2),
             recorder=Recorder(self.store, epoch, backoff, rng, self.log),
