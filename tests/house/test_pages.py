@@ -11,18 +11,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from pydantic import BaseModel
 
+from reconciler.agent import main as agent
+from reconciler.cli.main import cli
 from reconciler.controller.conditions import Type
 from reconciler.controller.settings import load_settings
 from reconciler.model import observed, plan
 from reconciler.repo.accept import Refusal
 from reconciler.server.metrics import Metrics
 from reconciler.server.options import Options
-from tests.house.tree import ROOT, python
+from tests.house.tree import ROOT, files, python
 
 DOCS = ROOT / "docs"
 
@@ -174,3 +177,51 @@ def test_the_architecture_page_and_the_import_test_say_the_same() -> None:
         named = set(re.findall(r"`(\w+)`", allowed))
         if "all but" not in allowed and "what stands above" not in allowed:
             assert named == set(MAY_IMPORT[part]), part
+
+
+PAGES = [path for path in files() if path.suffix == ".md" and path.parts[0] in ("README.md", "docs", "fleet")]
+
+
+def shown(program: str) -> list[tuple[str, list[str]]]:
+    """Page and words of every call of a program in a console block or in code within a sentence."""
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        text = re.sub(r"^```text\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        calls = re.findall(rf"^ *\$ {program} (.*)$", text, re.MULTILINE) + re.findall(rf"`{program} ([^`\n]+)`", text)
+        found += [(str(page), call.split(" | ")[0].split(" #")[0].split()) for call in calls]
+    return found
+
+
+def test_every_target_of_make_in_the_pages_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {(page, words[0]) for page, words in shown("make")}
+    assert {name for _, name in named} >= {"demo", "test", "check"}
+    assert not {(page, name) for page, name in named if name not in targets}
+
+
+def test_every_command_in_the_pages_exists_with_its_options() -> None:
+    calls = shown("reconciler")
+    assert len(calls) > 20
+    wrong = []
+    for page, words in calls:
+        command: click.Command = cli
+        options = {"--help", "--version"}
+        for word in words:
+            if isinstance(command, click.Group) and not word.startswith("-"):
+                below = command.get_command(click.Context(command), word)
+                if below is None:
+                    wrong.append(f"{page}: reconciler {' '.join(words)}: no command {word}")
+                    break
+                command = below
+                options |= {name for parameter in command.params for name in parameter.opts}
+            elif word.startswith("--") and word.partition("=")[0] not in options:
+                wrong.append(f"{page}: reconciler {' '.join(words)}: no option {word}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_option_of_the_agent_in_the_pages_exists() -> None:
+    help_text = agent._parser().format_help()
+    for page, words in shown("edge-agent"):
+        for option in (word.strip("[]") for word in words if "--" in word):
+            assert option in help_text, f"{page}: edge-agent {' '.join(words)}"
