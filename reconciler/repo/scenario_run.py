@@ -259,10 +259,10 @@ def _match_facts(wanted: Mapping[str, Any], have: Mapping[str, Any]) -> list[str
     for key, want in wanted.items():
         if key not in have:
             failures.append(f"expected facts {key!r}, but a plan's facts are {', '.join(have)}")
+        elif not want:
+            failures += [f"expected no facts {key}, found {have[key]}"] if have[key] else []
         elif isinstance(want, Mapping):
             failures += [f"facts: {line}" for line in subset_differences({key: want}, have)]
-        elif not want and have[key]:
-            failures.append(f"expected no facts {key}, found {have[key]}")
         else:
             failures += [
                 f"expected a fact {key} {_brief(entry) if isinstance(entry, Mapping) else entry!r}, found {have[key]}"

@@ -196,7 +196,7 @@ def applied(case: Case, made: Plan) -> Case:
 
 
 def recorded(seen: Snapshot, made: Plan) -> dict[str, Any]:
-    """Verdicts and members after a plan's facts were recorded."""
+    """Verdicts and members after a plan's facts were recorded. A site has one wave a release: the last that took it."""
     closed = made.facts.closed
 
     def verdicts(old: tuple[Verdict, ...], new: Any) -> tuple[Verdict, ...]:
@@ -204,11 +204,10 @@ def recorded(seen: Snapshot, made: Plan) -> dict[str, Any]:
         return (*kept, *(Verdict.model_validate(fact.to_dict()) for fact in new))
 
     members: dict[str, dict[str, tuple[str, ...]]] = {}
-    for source in (seen.members, made.facts.members):
-        for release, waves in source.items():
-            for wave, sites in waves.items():
-                mine = members.setdefault(release, {})
-                mine[wave] = tuple(sorted({*mine.get(wave, ()), *sites}))
+    for release in {*seen.members, *made.facts.members}:
+        place = {site: wave for wave, sites in seen.members.get(release, {}).items() for site in sites}
+        place |= {site: wave for wave, sites in made.facts.members.get(release, {}).items() for site in sites}
+        members[release] = {wave: tuple(s for s in sorted(place) if place[s] == wave) for wave in set(place.values())}
     return {
         "proofs": verdicts(seen.proofs, made.facts.proofs),
         "failures": verdicts(seen.failures, made.facts.failures),

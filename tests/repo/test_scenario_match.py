@@ -117,7 +117,10 @@ def test_instants_compare_as_instants() -> None:
     until = datetime(2026, 1, 16, 3, tzinfo=timezone(timedelta(hours=1)))
     plan = a_plan(holds=(Hold(Reason.OUTSIDE_WINDOW, "all", "v2", until=until),))
     assert differences({"holds": [{"until": "2026-01-16T02:00:00Z"}]}, plan) == []
-    assert differences({"holds": [{"until": "2026-01-16T02:00:00.000Z"}], "nextChangeAt": "2026-01-16T02:00:00Z"}, plan) == []
+    assert (
+        differences({"holds": [{"until": "2026-01-16T02:00:00.000Z"}], "nextChangeAt": "2026-01-16T02:00:00Z"}, plan)
+        == []
+    )
     (line,) = differences({"holds": [{"until": "2026-01-16T02:00:01Z"}]}, plan)
     assert "until is 2026-01-16T02:00:00Z, expected 2026-01-16T02:00:01Z" in line
 
@@ -139,6 +142,7 @@ def test_no_holds_may_not_match() -> None:
         ({"proofs": []}, False),
         ({"members": {"v2": {"canary": ["SITE-0001"]}}}, True),
         ({"members": {"v2": {"canary": ["SITE-0002"]}}}, False),
+        ({"members": {}}, False),
         ({"closed": ["v1"]}, True),
         ({"closed": ["v3"]}, False),
         ({"surprises": []}, False),
