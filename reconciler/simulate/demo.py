@@ -76,16 +76,18 @@ class Demo:
         *,
         kills: Sequence[float] = (),
         start: datetime | None = None,
+        debug: bool = False,
     ) -> None:
         """`kills` are the real seconds between `kill -9`s of the controller. `start` is virtual; three weeks ago unless said."""
         noon = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0)
-        self.ground = Ground(root, fleet, start or noon - timedelta(days=DAYS))
+        self.ground = Ground(root, fleet, start or noon - timedelta(days=DAYS), debug=debug)
         self._say, self._kills = say, kills
         self.told = Told()
         self._ended = threading.Event()
         self.killed: Callable[[], int] = lambda: 0
         self._store: SqlStore | None = None
         self._leaking: dict[str, datetime] = {}
+        self._released = False
         self._plan: tuple[str, Mapping[str, Any]] = ("", {})
 
     # ------------------------------------------------ the whole of it
@@ -197,6 +199,7 @@ class Demo:
         self.ground.branch(f"promote-{BAD}")
         self.ground.edit("waves.yaml", f"image: {GOOD}", f"image: {BAD}")
         self._merge(f"promote-{BAD}", f"Promote {BAD} in every wave")
+        self._released = True
         self._until(lambda: self._failed(BAD), hours=96, what=f"the failure of {BAD}")
         self._tell(
             f"{BAD} passed its trial boots, and its healthcheck turned critical in the canary: stopped in every wave."
@@ -305,6 +308,8 @@ class Demo:
 
     def _leak(self) -> None:
         """In the bad release the decoder leaks 30 MiB a camera and hour. Only what runs for long and looks at much shows it."""
+        if not self._released:
+            return
         for name, device in self.director.devices.items():
             if device.hardware.version().current != BAD:
                 self._leaking.pop(name, None)

@@ -175,12 +175,12 @@ class Director:
         self._rung[name] = bell.stat().st_mtime_ns
 
     def run(self, until: Callable[[], bool], deadline: datetime, needed_for: str) -> None:
-        """Let time run until `until` is true, asked at most once every virtual minute. TerminalError: not by `deadline`."""
+        """Let time run until `until` is true, asked at most once in ten virtual minutes. TerminalError: not by `deadline`."""
         asked: datetime | None = None
         while True:
             self.settle()
             now = self.time.now()
-            if asked is None or now - asked >= timedelta(minutes=1):
+            if asked is None or now - asked >= timedelta(minutes=10):
                 asked = now
                 if until():
                     return
