@@ -37,6 +37,7 @@ MARKS = (
 
 _UPDATE_ENDS: dict[str, Any] = {"updating_to": None, "updating_since": None, "rebooting_since": None}
 _RESTART_ENDS: dict[str, Any] = {"restarting_app": None, "restarting_since": None}
+_NO_ATTEMPT: Mapping[str, Mapping[str, None]] = {"configure": {"configuring_since": None}, "restart": _RESTART_ENDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,12 @@ def patched(current: DeviceObservation, patch: DeviceObservation) -> DeviceObser
 
 
 def timed_out(current: DeviceObservation, fact: DeviceFact) -> DeviceObservation:
-    """Count one attempt and end the update or restart, unless a newer report has ended it already."""
+    """Count one attempt and end the update or restart, unless a newer report has ended it already.
+
+    A configuration (`configure`), and a restart of an app that nobody asks for any more (`restart`), end without an attempt.
+    """
+    if fact.key in _NO_ATTEMPT:
+        return current.model_copy(update=_NO_ATTEMPT[fact.key])
     app, at_sign, _ = fact.key.partition("@")
     if at_sign:
         if current.restarting_since is None or current.restarting_app not in (None, app):

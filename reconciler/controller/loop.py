@@ -6,6 +6,7 @@ any line and started again repeats or completes what the journal says. Started b
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -64,6 +65,7 @@ class Loop:
         self._stopping = False
         self._signing_trouble: dict[str, str] = {}
         self._store_failures = 0
+        self._compiled: object = None
         self.plan: Plan | None = None
         self.world: World | None = None
 
@@ -158,6 +160,9 @@ class Loop:
         shared = world.observed if world.news else None
         self.plan = self._parts.live.advance(world.desired, world.changed, shared, world.now)
         self._parts.gatherer.taken()
+        if self._parts.live.desired is not self._compiled:
+            self._compiled = self._parts.live.desired
+            _keep_from_collector()
         return self.plan
 
     # ------------------------------------------------ execute
@@ -310,3 +315,10 @@ class Loop:
             self._signing_trouble.pop(what, None)
         else:
             self._signing_trouble[what] = str(error)
+
+
+def _keep_from_collector() -> None:
+    """A commit's documents and rows live until the next commit: the collector need not walk millions of them at every turn."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

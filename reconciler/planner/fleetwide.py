@@ -10,10 +10,10 @@ import numpy as np
 from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import Action, ActionKind, DeviceFact, Facts, VerdictFact
 from reconciler.planner.judge import Seen
-from reconciler.planner.roster import I32, IMAGE_TRACK, Bools
+from reconciler.planner.roster import IMAGE_TRACK
 from reconciler.planner.state import State
 from reconciler.planner.want_app import TagState
-from reconciler.planner.want_image import RESCUE, ROLLBACK
+from reconciler.planner.want_image import RESCUE
 from reconciler.planner.windows import NONE, instant
 
 _STEP = {
@@ -27,9 +27,8 @@ def artifact_actions(state: State) -> list[Action]:
     """One step a release: build, sign or publish what a wave, a pin or a device asks for; never rebuild what is gone back to."""
     roster, obs, track = state.roster, state.obs, state.tracks[IMAGE_TRACK]
     wanted = {wave.image for wave in roster.waves} | set(roster.pinned)
-    off = track.reason != 0
-    wanted |= _codes(track.target, off)
-    never_rebuilt = _codes(track.target, off & ((track.why == ROLLBACK) | (track.why == RESCUE)))
+    wanted |= set(track.wanted())
+    never_rebuilt = set(track.gone_back_to())
     out = []
     for code in sorted(code for code in wanted if 0 <= code < len(roster.releases)):
         name = roster.releases[code]
@@ -38,11 +37,6 @@ def artifact_actions(state: State) -> list[Action]:
             continue
         out.append(Action(kind, {"image": name}))
     return out
-
-
-def _codes(target: I32, rows: Bools) -> set[int]:
-    """The release codes that some rows want, without sorting a million of them."""
-    return {code - 1 for code in np.flatnonzero(np.bincount(target[rows] + 1)).tolist() if code > 0}
 
 
 def revert_actions(state: State) -> list[Action]:
@@ -83,7 +77,17 @@ def _verdict_facts(state: State, name: str) -> tuple[VerdictFact, ...]:
 
 
 def _members(state: State) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Sites newly taken: those of every wave that may begin on its release and are not recorded with it."""
+    """Sites newly taken. They follow from memberships and from which waves may begin, and are found again when those change."""
+    tracks = state.roster.tracks
+    begin = tuple(state.ground.entry_open(wave.index, track) for wave in state.roster.waves for track in tracks)
+    memo = state.taken_memo
+    if memo is None or memo[0] is not state.obs.members or memo[1] is not state.places or memo[2] != begin:
+        memo = state.taken_memo = (state.obs.members, state.places, begin, _newly_taken(state))
+    return memo[3]
+
+
+def _newly_taken(state: State) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Those of every wave that may begin on its release which no wave is recorded to have taken for it."""
     roster, site_wave = state.roster, state.places.site_wave
     out: dict[str, dict[str, tuple[str, ...]]] = {}
     for wave in roster.waves:
@@ -94,7 +98,7 @@ def _members(state: State) -> dict[str, dict[str, tuple[str, ...]]]:
         inside = site_wave == wave.index
         taken = state.obs.members.get(key)
         if taken is not None:
-            inside &= taken != wave.index
+            inside &= taken < 0
         names = sorted(roster.site_names[site] for site in np.flatnonzero(inside))
         if names:
             out.setdefault(key, {})[wave.spec.name] = tuple(names)
@@ -105,9 +109,9 @@ def _timeouts(state: State) -> list[DeviceFact]:
     """Updates, restarts and configurations whose time is up: to be counted and ended by the recorder."""
     roster, obs, now = state.roster, state.obs, instant(state.now)
     out = []
-    for row in np.flatnonzero(state.update_timed_out):
+    for row in state.late_updates.rows:
         out.append(DeviceFact(roster.device_names[row], obs.release_names[obs.updating_to[row]], now))
-    for row in np.flatnonzero(state.restart_timed_out):
+    for row in state.late_restarts.rows:
         key = "configure"
         if obs.restarting_since[row] != NONE:
             app = int(obs.restarting_app[row])
@@ -135,7 +139,8 @@ def facts(state: State) -> Facts:
     roster, obs, image = state.roster, state.obs, state.tracks[IMAGE_TRACK]
     rescues = [
         DeviceFact(roster.device_names[row], obs.release_names[obs.image[row]], instant(state.now))
-        for row in np.flatnonzero(image.starts & (image.why == RESCUE))
+        for row in image.ration.started
+        if image.why[row] == RESCUE
     ]
     return Facts(
         proofs=_verdict_facts(state, "new_proofs"),

@@ -86,6 +86,11 @@ class Live:
     # ------------------------------------------------ what the loop asks of the last plan
 
     @property
+    def desired(self) -> Desired | None:
+        """What the last plan was made for."""
+        return None if self.state is None else self.state.roster.desired
+
+    @property
     def in_flight(self) -> int:
         """Devices in flight."""
         return 0 if self.state is None else int(self.state.flying_in.sum())
@@ -95,9 +100,7 @@ class Live:
         """Devices that something is wanted of that does not start now."""
         if self.state is None:
             return 0
-        wanted = sum(int(np.count_nonzero(track.reason)) for track in (*self.state.tracks, self.state.config))
-        starts = sum(int(np.count_nonzero(track.starts)) for track in (*self.state.tracks, self.state.config))
-        return wanted - starts
+        return sum(track.off - len(track.ration.started) for track in (*self.state.tracks, self.state.config))
 
     def marked(self) -> Iterator[str]:
         """Devices that are marked as being updated, restarted or configured, timed out or not."""

@@ -81,6 +81,7 @@ class Ration:
         self.roster, self.budgeted = roster, budgeted
         self.pick: I8 = np.full(roster.size, NO_PICK, np.int8)
         self.starts: Bools = np.zeros(roster.size, np.bool_)
+        self._started: I64 | None = None
         self.counts: I64 = np.zeros((waves + 1, TURNS), np.int64)
         self.cut: list[I64 | None] = [None] * waves
         """Per wave, the rows that start where the budget binds; None where every pick starts."""
@@ -101,11 +102,20 @@ class Ration:
                 kept = self.cut[wave]
                 room[wave] = free - (int(self.counts[wave].sum()) if kept is None else len(kept))
         rows = union(*changed)
+        if len(rows):
+            self._started = None
         sites = distinct(self.roster.site_of[rows])
         every = rows_of_sites(self.roster, sites)
         self.site_starts[sites] = False
         self.site_starts[self.roster.site_of[every[self.starts[every]]]] = True
         return rows
+
+    @property
+    def started(self) -> I64:
+        """Rows that start, ascending."""
+        if self._started is None:
+            self._started = np.flatnonzero(self.starts)
+        return self._started
 
     def _unbound(self, waves: I32) -> Bools:
         """Whether every pick of a wave starts. Picks in no wave never start under a budget."""

@@ -61,7 +61,7 @@ def device_actions(state: State) -> Iterator[Action]:
     """Flash, configure and restart, for the rows that start."""
     roster, obs = state.roster, state.obs
     image = state.tracks[IMAGE_TRACK]
-    for row in np.flatnonzero(image.starts).tolist():
+    for row in image.ration.started.tolist():
         target, running = int(image.target[row]), int(obs.image[row])
         yield Action(
             ActionKind.FLASH,
@@ -75,14 +75,14 @@ def device_actions(state: State) -> Iterator[Action]:
                 "method": "switch" if obs.inactive[row] == target else "write",
             },
         )
-    for row in np.flatnonzero(state.config.starts).tolist():
+    for row in state.config.ration.started.tolist():
         digest = roster.config_of[0][state.config.target[row]]
         yield Action(ActionKind.CONFIGURE, {"device": roster.device_names[row], "config": digest})
     for number, track in enumerate(state.tracks):
         if number == IMAGE_TRACK:
             continue
         app = roster.apps[number - 1]
-        for row in np.flatnonzero(track.starts).tolist():
+        for row in track.ration.started.tolist():
             digest = app.digests[track.target[row]]
             yield Action(ActionKind.RESTART, {"device": roster.device_names[row], "app": app.name, "to": digest})
 

@@ -22,9 +22,9 @@ from reconciler.planner.judge import CLASSES, Classes, Rows, Tally, classify, in
 from reconciler.planner.ration import Blocked, Ration
 from reconciler.planner.roster import I8, I32, I64, IMAGE_TRACK, Bools, Roster, membership
 from reconciler.planner.sets import distinct, union
-from reconciler.planner.want import Wants
+from reconciler.planner.want import SETTLED, Wants
 from reconciler.planner.want_app import TagVerdict, tags, want_app, want_config
-from reconciler.planner.want_image import want_image
+from reconciler.planner.want_image import RESCUE, ROLLBACK, want_image
 from reconciler.planner.windows import NEVER
 
 ALL = slice(None)
@@ -43,6 +43,8 @@ class Track:
         self.turn: I8 = np.zeros(size, np.int8)
         self.sums = Tally(np.zeros((waves, CLASSES), np.int64), np.zeros(waves, np.int64))
         self.ration = Ration(roster, budgeted=budgeted)
+        self._wanted: I64 = np.zeros(1, np.int64)
+        self._back: I64 = np.zeros(1, np.int64)
 
     @property
     def starts(self) -> Bools:
@@ -50,12 +52,66 @@ class Track:
         return self.ration.starts
 
     def put(self, rows: Rows, wants: Wants) -> None:
-        """Keep stage two's answer for some rows."""
+        """Keep stage two's answer for some rows, and the sums over targets that follow from it."""
+        if isinstance(rows, slice):
+            self._wanted, self._back = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        else:
+            self._count(self.target[rows], self.why[rows], self.reason[rows], -1)
+        self._count(wants.target, wants.why, wants.reason, 1)
         self.target[rows], self.why[rows] = wants.target, wants.why
         self.reason[rows], self.turn[rows] = wants.reason, wants.turn
 
+    def _count(self, target: I32, why: I8, reason: I8, sign: int) -> None:
+        off = reason != SETTLED
+        self._wanted = _added(self._wanted, target[off], sign)
+        self._back = _added(self._back, target[off & ((why == ROLLBACK) | (why == RESCUE))], sign)
+
+    def wanted(self) -> list[int]:
+        """Codes that some row is off and wants."""
+        return (np.flatnonzero(self._wanted[1:])).tolist()
+
+    def gone_back_to(self) -> list[int]:
+        """Codes that some row wants to go back to."""
+        return (np.flatnonzero(self._back[1:])).tolist()
+
+    @property
+    def off(self) -> int:
+        """How many rows something is wanted of."""
+        return int(self._wanted.sum())
+
+
+def _added(sums: I64, codes: I32, sign: int) -> I64:
+    """Sums per code, the first for "none" (-1), longer where a code is new."""
+    more = np.bincount(codes + 1, minlength=len(sums))
+    if len(more) > len(sums):
+        sums = np.concatenate([sums, np.zeros(len(more) - len(sums), np.int64)])
+    sums += sign * more
+    return sums
+
+
+class Flags:
+    """A flag a row, and the rows that have it, kept as long as no flag changes."""
+
+    def __init__(self, size: int) -> None:
+        self.of: Bools = np.zeros(size, np.bool_)
+        self._rows: I64 | None = None
+
+    def put(self, rows: Rows, values: Bools) -> None:
+        """Replace the flags of some rows."""
+        if not np.array_equal(self.of[rows], values):
+            self.of[rows] = values
+            self._rows = None
+
+    @property
+    def rows(self) -> I64:
+        """Rows that have the flag, ascending."""
+        if self._rows is None:
+            self._rows = np.flatnonzero(self.of)
+        return self._rows
+
 
 Shared = tuple[object, ...]
+Taken = dict[str, dict[str, tuple[str, ...]]]
 
 
 @dataclass(slots=True)
@@ -83,8 +139,9 @@ class State:
     tag_verdicts: list[list[TagVerdict]] = field(init=False)
     updating: Bools = field(init=False)
     busy: Bools = field(init=False)
-    update_timed_out: Bools = field(init=False)
-    restart_timed_out: Bools = field(init=False)
+    late_updates: Flags = field(init=False)
+    late_restarts: Flags = field(init=False)
+    taken_memo: tuple[object, object, object, Taken] | None = None
     silent: Bools = field(init=False)
     ahead: Bools = field(init=False)
     busy_in: I64 = field(init=False)
@@ -100,9 +157,8 @@ class State:
         size = self.roster.size
         self.tracks = [Track(self.roster) for _ in self.roster.tracks]
         self.config = Track(self.roster, budgeted=False)
-        self.updating, self.busy, self.silent, self.ahead, self.update_timed_out, self.restart_timed_out = (
-            np.zeros(size, np.bool_) for _ in range(6)
-        )
+        self.updating, self.busy, self.silent, self.ahead = (np.zeros(size, np.bool_) for _ in range(4))
+        self.late_updates, self.late_restarts = Flags(size), Flags(size)
         self.deadlines = Due(size)
 
     # ---- what changed
@@ -147,8 +203,8 @@ class State:
         np.add.at(self.busy_in, roster.site_of[rows][moved], sign)
         np.add.at(self.flying_in, wave_of[moved], sign)
         self.updating[rows], self.busy[rows] = flight.updating, flight.busy
-        self.update_timed_out[rows] = flight.update_timed_out
-        self.restart_timed_out[rows] = flight.restart_timed_out
+        self.late_updates.put(rows, flight.update_timed_out)
+        self.late_restarts.put(rows, flight.restart_timed_out)
         self.silent[rows] = silent_rows(roster, obs, rows, self.now)
         self.ahead[rows] = ahead_rows(roster, obs, rows, self.places)
         counted = counted_rows(roster, rows, self.places, self.ahead[rows])
@@ -210,8 +266,8 @@ class State:
             [track.seen for track in self.tracks],
             self.updating,
             self.busy,
-            self.update_timed_out,
-            self.restart_timed_out,
+            self.late_updates.of,
+            self.late_restarts.of,
             self.silent,
             self.ahead,
             self._provision(),

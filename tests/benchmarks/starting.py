@@ -45,7 +45,18 @@ def measure() -> Iterator[tuple[str, float, str, float, float]]:
         observed = Path(folder) / "observed.json"
         observed.write_text(snapshot())
         program = Path(sys.executable).with_name("reconciler")
-        ours = [str(program), "plan", "--fleet", str(FLEET), "--observed", str(observed), "--at", AT, "--output", "json"]
+        ours = [
+            str(program),
+            "plan",
+            "--fleet",
+            str(FLEET),
+            "--observed",
+            str(observed),
+            "--at",
+            AT,
+            "--output",
+            "json",
+        ]
         theirs = [sys.executable, "-c", YARDSTICK]
         _once(ours), _once(theirs)
         pairs = [(_once(ours), _once(theirs)) for _ in range(ROUNDS)]
