@@ -36,15 +36,10 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     ),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/signer.py": (frozenset({"adapters"}), "an entry point: the signer's own process"),
-    "reconciler/simulate/demo.py": (
-        frozenset({"adapters", "server"}),
-        "sets up a fleet as its operator would: tokens into the store, apps into the registry",
-    ),
+    # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
+    "reconciler/simulate/demo.py": (frozenset({"adapters", "server"}), "looks into the store, and revokes a token"),
+    "reconciler/simulate/ground.py": (frozenset({"adapters", "server"}), "makes tokens, pushes the app's releases"),
     "reconciler/simulate/director.py": (frozenset({"adapters"}), "the other end of the stepped clock's socket"),
-    "reconciler/simulate/ground.py": (
-        frozenset({"adapters"}),
-        "sets up the demo's registry, as a person would push to it",
-    ),
 }
 ENTRY_POINTS = ("reconciler/cli/",)
 PURE = ("model", "planner", "repo")
