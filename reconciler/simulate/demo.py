@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets as random_secrets
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from reconciler.planner import waves_of_sites
 from reconciler.ports import TerminalError
 from reconciler.protocol.assignment import AppTarget
 from reconciler.protocol.signature import Verifier
+from reconciler.server.tokens import hash_token, make_token
 from reconciler.simulate.director import _PROGRAM, Controller, Director, Time, killer
 from reconciler.simulate.ground import APP, REPORT_EVERY, STALE_AFTER, Ground
 from reconciler.simulate.summary import read_log, rows, table, when
@@ -88,6 +88,7 @@ class Demo:
         self._store: SqlStore | None = None
         self._leaking: dict[str, datetime] = {}
         self._released = False
+        self._transports: list[HttpTransport] = []
         self._plan: tuple[str, Mapping[str, Any]] = ("", {})
 
     # ------------------------------------------------ the whole of it
@@ -116,6 +117,8 @@ class Demo:
         self._ended.set()
         if self._store is not None:
             self._store.close()
+        for transport in self._transports:
+            transport.close()
         if hasattr(self, "director"):
             self.director.close()
         self.ground.close()
@@ -146,7 +149,7 @@ class Demo:
         new = 0
         for site, spec in self.desired.sites.items():
             for name in spec.devices:
-                token = "edge_" + random_secrets.token_urlsafe(32)
+                token = make_token()
                 self._enrol(name, token)
                 hardware = DirectoryHardware(
                     self.ground.devices / name, site=site, slot_bytes=64 << 20, cache=cache, healthcheck_always=False
@@ -159,7 +162,7 @@ class Demo:
                     install(hardware, raw, OLD)
                     self._install_app(hardware)
                 server = Server(f"http://127.0.0.1:{self.ground.port}", token, allow_file_urls=True)
-                device = Device(Identity(name, site), hardware, HttpTransport(server), timing=timing, verify=verify)
+                device = Device(Identity(name, site), hardware, self._transport(server), timing=timing, verify=verify)
                 self.director.add(device)
         raw.unlink()
         self._tell(
@@ -351,8 +354,6 @@ class Demo:
         return raw
 
     def _enrol(self, device: str, token: str) -> None:
-        from reconciler.server.tokens import hash_token
-
         path = self.ground.tokens / device
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token)
@@ -363,11 +364,16 @@ class Demo:
             (hardware.root / "keys" / f"{name}.gpg").write_bytes(key.public)
             (hardware.root / "keys" / f"{name}.fpr").write_text(f"{key.fingerprint}\n")
 
+    def _transport(self, server: Server) -> HttpTransport:
+        """A connection that is closed with the demo."""
+        self._transports.append(HttpTransport(server))
+        return self._transports[-1]
+
     def _install_app(self, hardware: DirectoryHardware) -> None:
         """The old app, pulled and running, as the factory delivers it."""
         digest = self.desired.apps[APP].releases[OLD_APP]
         registry = (self.ground.root / "registry").as_uri()
-        transport = HttpTransport(Server("http://127.0.0.1:1", "factory", allow_file_urls=True))
+        transport = self._transport(Server("http://127.0.0.1:1", "factory", allow_file_urls=True))
         target = AppTarget(self.desired.apps[APP].repository, "stable", digest, OLD_APP)
         for _ in pull(target, [registry], transport, None, hardware.app_folder(APP), hardware.disk):
             pass

@@ -49,6 +49,7 @@ class Time:
         os.chmod(path, 0o600)
         self._listener.listen(1)
         self._stream: Any = None
+        self._connection: socket.socket | None = None
 
     def now(self) -> datetime:
         """The present instant."""
@@ -66,8 +67,9 @@ class Time:
             connection, _ = self._listener.accept()
         except TimeoutError:
             return False
+        self.drop()
         connection.settimeout(_IDLE_S)
-        self._stream = connection.makefile("rwb")
+        self._connection, self._stream = connection, connection.makefile("rwb")
         return True
 
     def ask(self, question: str) -> Mapping[str, Any] | None:
@@ -94,6 +96,9 @@ class Time:
         if stream is not None:
             with suppress(OSError):
                 stream.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def close(self) -> None:
         """Time ends."""

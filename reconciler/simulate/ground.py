@@ -28,6 +28,7 @@ from reconciler.ports import TerminalError
 from reconciler.repo.load import load_folder
 from reconciler.repo.problem import InvalidInput
 from reconciler.repo.render import secret_refs
+from reconciler.server.tokens import hash_token, make_token
 
 REPORT_EVERY, STALE_AFTER = "6h", "13h"
 APP = "video-ingest"
@@ -92,6 +93,9 @@ class Ground:
         if loaded.desired is None:
             raise InvalidInput(loaded.problems)
         self._secrets(loaded.desired)
+        token = make_token()
+        _private(self.tokens / "operator", token)
+        (self.root / "operators.txt").write_text(f"{hash_token(token)}  # tokens/operator\n")
         self._settings()
         return loaded.desired
 
@@ -215,7 +219,7 @@ keys:
 allowed:
   images: ["{self.images.as_uri()}/"]
   registries: [registry.demo]
-server: {{bind: "127.0.0.1:{self.port}"}}
+server: {{bind: "127.0.0.1:{self.port}", operators: operators.txt}}
 # Time is stepped: a gap of five minutes gathers the reports of a night's wave into ticks, as a second does in real time.
 loop: {{interval: 12h, storesPoll: 12h, gap: 5m}}
 clock: {{type: stepped, socket: {self.socket}}}
