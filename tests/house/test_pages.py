@@ -88,6 +88,14 @@ def test_every_route_is_on_the_page() -> None:
     assert routes == set(re.findall(r"^\| `(?:GET|POST) ([^`]+)`", read("reference/http-api.md"), re.MULTILINE))
 
 
+def test_every_status_of_a_refusal_is_on_the_page() -> None:
+    sources = [(ROOT / path).read_text(encoding="utf-8") for path in python() if path.parts[1] == "server"]
+    found = {status for text in sources for status in re.findall(r"Refusal\(\s*(\d{3})", text)}
+    table = read("reference/http-api.md").split("| status | when |", 1)[1].split("##", 1)[0]
+    assert len(found) > 8
+    assert found <= set(re.findall(r"\b\d{3}\b", table))
+
+
 def test_every_metric_is_on_the_page() -> None:
     class Silent:
         def last_plan(self) -> None:
