@@ -397,7 +397,11 @@ def load_settings(path: Path) -> Settings:
         settings = Settings.model_validate(_nulls_removed(tree))
     except ValidationError as error:
         spots = reader.locate(data)
-        raise InvalidInput(_problem(path, found, tree, spots) for found in error.errors()) from None
+        faults = error.errors()
+        # A list whose items are all wrong is not also too short.
+        inner = {fault["loc"][:-1] for fault in faults}
+        told = [fault for fault in faults if not (fault["type"] == "too_short" and fault["loc"] in inner)]
+        raise InvalidInput(_problem(path, found, tree, spots) for found in told) from None
     return _absolute(settings, path.absolute().parent)
 
 
