@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from reconciler.model.desired import Part
-from reconciler.model.scalars import Digest, Instant, Name, Release, Version
+from reconciler.model.scalars import Count, Digest, Flag, Instant, Name, Release, Version
 
 
 class Health(StrEnum):
@@ -84,7 +84,7 @@ class DeviceObservation(Part):
     restarting_app: Name | None = None
     configuring_since: Instant | None = None
     attempt_failed_at: Instant | None = Field(default=None, description="When an update attempt last failed")
-    failed_attempts: Mapping[str, int] = Field(default_factory=dict)
+    failed_attempts: Mapping[str, Count] = Field(default_factory=dict)
     reported_attempts: Mapping[str, tuple[int, int]] = Field(
         default_factory=dict,
         description="Failed attempts as the device counts them (time-outs are not among them), and how many were charged",
@@ -94,10 +94,20 @@ class DeviceObservation(Part):
     )
     apps: Mapping[Name, RunningApp] = Field(default_factory=dict)
     config: Digest | None = None
-    serial: tuple[int, int] | None = Field(default=None, description="Serial (epoch, n) of the last assignment accepted")
-    conflict: bool = Field(default=False, description="The recorder saw two devices claim this name")
+    serial: tuple[int, int] | None = Field(
+        default=None, description="Serial (epoch, n) of the last assignment accepted"
+    )
+    conflict: Flag = Field(default=False, description="The recorder saw two devices claim this name")
     boot: Boot | None = Field(default=None, description="The boot that the device reports from")
     rival: Boot | None = Field(default=None, description="The boot that the present one displaced; it must stay silent")
+
+    @field_validator("health", "failed_attempts", "apps", mode="before")
+    @classmethod
+    def _left_out(cls, value: Any, info: ValidationInfo) -> Any:
+        """null is what a device has not said, here as in every other optional entry."""
+        if value is not None or info.field_name is None:
+            return value
+        return cls.model_fields[info.field_name].get_default(call_default_factory=True)
 
     @field_validator("checks_worse", mode="before")
     @classmethod
@@ -105,15 +115,20 @@ class DeviceObservation(Part):
         return tuple(value) if isinstance(value, list) else value
 
 
-class Verdict(Part):
-    """A proof or a failure on record: of an image (`image`), or of an app (`app` and `release`)."""
+class OfRelease(Part):
+    """What is on record of a release: of an image (`image`), or of an app (`app` and `release`)."""
 
-    wave: Name
     image: Release | None = None
     app: Name | None = None
     release: Version | None = None
     at: Instant
-    closed: bool = False
+
+    @model_validator(mode="after")
+    def _of_one(self) -> OfRelease:
+        given = tuple(value is not None for value in (self.image, self.app, self.release))
+        if given not in ((True, False, False), (False, True, True)):
+            raise ValueError("this names no release, or two; write either `image`, or `app` and its `release`")
+        return self
 
     @property
     def key(self) -> str:
@@ -121,18 +136,15 @@ class Verdict(Part):
         return self.image if self.image is not None else f"{self.app}@{self.release}"
 
 
-class Proposal(Part):
+class Verdict(OfRelease):
+    """A proof or a failure on record."""
+
+    wave: Name
+    closed: Flag = False
+
+
+class Proposal(OfRelease):
     """A revert that was proposed."""
-
-    image: Release | None = None
-    app: Name | None = None
-    release: Version | None = None
-    at: Instant
-
-    @property
-    def key(self) -> str:
-        """As `Verdict.key`."""
-        return self.image if self.image is not None else f"{self.app}@{self.release}"
 
 
 class Snapshot(Part):

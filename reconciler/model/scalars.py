@@ -23,6 +23,8 @@ _VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,62}$", re.ASCII)
 _PERCENT = re.compile(r"^(\d{1,3})%$", re.ASCII)
 _INSTANT = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:[Zz]|[+-]\d{2}:\d{2})$", re.ASCII)
 
+_MOST = 999_999_999
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 DURATION_PATTERN = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?$"
@@ -197,6 +199,13 @@ def _whole(value: Any) -> int:
     raise ValueError(f"{value!r} is not a whole number; write digits, as 10")
 
 
+def _count(value: Any) -> int:
+    number = _whole(value)
+    if number > _MOST:
+        raise ValueError(f"{value!r} is too large; write a whole number up to {_MOST}")
+    return number
+
+
 def _percentage(value: Any) -> int:
     number = _whole(value[:-1] if isinstance(value, str) and value.endswith("%") else value)
     if not 1 <= number <= 100:
@@ -311,6 +320,8 @@ CameraAddress = Annotated[
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Flag = Annotated[bool, BeforeValidator(_boolean)]
+Count = Annotated[int, BeforeValidator(_count), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": _MOST})]
+"""How often something happened."""
 Percentage = Annotated[
     int,
     BeforeValidator(_percentage),

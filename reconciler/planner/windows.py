@@ -28,7 +28,8 @@ NONE = np.iinfo(np.int64).min
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ZONE_NAME = re.compile(r"^[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}$")
 _HORIZON_DAYS = 9
-_MOST_DAYS_BACK = 400
+_FIRST, _LAST = date(2, 1, 1), date(9998, 1, 1)
+"""Local dates are looked for between these, so that no instant a document can hold leaves the calendar."""
 
 
 def micros(instant: datetime) -> int:
@@ -38,8 +39,11 @@ def micros(instant: datetime) -> int:
 
 
 def instant(value: int) -> datetime:
-    """Microseconds since the epoch → an aware datetime, UTC."""
-    return _EPOCH + timedelta(microseconds=int(value))
+    """Microseconds since the epoch → an aware datetime, UTC; the last there is for what lies beyond it."""
+    return _EPOCH + timedelta(microseconds=min(max(int(value), _EARLIEST), _LATEST))
+
+
+_EARLIEST, _LATEST = micros(datetime.min.replace(tzinfo=UTC)), micros(datetime.max.replace(tzinfo=UTC))
 
 
 @lru_cache(maxsize=1024)
@@ -100,7 +104,10 @@ class Calendar:
         return found
 
     def _local_date(self, at: int) -> date:
-        return instant(at).astimezone(self._zone).date()
+        utc = instant(at)
+        if not _FIRST < utc.date() < _LAST:
+            return max(min(utc.date(), _LAST), _FIRST)
+        return utc.astimezone(self._zone).date()
 
     def intervals(self, since: int, until: int) -> list[tuple[int, int]]:
         """Open intervals that touch `[since, until]`, joined where days touch, in order."""

@@ -68,7 +68,11 @@ def _walk(root: Path, below: str, depth: int, scenarios: bool, files: Files) -> 
         if entry.name.startswith(".") or (path == "tests" and not scenarios):
             continue
         if entry.is_dir(follow_symlinks=False):
-            if depth < _DEEPEST:
+            kind = place_of(path).kind
+            if kind is not None:
+                message = f"is a folder, where a document ({kind}) is expected; put a file here, or rename the folder"
+                files.problems.append(Problem(shown(path), 1, 1, message, "error", "folder"))
+            elif depth < _DEEPEST:
                 _walk(root, path, depth + 1, scenarios, files)
         elif place_of(path).kind is not None or looked_at(path) or path in FOLDERS:
             _add(root, path, files)

@@ -57,8 +57,14 @@ def peek(path: str, data: Callable[[], bytes]) -> str | None:
     name = kind.group(1).decode()
     home = next((f"{folder}/" for folder, of in FOLDERS.items() if of == name), f"{name.lower()}.yaml at the top")
     if path.rpartition("/")[0] + "/" == home:
-        return f"looks like a {name} document, and is not read: its name does not end in .yaml; rename it, or remove it"
-    return f"looks like a {name} document, and is not read here; move it to {home}, or remove it"
+        return (
+            f"looks like {_a(name)} document, and is not read: its name does not end in .yaml; rename it, or remove it"
+        )
+    return f"looks like {_a(name)} document, and is not read here; move it to {home}, or remove it"
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "AI" else f"a {kind}"
 
 
 def shown(path: str) -> str:

@@ -8,6 +8,7 @@ contract, "Observed snapshot".
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from reconciler.repo.wording import complaint, show
 
 MAX_BYTES = 1 << 30
 _MOST = 200
+
+
+class _NoNumber(ValueError):
+    """A word that JavaScript takes for a number, and JSON does not."""
+
+
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_NO_NUMBER = re.compile(rf"{_STRING}|(?P<found>-?(?:NaN|Infinity))")
+_LONG_NUMBER = re.compile(rf"{_STRING}|(?P<found>-?\d{{4000,}})")
 
 
 def load_snapshot(source: Path | str | bytes, name: str = "snapshot") -> Snapshot:
@@ -70,7 +80,7 @@ def _read(path: str, text: str) -> Any:
         return made
 
     def no_number(word: str) -> Any:
-        raise ValueError(f"{word} is no number in JSON; write a number, or null")
+        raise _NoNumber(f"{word} is no number in JSON; write a number, or null")
 
     try:
         tree = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
@@ -79,8 +89,11 @@ def _read(path: str, text: str) -> Any:
             f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]}; a snapshot is JSON, check it with a JSON tool"
         )
         raise _refused(path, error.lineno, error.colno, message, "syntax") from None
-    except ValueError as error:
-        raise _refused(path, 1, 1, f"not valid JSON: {str(error)[:200]}", "syntax") from None
+    except _NoNumber as error:
+        raise _refused(path, *_place(text, _NO_NUMBER), f"not valid JSON: {error}", "syntax") from None
+    except ValueError:  # Python reads whole numbers up to some length only
+        message = "a whole number with thousands of digits; write a smaller one"
+        raise _refused(path, *_place(text, _LONG_NUMBER), message, "syntax") from None
     except RecursionError:
         raise _refused(path, 1, 1, "nested too deep to be a snapshot; flatten it", "depth") from None
     if twice:
@@ -91,6 +104,12 @@ def _read(path: str, text: str) -> Any:
             for key, line, column in Places(text).repeated_keys(_MOST)
         )
     return tree
+
+
+def _place(text: str, of: re.Pattern[str]) -> tuple[int, int]:
+    """Line and column of the first match of `found`, strings left out."""
+    at = next((match.start() for match in of.finditer(text) if match["found"]), 0)
+    return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
 
 
 def _problems(path: str, text: str, error: ValidationError) -> list[Problem]:

@@ -127,7 +127,7 @@ def show(given: Any) -> str:
         return f"a mapping ({keys}{', …' if len(given) > 3 else ''})" if given else "an empty mapping"
     if isinstance(given, (list, tuple)):
         return f"a list of {len(given)}" if given else "an empty list"
-    return clip(str(given))
+    return "null" if given is None else clip(str(given))
 
 
 def _own_words(text: str, given: Any, target: Any) -> str:

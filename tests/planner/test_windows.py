@@ -125,3 +125,12 @@ def test_a_window_is_open_exactly_where_local_time_says(name: str, start: int, e
     inside = start <= minutes < end if end > start else minutes >= start or minutes < end
     found = calendar(name, start, end).intervals(micros(now), micros(now))
     assert any(opens <= micros(now) < closes for opens, closes in found) == inside
+
+
+@pytest.mark.parametrize("year", ["0001-01-01T00:00:00", "9999-12-31T23:59:59"])
+@pytest.mark.parametrize("zone_name", ["Pacific/Kiritimati", "America/Adak"])
+def test_no_instant_that_can_be_written_leaves_the_calendar(year: str, zone_name: str) -> None:
+    found = calendar(zone_name, 120, 240)
+    found.judge_until(at(year), FLASH)
+    assert found.when_open_for(at(year), HOUR) > at("0001-01-01T00:00:00")
+    assert instant(at(year) + 400 * 366 * 24 * HOUR).tzinfo is UTC

@@ -107,6 +107,13 @@ def test_links_pipes_and_files_for_folders_are_refused_and_not_opened(fleet: Pat
     assert "where a folder of Scenario documents is expected" in told["tests"]
 
 
+def test_a_folder_with_the_name_of_a_document_is_refused(fleet: Path) -> None:
+    (fleet / "sites" / "SITE-9.yaml").mkdir()
+    found = [str(problem) for problem in load_folder(fleet).problems]
+    assert len(found) == 1
+    assert found[0].startswith(f"{fleet}/sites/SITE-9.yaml:1:1: is a folder, where a document (Site) is expected")
+
+
 def test_a_large_file_is_refused_unread(fleet: Path) -> None:
     with (fleet / "sites/SITE-0001.yaml").open("ab") as file:
         file.truncate(1 << 40)

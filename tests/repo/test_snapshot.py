@@ -65,7 +65,7 @@ def test_the_contracts_example_is_read(tmp_path: Path) -> None:
         ("{", 1, 2, "not valid JSON"),
         ("[]", 1, 1, "an empty list where a snapshot is expected"),
         ("[" * 200_000, 1, 1, "nested too deep"),
-        ('{"devices": NaN}', 1, 1, "NaN is no number"),
+        ('{"devices": NaN}', 1, 13, "NaN is no number"),
         ('{"a": 1,\n "b": 2,\n "a": 3}', 3, 2, "key 'a' is written twice"),
         (
             '{"devices": [{"name": "x", "apps": {}},\n {"name": "y", "name": "z"}]}',
@@ -93,6 +93,40 @@ def test_a_fault_is_told_where_it_is(text: str, line: int, column: int, piece: s
     told = [str(problem) for problem in refused.value.problems]
     assert any(one.startswith(f"observed.json:{line}:{column}: ") and piece in one for one in told), told
     assert all("\n" not in one for one in told)
+
+
+@pytest.mark.parametrize("count", ["-1", "1.0", "true", "99999999999999999999", '"many"'])
+def test_attempts_are_counted_in_whole_numbers(count: str) -> None:
+    text = f'{{"devices": [{{"name": "A", "failedAttempts": {{"v2": {count}}}}}]}}'
+    with pytest.raises(InvalidInput) as invalid:
+        load_snapshot(text.encode())
+    (problem,) = invalid.value.problems
+    assert (problem.line, problem.column) == (1, text.index(count) + 1)
+    assert "whole number" in problem.message
+
+
+@pytest.mark.parametrize(
+    "of",
+    [{}, {"app": "video-ingest"}, {"release": "2.8.0"}, {"image": "v2", "app": "video-ingest", "release": "2.8.0"}],
+)
+@pytest.mark.parametrize("place", ["proofs", "failures", "proposals"])
+def test_what_is_on_record_names_one_release(place: str, of: dict[str, str]) -> None:
+    wave = {} if place == "proposals" else {"wave": "canary"}
+    with pytest.raises(InvalidInput, match="either `image`, or `app` and its `release`"):
+        load_snapshot(json.dumps({place: [{"at": "2026-01-01T00:00:00Z", **wave, **of}]}).encode())
+
+
+def test_null_is_what_a_device_has_not_said() -> None:
+    said = dict.fromkeys(EXAMPLE["devices"][0])  # type: ignore[call-overload]
+    snapshot = load_snapshot(json.dumps({"devices": [{**said, "name": "A"}]}).encode())
+    assert snapshot == load_snapshot(b'{"devices": [{"name": "A"}]}')
+
+
+def test_words_and_numbers_that_json_has_not_are_told_where_they_are() -> None:
+    for text, column in ((b'{"a": "NaN",\n "b": NaN}', 7), (b'{"a": "",\n "b": ' + b"9" * 5000 + b"}", 7)):
+        with pytest.raises(InvalidInput) as invalid:
+            load_snapshot(text)
+        assert [(problem.line, problem.column) for problem in invalid.value.problems] == [(2, column)]
 
 
 def test_bytes_that_are_no_text_and_files_that_are_none_are_told(tmp_path: Path) -> None:
