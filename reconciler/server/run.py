@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from reconciler.ports import TerminalError
+from reconciler.server.connections import BoundedProtocol
 
 _START_S = 10.0
 _STOP_S = 15.0
@@ -79,7 +80,7 @@ class HttpServer:
                 # Whoever forwards for others must not be able to name the address that limits are counted by.
                 proxy_headers=False,
                 lifespan="on",
-                http="h11",
+                http=BoundedProtocol,
                 ws="none",
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=5,

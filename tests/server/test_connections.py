@@ -1,0 +1,75 @@
+"""Connections that ask for nothing: they end, and do not use up what the service needs for others."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from reconciler.server.connections import BoundedProtocol
+from tests.server.service import report, running
+
+
+def _ended(peer: socket.socket, drip: bytes, most_s: float = 5.0) -> bool:
+    """Whether the other end closes while `drip` is sent now and then."""
+    ends = time.monotonic() + most_s
+    peer.settimeout(0.05)
+    while time.monotonic() < ends:
+        try:
+            if drip:
+                peer.sendall(drip)
+            if peer.recv(65536) == b"":
+                return True
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("beginning", "drip"),
+    [
+        (b"", b""),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Padding: ", b"a"),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"G"),
+        (b"POST /v1/exchange HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n", b"a"),
+    ],
+    ids=["says nothing", "never ends its head", "drips after an answer", "sends a body that was refused"],
+)
+def test_a_connection_that_brings_no_request_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beginning: bytes, drip: bytes
+) -> None:
+    monkeypatch.setattr(BoundedProtocol, "head_s", 0.3)
+    with running(tmp_path) as service, socket.create_connection(("127.0.0.1", service.server.port)) as peer:
+        peer.sendall(beginning)
+        assert _ended(peer, drip)
+
+
+def test_a_kept_connection_outlives_the_wait_for_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "head_s", 0.2)
+    with running(tmp_path) as service, socket.create_connection(("127.0.0.1", service.server.port)) as peer:
+        for _ in range(2):
+            peer.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            peer.settimeout(5)
+            assert peer.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(0.5)
+
+
+def test_beyond_the_most_a_new_connection_is_closed_and_the_others_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedProtocol, "most", 5)
+    with running(tmp_path) as service:
+        headers = service.enrol("SITE-2847-1")
+        assert service.send(report(), headers).status_code == 200
+        idle = [socket.create_connection(("127.0.0.1", service.server.port)) for _ in range(20)]
+        # The kept connection of a device is still served.
+        assert service.send(report(sequence=2), headers).status_code == 200
+        assert sum(_ended(peer, b"", 0.2) for peer in idle) == 16
+        for peer in idle:
+            with suppress(OSError):
+                peer.close()
