@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from reconciler.agent.disk import Disk
 from reconciler.agent.judge import Keyring, Verify
-from reconciler.agent.transport import NotFound, Transport, TransportError
+from reconciler.agent.transport import NotFound, Transport, TransportError, split
 from reconciler.protocol import manifest as manifests
 from reconciler.protocol.assignment import ImageTarget
 from reconciler.protocol.canonical import Malformed
@@ -69,12 +69,17 @@ class Cache:
 
 
 def addresses(sources: Sequence[str], name: str) -> list[str]:
-    """Where a file may be had: below every folder address, and at every address that ends with its name."""
+    """Where a file may be had: below every folder address, and at every address that ends with its name. One that
+    cannot be read gives nothing: addresses are not signed."""
     found = []
     for url in sources:
-        path = unquote(urlsplit(url).path)
+        try:
+            parts = split(url)
+        except TransportError:
+            continue
+        path = unquote(parts.path)
         if path.endswith("/"):
-            found.append(url + name if not urlsplit(url).query else url.replace("?", name + "?", 1))
+            found.append(url + name if not parts.query else url.replace("?", name + "?", 1))
         elif path.rsplit("/", 1)[-1] == name:
             found.append(url)
     return found

@@ -12,10 +12,9 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from reconciler.agent.disk import Disk
-from reconciler.agent.transport import NotFound, Transport, TransportError
+from reconciler.agent.transport import NotFound, Transport, TransportError, split
 from reconciler.protocol.assignment import AppTarget
 from reconciler.protocol.canonical import Fields, Malformed, load
 from reconciler.protocol.signature import Refused
@@ -40,7 +39,7 @@ class _Place:
 
     def __init__(self, base: str, repository: str, transport: Transport, token: str | None) -> None:
         self._base, self._transport = base.rstrip("/"), transport
-        self._layout = urlsplit(base).scheme == "file"
+        self._layout = split(base).scheme == "file"
         self._repository = repository
         self._headers = {"Authorization": f"Bearer {token}"} if token and not self._layout else {}
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -81,6 +82,14 @@ class Server:
             raise ValueError(f"server {self.url!r} would receive the token in clear text; write https://")
         if not self.token or not self.token.isascii() or not self.token.isprintable() or " " in self.token:
             raise ValueError("the token is empty or holds characters that a header cannot carry")
+
+
+def split(url: str) -> SplitResult:
+    """The parts of an address that came from elsewhere. TransportError: it cannot be read."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise TransportError("an address cannot be read") from None
 
 
 Origin = tuple[str, str, int]
@@ -169,7 +178,9 @@ class HttpTransport:
             while length is None or received < length:
                 # What is there now, and not a full chunk: a trickle must not keep the agent from its reports.
                 wanted = min(CHUNK, limit - received + 1)
-                data = response.read1(wanted if length is None else min(wanted, length - received))
+                # A chunk's length is a line of its own, which may trickle too.
+                with self._deadline(reply.connection.sock) if response.chunked else nullcontext():
+                    data = response.read1(wanted if length is None else min(wanted, length - received))
                 received += len(data)
                 if received > limit:
                     raise TransportError(f"{_shown(url)} sends more than {limit} bytes")
@@ -191,10 +202,7 @@ class HttpTransport:
     def _request(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> _Reply:
         """Send a request and return the response to a success; redirects on the same host are followed."""
         for _ in range(MAX_REDIRECTS + 1):
-            try:
-                parts = urlsplit(url)
-            except ValueError:
-                raise TransportError("an address cannot be read") from None
+            parts = split(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise TransportError(f"{_shown(url)} is no http or https address")
             origin = _origin(parts)
@@ -208,8 +216,11 @@ class HttpTransport:
             if response.status not in (301, 302, 303, 307, 308) or place is None or method != "GET":
                 kind = NotFound if response.status in (404, 410) else TransportError
                 raise kind(reason, status=response.status, retry_after_s=_seconds(response.getheader("Retry-After")))
-            url = urljoin(url, place)
-            if _origin(urlsplit(url)) != origin:
+            try:
+                url = urljoin(url, place)
+            except ValueError:
+                raise TransportError(f"{reason}, a redirect to what cannot be read", status=response.status) from None
+            if _origin(split(url)) != origin:
                 raise TransportError(f"{reason}, a redirect to another host, which is refused", status=response.status)
         raise TransportError(f"{_shown(url)} redirects more than {MAX_REDIRECTS} times")
 
@@ -234,8 +245,9 @@ class HttpTransport:
                 kept = None
             connection = kept or self._connect(origin)
             try:
-                connection.request(method, target, body=body, headers=dict(headers))
-                response = connection.getresponse()
+                with self._deadline(connection.sock):
+                    connection.request(method, target, body=body, headers=dict(headers))
+                    response = connection.getresponse()
             except (OSError, http.client.HTTPException, ValueError) as error:
                 connection.close()
                 # A kept connection may have been closed by the other end meanwhile; a new one is tried once.
@@ -247,20 +259,36 @@ class HttpTransport:
 
     def _connect(self, origin: Origin) -> http.client.HTTPConnection:
         scheme, host, port = origin
-        if scheme == "http":
-            connection = http.client.HTTPConnection(host, port, timeout=self._server.timeout_s)
-        else:
-            connection = http.client.HTTPSConnection(
-                host, port, timeout=self._server.timeout_s, context=self._context()
-            )
+        connection = None
         try:
+            connection = http.client.HTTPConnection(host, port, timeout=self._server.timeout_s)
             connection.connect()
-        except (OSError, http.client.HTTPException) as error:
-            raise TransportError(f"{host}:{port} cannot be reached: {_cause(error)}") from None
+            if scheme == "https":
+                connection.sock = self._context().wrap_socket(
+                    connection.sock, server_hostname=host, do_handshake_on_connect=False
+                )
+                with self._deadline(connection.sock):
+                    connection.sock.do_handshake()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if connection is not None:
+                connection.close()
+            raise TransportError(f"{host[:100]}:{port} cannot be reached: {_cause(error)}") from None
         # One small request a minute: waiting for more to send only adds delay.
         with suppress(OSError):
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
+
+    @contextmanager
+    def _deadline(self, sock: socket.socket) -> Iterator[None]:
+        """End a conversation that takes too long as a whole: a socket's timeout begins anew with every byte, so an end that
+        sends one now and then would keep the agent from its reports for days."""
+        timer = threading.Timer(3 * self._server.timeout_s, _cut, (sock,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -272,7 +300,7 @@ class HttpTransport:
     def _file(self, url: str, offset: int, limit: int) -> tuple[int, Iterator[bytes]]:
         if not self._server.allow_file_urls:
             raise TransportError("file addresses are not allowed on this device")
-        path = Path(unquote(urlsplit(url).path))
+        path = Path(unquote(split(url).path))
 
         def chunks() -> Iterator[bytes]:
             received = offset
@@ -286,7 +314,7 @@ class HttpTransport:
                         yield data
             except FileNotFoundError:
                 raise NotFound(f"{path.name} does not exist", status=404) from None
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise TransportError(f"{path.name} cannot be read: {error}") from None
 
         return offset, chunks()
@@ -294,8 +322,14 @@ class HttpTransport:
 
 def _shown(url: str) -> str:
     """An address without its query: presigned ones carry a credential there."""
-    parts = urlsplit(url)
+    parts = split(url)
     return f"{parts.scheme}://{parts.hostname}{parts.path}"[:300]
+
+
+def _cut(sock: socket.socket) -> None:
+    # The plain socket's method: that of a TLS socket would drop the encryption under its reader's feet.
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.agent.transport import HttpTransport, NotFound, Server, TransportError
+from reconciler.protocol.assignment import AppTarget
 from tests.agent.conftest import Releases
 from tests.agent.world import QUICK, START, TOKEN, Keys, Office, Site, office_at, send
 from tests.support.system import need
@@ -388,3 +391,100 @@ def test_a_clock_that_is_set_back_does_not_silence_the_device(site: Site, office
     office.now = START
     site.settle()
     assert len(office.reports) == count + 1
+
+
+UNREADABLE = [
+    "http://[",
+    "http://[x]/a/",
+    "http://\u2100/a/",
+    f"http://{'a' * 300}/a/",
+    "http://exa mple/a/",
+    "file://[/",
+]
+
+
+@pytest.mark.parametrize("url", UNREADABLE)
+def test_an_address_that_cannot_be_read_is_an_error_of_transport(office: Office, url: str) -> None:
+    transport = _transport(office, allow_file_urls=True)
+    with pytest.raises(TransportError):
+        transport.read(url, 10)
+    transport.close()
+
+
+def test_addresses_that_cannot_be_read_do_not_end_the_agent(site: Site, office: Office, releases: Releases) -> None:
+    """Addresses are outside of what is signed: a wrong one is a download that fails."""
+    office.sources_of_image = [url for url in UNREADABLE if url.isascii() and " " not in url]
+    office.registry = "http://["
+    office.assign(
+        releases.v2, apps={"video-ingest": AppTarget("video-ingest", "stable", "sha256:" + "0" * 64, "2.8.0")}
+    )
+    site.settle(START + timedelta(minutes=5))
+    assert {item.code for item in office.last().refusals} == {"not-fetched"}
+
+
+@pytest.mark.parametrize("place", ["http://[bad", "//["])
+def test_a_redirect_to_what_cannot_be_read(office: Office, place: str) -> None:
+    def elsewhere(request: BaseHTTPRequestHandler) -> bool:
+        request.send_response(302)
+        request.send_header("Location", place)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+        return True
+
+    office.before = elsewhere
+    transport = _transport(office)
+    with pytest.raises(TransportError, match="redirect to what cannot be read"):
+        transport.read(f"{office.url}/x", 10)
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"HTTP/1.1 200 OK\r\nX-Padding: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+)
+def test_a_head_that_trickles_is_cut_off(office: Office, beginning: bytes) -> None:
+    ended = threading.Event()
+
+    def trickle(request: BaseHTTPRequestHandler) -> bool:
+        request.close_connection = True
+        try:
+            request.wfile.write(beginning)
+            while not ended.wait(0.02):
+                request.wfile.write(b"0")
+                request.wfile.flush()
+        except OSError:
+            pass
+        return True
+
+    office.before = trickle
+    transport = HttpTransport(Server(office.url, TOKEN, timeout_s=0.2))
+    started = time.monotonic()
+    with pytest.raises(TransportError):
+        transport.read(f"{office.url}/x", 1000)
+    assert time.monotonic() - started < 10
+    ended.set()
+    transport.close()
+
+
+def test_a_handshake_that_trickles_is_cut_off() -> None:
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def trickle() -> None:
+            peer, _ = listening.accept()
+            with peer, suppress(OSError):
+                # A handshake record of 16 KiB that never ends.
+                peer.sendall(b"\x16\x03\x03\x40\x00")
+                while not ended.wait(0.02):
+                    peer.sendall(b"\x02")
+
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        port = listening.getsockname()[1]
+        transport = HttpTransport(Server(f"https://127.0.0.1:{port}", TOKEN, timeout_s=0.2))
+        started = time.monotonic()
+        with pytest.raises(TransportError):
+            transport.config()
+        assert time.monotonic() - started < 10
+        ended.set()
+        thread.join()
+        transport.close()
