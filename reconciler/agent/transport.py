@@ -282,13 +282,17 @@ class HttpTransport:
     def _deadline(self, sock: socket.socket) -> Iterator[None]:
         """End a conversation that takes too long as a whole: a socket's timeout begins anew with every byte, so an end that
         sends one now and then would keep the agent from its reports for days."""
-        timer = threading.Timer(3 * self._server.timeout_s, _cut, (sock,))
+        cut = threading.Event()
+        timer = threading.Timer(3 * self._server.timeout_s, _cut, (sock, cut))
         timer.daemon = True
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
+        # What was cut off looks like an end: half a head would pass for a whole one.
+        if cut.is_set():
+            raise TimeoutError("it trickles")
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -326,7 +330,8 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}{parts.path}"[:300]
 
 
-def _cut(sock: socket.socket) -> None:
+def _cut(sock: socket.socket, cut: threading.Event) -> None:
+    cut.set()
     # The plain socket's method: that of a TLS socket would drop the encryption under its reader's feet.
     with suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
