@@ -16,6 +16,7 @@ from reconciler.controller.gather import World
 from reconciler.model.desired import Desired
 from reconciler.model.observed import ArtifactState, DeviceObservation
 from reconciler.model.plan import Action, ActionKind, Plan
+from reconciler.model.scalars import release_key
 from reconciler.planner.live import Live
 from reconciler.planner.windows import DAY, calendar, instant, micros
 from reconciler.ports import AssignmentRow, ImageStore, Store, TerminalError
@@ -26,6 +27,7 @@ from reconciler.protocol.manifest import Manifest, ManifestError
 
 ON_DEVICES = frozenset({ActionKind.FLASH, ActionKind.CONFIGURE, ActionKind.RESTART})
 _FAR_DAYS = 9
+_NOT_BEGUN = (None, "idle", "prefetching")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Draft:
     target: Target
     window: tuple[tuple[datetime, datetime], ...] = ()
     waived: bool = False
+    calls_off: bool = False
+    """Takes back an update that has not begun: the device is in flight no more, and nothing is charged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Assigner:
         self._store, self._valid, self._nights = store, timedelta(seconds=valid_s), nights
         self._standing: dict[str, Standing | None] = {}
         self._acting: set[str] | None = None
+        self._stops: object = None
         self._heard: set[str] = set()
         self._unsaid: dict[str, Draft] = {}
         self._waiting: dict[str, str] = {}
@@ -84,6 +89,8 @@ class Assigner:
         # What only says to stand still, or to fetch, is kept until it was recorded: the signature or the store may fail.
         for device in self._given_up(world, plan, live):
             self._unsaid[device] = Draft(device, Target())
+        for device in self._called_off(world, plan, live):
+            self._unsaid[device] = Draft(device, Target(), calls_off=True)
         for draft in self._prefetches(world, live, artifact):
             self._unsaid.setdefault(draft.device, draft)
         for device, draft in self._unsaid.items():
@@ -211,6 +218,34 @@ class Assigner:
                     out.add(name)
         return out
 
+    def _called_off(self, world: World, plan: Plan, live: Live) -> Iterator[str]:
+        """Devices that were told to update and have not begun, where the update may not begin any more.
+
+        An assignment names the coming windows too, so that a device that was away tonight goes on tomorrow by itself. What
+        has stopped meanwhile (a failed gate, a revert, a freeze) must not: only what is already flashing is not cut off.
+        """
+        failed = {verdict.key for verdict in world.observed.failures if not verdict.closed}
+        failed |= {fact.key for fact in plan.facts.failures}
+        frozen = any(freeze.from_ <= world.now < freeze.to for freeze in world.desired.fleet.freezes)
+        stops = (world.commit, frozenset(failed), frozen)
+        if stops == self._stops or self._acting is None:
+            return
+        self._stops = stops
+        acting = sorted(name for name in self._acting if (last := self._last(name)) is not None and last.target.image)
+        seen = world.devices(acting)
+        asked = _asked(world.desired)
+        for name in acting:
+            device, standing = seen.get(name), self._last(name)
+            if device is None or standing is None or standing.target.image is None or device.phase not in _NOT_BEGUN:
+                continue
+            release = standing.target.image.release
+            site = self._site_of(world.desired, name)
+            wave = live.wave_of(site) if site is not None else None
+            forward = not _goes_back(device.image, release)
+            if release not in asked or (forward and (release in failed or frozen or _paused(world.desired, wave))):
+                self._acting.discard(name)
+                yield name
+
     def _last(self, device: str) -> Standing | None:
         if device not in self._standing:
             row = self._store.assignment(device)
@@ -283,6 +318,25 @@ class Artifacts:
         return self._known[release]
 
 
+def _asked(desired: Desired) -> set[str]:
+    """Image releases that git asks for and has not withdrawn."""
+    asked = {wave.image for wave in desired.waves.waves if wave.image is not None}
+    asked |= {site.pin.image for site in desired.sites.values() if site.pin is not None}
+    return {release for release in asked if release in desired.images and desired.images[release].withdrawn is None}
+
+
+def _paused(desired: Desired, wave: str | None) -> bool:
+    return desired.fleet.paused or any(spec.paused for spec in desired.waves.waves if spec.name == wave)
+
+
+def _goes_back(image: str | None, release: str) -> bool:
+    """Whether a device that runs `image` goes back by running `release`: pauses and freezes do not bind that."""
+    try:
+        return image is not None and release_key(release) < release_key(image)
+    except ValueError:
+        return False
+
+
 def _in_flight(device: DeviceObservation) -> bool:
     return any(
         since is not None for since in (device.updating_since, device.restarting_since, device.configuring_since)
@@ -300,6 +354,8 @@ def _arrived(device: DeviceObservation, target: Target) -> bool:
 def marks(draft: Draft, world: World) -> DeviceObservation | None:
     """What is recorded with an assignment that acts: the device is in flight from now on. None for the others."""
     target = draft.target
+    if draft.calls_off:
+        return DeviceObservation(name=draft.device, updating_to=None, updating_since=None, rebooting_since=None)
     if not target.acts:
         return None
     if target.image is not None:

@@ -67,6 +67,7 @@ def fold(
     values: dict[str, Any] = {
         "site": report.site if report.site is not None else before.site,
         "last_seen": at,
+        "phase": report.phase,
         "apps": _apps(before, report, at),
         "config": report.config or NO_CONFIG,
         "serial": report.serial if report.serial is not None else before.serial,

@@ -77,6 +77,9 @@ class DeviceObservation(Part):
     health_before_update: Health | None = None
     checks_worse: tuple[str, ...] = Field(default=(), description="Checks that are worse than before the update")
     last_seen: Instant | None = None
+    phase: Annotated[str, Field(max_length=32)] | None = Field(
+        default=None, description="What the device said it was doing: idle, prefetching, writing, rebooting, trial, …"
+    )
     updating_to: Reported | None = None
     updating_since: Instant | None = None
     rebooting_since: Instant | None = None

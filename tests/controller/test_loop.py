@@ -292,3 +292,71 @@ def test_run_waits_for_the_next_instant_that_matters(bench: Bench) -> None:
     bench.loop.run()
     assert seen and T0 < seen[0] <= T0 + timedelta(seconds=30)  # type: ignore[operator]
     assert all(bench.store.observation(f"{site}-1") is None for site in SITES)
+
+
+def promoted(bench: Bench) -> None:
+    """The lab was told to run v1.4.2, and has not begun."""
+    bench.run_fleet()
+    bench.repo.commit("Promote", {"waves.yaml": waves(lab={"image": "v1.4.2"})})
+    bench.everybody()
+    bench.poll()
+    assert bench.told("LAB-1-1").image is not None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"waves.yaml": waves()},
+        {"waves.yaml": waves(lab={"image": "v1.4.2", "paused": True})},
+        {"fleet.yaml": "paused"},
+        {"fleet.yaml": "freezes"},
+    ],
+    ids=["reverted", "wave paused", "fleet paused", "frozen"],
+)
+def test_an_update_that_has_not_begun_is_called_off_where_it_may_not_begin(bench: Bench, files: dict[str, str]) -> None:
+    promoted(bench)
+    spec = {
+        "paused": '"paused": true, ',
+        "freezes": '"freezes": [{"from": "2026-01-15T00:00:00Z", "to": "2026-01-16T00:00:00Z"}], ',
+    }
+    if "fleet.yaml" in files:
+        text = str(bench.files()["fleet.yaml"])
+        files = {"fleet.yaml": text.replace('"spec": {', '"spec": {' + spec[files["fleet.yaml"]])}
+    bench.repo.commit("Stop", files)  # type: ignore[arg-type]
+    bench.poll()
+    told, lab = bench.told("LAB-1-1"), bench.store.observation("LAB-1-1")
+    assert told is not None and told.image is None and told.window == ()
+    assert lab is not None and lab[0].updating_to is None and not lab[0].failed_attempts
+
+
+def test_an_update_that_has_begun_is_not_cut_off(bench: Bench) -> None:
+    promoted(bench)
+    bench.report("LAB-1-1", phase="writing", target="v1.4.2")
+    bench.repo.commit("Stop", {"waves.yaml": waves(lab={"image": "v1.4.2", "paused": True})})
+    bench.poll()
+    assert bench.told("LAB-1-1").image is not None  # type: ignore[union-attr]
+    assert bench.store.observation("LAB-1-1")[0].updating_to == "v1.4.2"  # type: ignore[index]
+
+
+def test_a_device_that_waits_for_its_window_fetches_and_is_not_told_twice(tmp_path: Path) -> None:
+    made = Bench(tmp_path)
+    site = made.files()["sites/LAB-1.yaml"]
+    assert isinstance(site, str)
+    later = site.replace('"start": "00:00", "end": "24:00"', '"start": "22:00", "end": "23:00"')
+    made.repo.commit("A narrow window", {"sites/LAB-1.yaml": later})
+    made.run_fleet()
+    made.repo.commit("Promote", {"waves.yaml": waves(lab={"image": "v1.4.2"})})
+    made.everybody()
+    made.poll()
+    told = made.told("LAB-1-1")
+    assert told is not None and told.image is not None and told.window == () and not told.window_waived
+    assert made.bells.rung == [] and made.store.observation("LAB-1-1")[0].updating_to is None  # type: ignore[index]
+    made.everybody()
+    made.poll()
+    assert made.told("LAB-1-1") == told, "the same word is not signed again"
+    made.clock.at = T0.replace(hour=22, minute=5)
+    made.everybody()
+    made.settle()
+    acting = made.told("LAB-1-1")
+    assert acting is not None and acting.serial > told.serial and acting.window[0][0] == T0.replace(hour=22, minute=0)
+    made.store.close()
