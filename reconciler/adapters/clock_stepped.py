@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -43,18 +43,20 @@ class SteppedClock:
         self._woken = self._waiting = self._gone = False
         self._until: datetime | None = None
         self._working = 0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with open(f"{path}.now", "rb") as file:
                 self._present = mmap.mmap(file.fileno(), _LENGTH.size, prot=mmap.PROT_READ)
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.connect(str(path))
         except OSError as error:
+            self._socket.close()
             raise TerminalError(
                 f"no director answers at {path}: {error.strerror or error}",
                 needed_for="the stepped clock of the settings",
                 remedy="start what owns the time first, or set `clock: {type: system}`",
             ) from None
-        threading.Thread(target=self._serve, name="stepped-clock", daemon=True).start()
+        self._server = threading.Thread(target=self._serve, name="stepped-clock", daemon=True)
+        self._server.start()
 
     def now(self) -> datetime:
         """The director's present instant, UTC."""
@@ -95,6 +97,14 @@ class SteppedClock:
             with self._changed:
                 self._working -= 1
                 self._changed.notify_all()
+
+    def close(self) -> None:
+        """Leave the director. A wait in progress ends as if it had gone."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._server.join(5)
+        self._socket.close()
+        self._present.close()
 
     def _serve(self) -> None:
         """Answer the director until it is gone."""

@@ -1,0 +1,139 @@
+"""Both clocks: waiting and waking alike; and the stepped one against a director, alive, dying and absent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from reconciler.adapters.clock_stepped import SteppedClock, from_micros, to_micros
+from reconciler.adapters.clock_system import SystemClock
+from reconciler.ports import Clock, TerminalError
+from reconciler.simulate.director import Time
+
+T0 = datetime(2026, 1, 15, 1, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def director(tmp_path: Path) -> Iterator[Time]:
+    made = Time(tmp_path / "s", T0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def stepped(director: Time, tmp_path: Path) -> Iterator[SteppedClock]:
+    clock = SteppedClock(tmp_path / "s")
+    assert director.accept(5)
+    yield clock
+    clock.close()
+
+
+@pytest.fixture(params=["system", "stepped"])
+def clock(request: pytest.FixtureRequest) -> Clock:
+    return SystemClock() if request.param == "system" else request.getfixturevalue("stepped")
+
+
+def test_a_wake_ends_a_wait_and_is_told_once(clock: Clock) -> None:
+    threading.Timer(0.05, clock.wake).start()
+    assert clock.wait(clock.now() + timedelta(hours=1)) is True
+    assert clock.wait(clock.now()) is False
+
+
+def test_a_wake_before_the_wait_ends_it_at_once(clock: Clock) -> None:
+    clock.wake()
+    clock.wake()
+    assert clock.wait(None) is True
+    assert clock.wait(clock.now() - timedelta(seconds=1)) is False
+
+
+def test_now_is_aware_and_utc(clock: Clock) -> None:
+    assert clock.now().utcoffset() == timedelta(0)
+
+
+def test_the_systems_clock_waits_for_the_instant() -> None:
+    clock = SystemClock()
+    started = time.monotonic()
+    assert clock.wait(clock.now() + timedelta(seconds=0.1)) is False
+    assert 0.09 <= time.monotonic() - started < 5
+
+
+def waiting(clock: SteppedClock, until: datetime | None) -> tuple[threading.Thread, list[bool]]:
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(clock.wait(until)), daemon=True)
+    thread.start()
+    return thread, results
+
+
+def test_time_jumps_when_the_controller_is_idle_and_no_sooner(director: Time, stepped: SteppedClock) -> None:
+    assert stepped.now() == T0
+    thread, results = waiting(stepped, T0 + timedelta(hours=3))
+    answer = director.ask("idle")
+    assert answer is not None and from_micros(answer["until"]) == T0 + timedelta(hours=3)
+    director.set(T0 + timedelta(hours=2))
+    assert director.ask("time") == {} and stepped.now() == T0 + timedelta(hours=2) and not results
+    director.set(T0 + timedelta(hours=3))
+    director.ask("time")
+    thread.join(5)
+    assert results == [False]
+
+
+def test_whoever_was_woken_is_not_idle(director: Time, stepped: SteppedClock) -> None:
+    stepped.wake()
+    answers: list[object] = []
+    asker = threading.Thread(target=lambda: answers.append(director.ask("idle")), daemon=True)
+    asker.start()
+    asker.join(0.1)
+    assert not answers, "a wake is still to be heard"
+    assert stepped.wait(None) is True
+    waiting(stepped, None)
+    asker.join(5)
+    assert answers == [{"until": None}]
+    stepped.wake()
+
+
+def test_work_beside_the_loop_holds_time_still(director: Time, stepped: SteppedClock) -> None:
+    answers: list[object] = []
+    with stepped.working():
+        waiting(stepped, None)
+        asker = threading.Thread(target=lambda: answers.append(director.ask("idle")), daemon=True)
+        asker.start()
+        asker.join(0.1)
+        assert not answers
+    asker.join(5)
+    assert answers == [{"until": None}]
+    stepped.wake()
+
+
+def test_a_controller_that_died_is_noticed_and_another_one_taken(
+    director: Time, stepped: SteppedClock, tmp_path: Path
+) -> None:
+    stepped.close()
+    assert director.ask("idle") is None
+    again = SteppedClock(tmp_path / "s")
+    assert director.accept(5)
+    waiting(again, None)
+    assert director.ask("idle") == {"until": None}
+    again.wake()
+    again.close()
+
+
+def test_without_a_director_time_has_ended(tmp_path: Path) -> None:
+    with pytest.raises(TerminalError, match="no director"):
+        SteppedClock(tmp_path / "nobody")
+    director = Time(tmp_path / "s", T0)
+    clock = SteppedClock(tmp_path / "s")
+    director.accept(5)
+    director.close()
+    with pytest.raises(TerminalError, match="director has gone"):
+        clock.wait(None)
+    clock.close()
+
+
+def test_instants_survive_the_file_to_the_microsecond() -> None:
+    at = T0 + timedelta(microseconds=123457)
+    assert from_micros(to_micros(at)) == at
