@@ -90,6 +90,7 @@ def _serve(program: Program, log: Any) -> HttpServer:
         sources=serving.sources,
         config=serving.config,
         artifact=artifact,
+        metrics_open=place.local,
         operators=(lambda: read_hashes(operators)) if operators is not None else frozenset,
         not_ready=lambda: () if loop.world is not None else ("a commit in force, and the image store",),
         reported=program.clock.wake,

@@ -216,7 +216,9 @@ class ServerSettings(Part):
         default=None, description="Address under which devices reach it; http(s)://BIND unless said"
     )
     operators: Path | None = Field(
-        default=None, description="File of token hashes that may read /v1/plan and the metrics; nobody unless said"
+        default=None,
+        description="File of token hashes that may read /v1/plan, /v1/status and, with `tls` or `publicUrl`, "
+        "/metrics; nobody unless said",
     )
 
     @property
@@ -235,6 +237,12 @@ class ServerSettings(Part):
     def address(self) -> str:
         """Where devices reach the service."""
         return self.public_url or f"{'https' if self.tls else 'http'}://{self.bind}"
+
+    @property
+    def local(self) -> bool:
+        """Whether this machine alone reaches it, so that a Prometheus beside it needs no token: without TLS it is bound to
+        loopback, and a public address would mean that a proxy stands there for others."""
+        return self.tls is None and self.public_url is None
 
     @field_validator("bind")
     @classmethod

@@ -24,7 +24,7 @@ from reconciler.ports import PortError, TransientError
 from reconciler.server.answers import Guard, Refusal, refusal_of
 from reconciler.server.batch import Batcher, Received, Recorded, record
 from reconciler.server.exchange import exchange
-from reconciler.server.limits import RateLimiter, read_body
+from reconciler.server.limits import Lately, RateLimiter, read_body
 from reconciler.server.metrics import CONTENT_TYPE, Metrics
 from reconciler.server.options import Options
 from reconciler.server.tokens import bearer, hash_token, is_among
@@ -41,6 +41,7 @@ class Callers:
         self._addresses = RateLimiter(*limits.per_address)
         self._refused = RateLimiter(*limits.refused_per_address)
         self._devices = RateLimiter(*limits.per_device)
+        self._recognised = Lately()
         self._known: Batcher[str, str | None] = Batcher(self._look_up, batch=limits.batch, queue=limits.queue)
 
     async def device(self, request: Request) -> str:
@@ -52,6 +53,7 @@ class Callers:
             raise refusal_of(error) from None
         if device is None:
             raise self._not_known(request)
+        self._recognised.add(token_hash)
         self._devices.check(device)
         return device
 
@@ -64,26 +66,36 @@ class Callers:
             raise refusal_of(error) from None
         if not is_among(token_hash, operators):
             raise self._not_known(request)
+        self._recognised.add(token_hash)
         self._devices.check(token_hash)
 
     async def scraper(self, request: Request) -> None:
         """Whoever may read the metrics."""
-        if not self._options.metrics_open:
+        if self._options.metrics_open:
+            await self.anybody(request)
+        else:
             await self.operator(request)
 
     def _look_up(self, hashes: Sequence[str]) -> Sequence[str | None]:
         found = self._options.store.devices_of_tokens(hashes)
         return [found.get(token_hash) for token_hash in hashes]
 
+    async def anybody(self, request: Request) -> None:
+        """No token; but not without end. Refusal 429."""
+        self._addresses.check(_address(request))
+
     def _token_hash(self, request: Request) -> str:
         address = _address(request)
         self._addresses.check(address)
-        # Who has sent too many wrong tokens is not even looked up.
-        self._refused.check(address, take=False)
         token = bearer(request.headers.get("authorization"))
-        if token is None:
+        token_hash = hash_token(token) if token is not None else None
+        # An address that has sent too many wrong tokens is not even looked up. It may be that of a whole site, or of a
+        # proxy: whose token was right before is let through, or one stranger there would silence them all.
+        if token_hash not in self._recognised:
+            self._refused.check(address, take=False)
+        if token_hash is None:
             raise self._not_known(request)
-        return hash_token(token)
+        return token_hash
 
     def _not_known(self, request: Request) -> Refusal:
         self._refused.wait_s(_address(request))
@@ -115,7 +127,7 @@ def create_app(options: Options) -> ASGIApp:
     _answer_errors(app)
     _serve_devices(app, options, callers, batcher, metrics)
     _serve_operators(app, options, callers, metrics)
-    _serve_anybody(app, options)
+    _serve_anybody(app, options, callers)
     return Guard(app, metrics, tls=options.tls)
 
 
@@ -206,12 +218,12 @@ async def _from_store(read: Callable[[], T]) -> T:
         raise refusal_of(error) from None
 
 
-def _serve_anybody(app: FastAPI, options: Options) -> None:
+def _serve_anybody(app: FastAPI, options: Options, callers: Callers) -> None:
     @app.get("/healthz")
     async def get_health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz")
+    @app.get("/readyz", dependencies=[Depends(callers.anybody)])
     async def get_readiness() -> Response:
         def troubles() -> list[str]:
             try:

@@ -42,6 +42,23 @@ class RateLimiter:
             )
 
 
+class Lately:
+    """What was met lately, the newest of it: membership alone. One event loop only."""
+
+    def __init__(self, most: int = REMEMBERED) -> None:
+        self._most, self._met = most, OrderedDict[str, None]()
+
+    def add(self, item: str) -> None:
+        """It was met now."""
+        self._met[item] = None
+        self._met.move_to_end(item)
+        if len(self._met) > self._most:
+            self._met.popitem(last=False)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._met
+
+
 async def read_body(request: Request, limit: int, timeout_s: float) -> bytes:
     """The body, refused (413) as soon as it is known to be longer than `limit` bytes, or (408) if it does not come."""
     declared = request.headers.get("content-length", "")

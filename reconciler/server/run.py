@@ -75,6 +75,8 @@ class HttpServer:
             config = uvicorn.Config(
                 app,
                 log_config=None,
+                # A line for each broken request would let whoever reaches the port fill the disk.
+                log_level="critical",
                 access_log=False,
                 server_header=False,
                 # Whoever forwards for others must not be able to name the address that limits are counted by.

@@ -150,3 +150,16 @@ def test_the_example_is_a_good_file() -> None:
     settings = load_settings(Path(__file__).resolve().parents[2] / "reconciler.example.yaml")
     assert settings.commits.required and settings.server.tls is not None
     assert settings.git.ssh_command is not None and settings.git.ssh_command.startswith("ssh -i")
+
+
+@pytest.mark.parametrize(
+    ("server", "local"),
+    [
+        ("{}", True),
+        ("{bind: '[::1]:9'}", True),
+        ("{publicUrl: https://fleet.example}", False),
+        ("{tls: {certificate: c.pem, key: k.pem}}", False),
+    ],
+)
+def test_metrics_are_open_only_where_nobody_else_reaches_them(tmp_path: Path, server: str, local: bool) -> None:
+    assert load(tmp_path, f"{GOOD}server: {server}\n").server.local is local

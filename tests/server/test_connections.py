@@ -73,3 +73,14 @@ def test_beyond_the_most_a_new_connection_is_closed_and_the_others_are_served(
         for peer in idle:
             with suppress(OSError):
                 peer.close()
+
+
+def test_requests_that_are_none_leave_no_line_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path) as service:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", service.server.port)) as peer:
+                peer.sendall(b"\x16\x03\x01\x02\x00\x01\r\n\r\n")
+                assert peer.recv(100).startswith(b"HTTP/1.1 400")
+    assert "Invalid HTTP" not in "".join(capfd.readouterr()) + caplog.text

@@ -206,6 +206,18 @@ def test_an_address_that_guesses_tokens_is_shut_out(tmp_path: Path) -> None:
         assert service.send(report(), token).status_code == 429
 
 
+def test_a_stranger_behind_the_same_address_does_not_silence_the_devices(tmp_path: Path) -> None:
+    with running(tmp_path, limits=Limits(refused_per_address=(0.01, 3))) as service:
+        token = service.enrol(DEVICE)
+        assert service.send(report(), token).status_code == 200
+        wrong = {"Authorization": "Bearer edge_" + "A" * 43}
+        assert [service.client.get("/v1/config", headers=wrong).status_code for _ in range(5)][-1] == 429
+        assert service.send(report(sequence=2), token).status_code == 200
+        # Recognised is not let in: a token that was revoked meanwhile is looked up, and refused.
+        service.store.revoke_token(DEVICE)
+        assert service.send(report(sequence=3), token).status_code == 401
+
+
 def test_an_address_has_a_limit_too(tmp_path: Path) -> None:
     with running(tmp_path, limits=Limits(per_address=(0.01, 2))) as service:
         first, second, third = (service.enrol(name) for name in ("A-1", "B-1", "C-1"))

@@ -11,6 +11,7 @@ import pytest
 from reconciler.adapters.images_dir import DirectoryImageStore
 from reconciler.ports import TerminalError, TransientError
 from reconciler.server.answers import Refusal
+from reconciler.server.options import Limits
 from reconciler.server.tokens import hash_token, make_token
 from tests.server.service import NOW, Service, report, running
 
@@ -88,6 +89,13 @@ def test_health_is_the_process_and_readiness_is_what_it_needs(tmp_path: Path) ->
         (tmp_path / "store.db").write_bytes(b"not a database at all" * 100)
         assert service.client.get("/healthz").status_code == 200
         assert service.client.get("/readyz").json()["waitsFor"] == ["the store does not answer"]
+
+
+def test_what_needs_no_token_has_a_limit_too(tmp_path: Path) -> None:
+    with running(tmp_path, metrics_open=True, limits=Limits(per_address=(0.01, 3))) as service:
+        paths = ("/readyz", "/metrics", "/readyz", "/readyz", "/metrics")
+        assert [service.client.get(path).status_code for path in paths] == [200, 200, 200, 429, 429]
+        assert service.client.get("/healthz").status_code == 200
 
 
 def artifacts(folder: Path) -> DirectoryImageStore:
