@@ -16,7 +16,7 @@ import numpy as np
 from reconciler.model.plan import Action, Reason
 from reconciler.model.scalars import format_instant
 from reconciler.planner.judge import Judged, Seen
-from reconciler.planner.messages import message
+from reconciler.planner.messages import message, plain
 from reconciler.planner.render import device_actions, named, reason_of, until_of, wave_name
 from reconciler.planner.roster import IMAGE_TRACK
 from reconciler.planner.state import State, Track
@@ -114,7 +114,7 @@ class Explanation:
             f"{self.device} at {self.site}, wave {self.wave or '-'}, at {format_instant(self.at)} (last seen {seen})"
         ]
         for part in self.parts:
-            arrow = f"{part.running or 'nothing'} → {part.target or 'nothing'}"
+            arrow = f"{plain(part.running or 'nothing')} → {plain(part.target or 'nothing')}"
             out.append(f"  {part.subject}: {arrow}: {part.decision}")
             out.append(f"    {part.message}")
             if part.why:

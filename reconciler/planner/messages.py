@@ -12,6 +12,8 @@ from reconciler.planner.roster import IMAGE_TRACK
 from reconciler.planner.state import State
 from reconciler.planner.windows import NEVER, instant
 
+_MOST_NAMES = 3
+
 
 def message(
     state: State, number: int, reason: Reason, wave: int, code: int, until: int, devices: tuple[str, ...]
@@ -22,17 +24,26 @@ def message(
     then = "" if until == NEVER else f" until {format_instant(instant(until))}"
     who = devices[0] if len(devices) == 1 else f"{len(devices)} devices" if devices else f"wave {name!r}"
     maker = _SENTENCES[reason]
-    return maker(_Words(state, number, wave, code, what, name, who, then))
+    return maker(_Words(state, number, wave, code, what, name, who, then, devices))
 
 
 class _Words:
     """What a sentence may name."""
 
     def __init__(
-        self, state: State, number: int, wave: int, code: int, what: str, name: str, who: str, then: str
+        self,
+        state: State,
+        number: int,
+        wave: int,
+        code: int,
+        what: str,
+        name: str,
+        who: str,
+        then: str,
+        devices: tuple[str, ...],
     ) -> None:
         self.state, self.number, self.wave, self.code = state, number, wave, code
-        self.what, self.name, self.who, self.then = what, name, who, then
+        self.what, self.name, self.who, self.then, self.devices = what, name, who, then, devices
 
     @property
     def fleet(self) -> FleetSpec:
@@ -64,9 +75,14 @@ def _what(state: State, number: int, code: int) -> str:
     if code < 0:
         return "its release"
     if number == IMAGE_TRACK:
-        return state.obs.release_names[code]
+        return plain(state.obs.release_names[code])
     app = state.roster.apps[number - 1]
     return f"{app.name} {app.versions[code]}"
+
+
+def plain(text: str) -> str:
+    """What a device said, as one line of a terminal can show it."""
+    return text if text.isprintable() else ascii(text)
 
 
 def _withdrawn(words: _Words) -> str:
@@ -109,6 +125,15 @@ def _frozen(words: _Words) -> str:
     return f"{words.who}: nothing moves forward{words.then} ({why})"
 
 
+def _unknown(words: _Words) -> str:
+    state = words.state
+    codes = {int(state.obs.image[state.roster.row_of[device]]) for device in words.devices}
+    names = sorted(state.obs.release_names[code] for code in codes)
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    shown = ", ".join(ascii(name) for name in names[:_MOST_NAMES])
+    return f"{words.who} on {shown}{more}, which git does not name; a person must look"
+
+
 def _exhausted(words: _Words) -> str:
     return f"{words.who} failed {words.what} as often as allowed (attempts: {words.fleet.attempts})"
 
@@ -133,7 +158,7 @@ _SENTENCES: dict[Reason, Callable[[_Words], str]] = {
         f"{w.who}: no report for more than {format_duration(w.fleet.stale_after)};"
         f" {w.what} is offered when it reports again"
     ),
-    Reason.UNKNOWN_IMAGE: lambda w: f"{w.who} runs an image that git does not name; a person must look",
+    Reason.UNKNOWN_IMAGE: _unknown,
     Reason.AHEAD: lambda w: f"{w.who} stays on a higher release than {w.what}: a wave took it there and still wants it",
     Reason.WITHDRAWN: _withdrawn,
     Reason.GATE_FAILED: _failed,

@@ -288,7 +288,9 @@ class State:
             parts: list[object] = [bool(ground.paused[wave.index])]
             for gates in ground.gates:
                 parts += [gates.entry[wave.index].reason, gates.judged[wave.index].own_held]
-            parts += [of.state for verdicts in self.tag_verdicts for of in verdicts if of.wave == wave.index]
+            parts += [
+                (of.state, of.wanted) for verdicts in self.tag_verdicts for of in verdicts if of.wave == wave.index
+            ]
             waves.append(tuple(parts))
         everyone = (
             tuple(tuple(sorted(gates.failed)) for gates in ground.gates),

@@ -107,9 +107,11 @@ def want_app(ground: Ground, rows: Rows, track: int, verdicts: list[TagVerdict],
         [wave.ask(track) >= 0 and wave_goes_back(ground, wave.index, track) for wave in roster.waves] + [False]
     )
     back = lower & ran[wave_of]
-    moving, drifted = (np.zeros(len(roster.waves) + 1, np.bool_) for _ in range(2))
+    moving, restored, drifted = (np.zeros(len(roster.waves) + 1, np.bool_) for _ in range(3))
     for verdict in verdicts:
         moving[verdict.wave] = verdict.state is TagState.MOVES
+        # A tag that is only put back leads nobody forward: there the gates say why devices wait.
+        restored[verdict.wave] = verdict.wanted != app.digests[roster.waves[verdict.wave].ask(track)]
         drifted[verdict.wave] = verdict.state is TagState.DRIFTED
     entry, held = ground.entries(track)
     keys = [app.key(code) for code in range(len(app.versions))]
@@ -124,7 +126,7 @@ def want_app(ground: Ground, rows: Rows, track: int, verdicts: list[TagVerdict],
         conflict=obs.conflict[rows],
         suspended=roster.suspended_of[rows],
         updating=ground.busy[rows],
-        serialised=acted | moving[wave_of],
+        serialised=acted | (moving[wave_of] & (back | ~restored[wave_of])),
         silent=ground.silent[rows],
         unknown=image >= len(roster.releases),
         ahead=nothing,
