@@ -223,8 +223,16 @@ def _is_open() -> Any:
 
 
 def _intent(row: Row[Any]) -> Intent:
-    fields = json.loads(row.action)
-    kind = ActionKind(fields.pop("kind"))
+    try:
+        fields = json.loads(row.action)
+        kind = ActionKind(fields.pop("kind"))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        # Neither taken nor dropped: what is not understood may be half done.
+        raise TerminalError(
+            f"the journal's intent {row.id} ({row.key[:200]}) is none that this version knows",
+            needed_for="going on with what is open",
+            remedy="start the version that wrote it, and let it finish; or restore the store from a backup",
+        ) from None
     return Intent(
         id=row.id,
         key=row.key,

@@ -247,7 +247,7 @@ class Program:
             live=Live(),
             executor=Executor(hands, self.jobs),
             assigner=Assigner(self.store, valid_s=loop.assignment_valid, nights=loop.nights),
-            recorder=Recorder(self.store, epoch, backoff, rng, log),
+            recorder=Recorder(self.store, epoch, backoff, rng, log, journal_kept=loop.journal_kept),
             signer=make_assignment_signer(settings),
             artifacts=Artifacts(self.images),
             doorbell=make_doorbell(settings),

@@ -225,6 +225,7 @@ class Loop:
     def _record(self, world: World | None, plan: Plan | None, now: datetime) -> None:
         self._set(self._own_findings(world, plan), now)
         self._parts.recorder.status(self._parts.conditions, plan, now)
+        self._parts.recorder.tidy(now)
         if self._debug:
             self.check()
 

@@ -21,6 +21,8 @@ from reconciler.ports import AssignmentRow, ConditionRow, Decision, Intent, Stor
 
 Log = Callable[..., object]
 
+JOURNAL_KEPT_S = 90 * 86400
+_TIDY_EVERY = timedelta(hours=1)
 _LONG_S = 0.05
 _SELDOM = 20
 
@@ -28,8 +30,19 @@ _SELDOM = 20
 class Recorder:
     """Writes decisions and outcomes under the writer's epoch. Errors of the store pass through: without it there is no loop."""
 
-    def __init__(self, store: Store, epoch: int, backoff: Backoff, rng: random.Random, log: Log) -> None:
+    def __init__(
+        self,
+        store: Store,
+        epoch: int,
+        backoff: Backoff,
+        rng: random.Random,
+        log: Log,
+        *,
+        journal_kept: float = JOURNAL_KEPT_S,
+    ) -> None:
         self.epoch = epoch
+        self._kept = timedelta(seconds=journal_kept)
+        self._tidied: datetime | None = None
         self._store, self._backoff, self._random, self._log = store, backoff, rng, log
         self._conditions: tuple[ConditionRow, ...] = ()
         self._plan = ""
@@ -98,6 +111,15 @@ class Recorder:
         """Close an intent that nobody asks for any more."""
         self._store.finish(self.epoch, intent, "failed", "superseded: the plan no longer asks for it", now)
         self._log("superseded", action=intent.key)
+
+    def tidy(self, now: datetime) -> None:
+        """Drop what was finished long ago from the journal, at most once an hour: it grows with every action."""
+        if self._tidied is not None and timedelta(0) <= now - self._tidied < _TIDY_EVERY:
+            return
+        dropped = self._store.prune_journal(self.epoch, now - self._kept)
+        self._tidied = now
+        if dropped:
+            self._log("journal pruned", intents=dropped)
 
     def status(self, conditions: Conditions, plan: Plan | None, now: datetime) -> None:
         """Keep conditions and plan for whoever asks, where they have changed."""

@@ -325,6 +325,10 @@ class LoopSettings(Part):
     nights: Annotated[int, Field(ge=1, le=7)] = Field(
         default=2, description="How many coming windows an assignment names"
     )
+    journal_kept: Duration = Field(
+        default=90 * 86400,
+        description="How long finished actions stay in the journal. Ninety days: a quarter can be looked back on",
+    )
 
     @field_validator("nights", mode="before")
     @classmethod

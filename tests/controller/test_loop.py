@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -360,3 +361,30 @@ def test_a_device_that_waits_for_its_window_fetches_and_is_not_told_twice(tmp_pa
     acting = made.told("LAB-1-1")
     assert acting is not None and acting.serial > told.serial and acting.window[0][0] == T0.replace(hour=22, minute=0)
     made.store.close()
+
+
+def test_the_journal_forgets_what_was_finished_long_ago(bench: Bench) -> None:
+    bench.settle()
+    before = len(bench.store.journal())
+    assert before > 3
+    bench.clock.step(89 * 86400)
+    bench.settle()
+    assert len(bench.store.journal()) >= before
+    bench.clock.step(2 * 86400)
+    bench.settle()
+    assert bench.events("journal pruned") == [{"intents": before}]
+
+
+def test_an_open_intent_of_an_unknown_kind_stops_the_loop_by_name(bench: Bench) -> None:
+    bench.settle()
+    store = sqlite3.connect(bench.root / "store.db")
+    with store:
+        store.execute(
+            "insert into intents (key, action, commit_sha, epoch, created_at, attempts)"
+            " select 'teleport x', '{\"kind\": \"teleport\"}', commit_sha, epoch, created_at, 0 from intents limit 1"
+        )
+    with pytest.raises(TerminalError, match=r"teleport x.* none that this version knows.*start the version"):
+        bench.loop.tick()
+    with store:
+        store.execute("delete from intents where key = 'teleport x'")
+    store.close()
