@@ -13,7 +13,9 @@ from reconciler.cli.inputs import input_options, read_inputs, write
 @click.command()
 @click.argument("device")
 @input_options
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print it.")
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print it."
+)
 def explain(
     device: str, fleet: Path | None, observed: Path | None, at: str | None, config: Path | None, output: str
 ) -> None:

@@ -15,7 +15,9 @@ _MOST_DEVICES = 4
 
 @click.command()
 @input_options
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print it.")
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print it."
+)
 def plan(fleet: Path | None, observed: Path | None, at: str | None, config: Path | None, output: str) -> None:
     """Show what the loop would do now, and what it holds and why.
 
@@ -51,7 +53,11 @@ def as_text(made: Plan) -> str:
     if established:
         out += ["", "established", *established]
     if made.flagged:
-        out += ["", "flagged", *(f"  {fact.device}: failed {fact.key} at {format_instant(fact.at)}" for fact in made.flagged)]
+        out += [
+            "",
+            "flagged",
+            *(f"  {fact.device}: failed {fact.key} at {format_instant(fact.at)}" for fact in made.flagged),
+        ]
     change = made.next_change_at
     out += ["", f"next change: {format_instant(change) if change else 'when something is reported or merged'}", ""]
     return "\n".join(out)
