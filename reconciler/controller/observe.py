@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
-from reconciler.model.observed import Boot, DeviceObservation, Health, RunningApp
+from reconciler.model.observed import NO_CONFIG, Boot, DeviceObservation, Health, RunningApp
 from reconciler.protocol.report import Report, overall, worse_checks
 
 # `warning` counts as good (contract, "Observed snapshot"): going from one to the other breaks no run.
@@ -21,11 +21,6 @@ _GOOD = frozenset({Health.OK, Health.WARNING})
 # Phases in which the update that is coming has not changed the image yet, though `checks_before` may be its already.
 _BEFORE_BOOT = frozenset({"writing", "rebooting"})
 _UPDATING = frozenset({"writing", "rebooting", "trial"})
-
-
-NO_CONFIG = "sha256:" + "0" * 64
-"""Recorded of a device that says it has no configuration: it reports another one than it should have, and is sent its own.
-A device that has never reported has None, and is not."""
 
 
 class _Standing(Enum):

@@ -15,6 +15,10 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from reconciler.model.desired import Part
 from reconciler.model.scalars import Count, Digest, Flag, Instant, Name, Release, Version
 
+NO_CONFIG = "sha256:" + "0" * 64
+"""Recorded of a device that says it has no configuration: it reports another one than it should have, and is sent its own.
+A device that has never reported has None, and is not."""
+
 
 class Health(StrEnum):
     """Result of the device's healthcheck; `warning` counts as good."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from reconciler.model.observed import NO_CONFIG
 from reconciler.model.plan import Action, Reason
 from reconciler.model.scalars import format_instant
 from reconciler.planner.judge import Judged, Seen
@@ -154,6 +155,8 @@ def _running(state: State, number: int, row: int) -> str | None:
     table = obs.digest_code if number < 0 else obs.app_digest_code[number - 1]
     code = int(obs.config[row] if number < 0 else obs.app_digest[number - 1][row])
     digest = next((text for text, value in table.items() if value == code), None) if code >= 0 else None
+    if digest == NO_CONFIG:
+        return None
     if number > 0 and digest in state.roster.apps[number - 1].digests:
         app = state.roster.apps[number - 1]
         return app.versions[app.digests.index(digest)]

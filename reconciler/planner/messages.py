@@ -100,9 +100,8 @@ def _failed(words: _Words) -> str:
         | {v.wave for v in words.state.obs.failures if v.key == key and words.state.obs.is_open(v)}
     )
     where = ", ".join(repr(wave) for wave in waves)
-    return (
-        f"{words.what} is stopped in every wave: the gate of wave {where} failed; revert it, or ask for another release"
-    )
+    stopped = f"{words.what} is stopped in every wave: the gate of wave {where} failed"
+    return f"wave {words.name!r}: {stopped}; revert it, or ask for another release"
 
 
 def _soaking(words: _Words) -> str:
@@ -145,8 +144,12 @@ def _artifact(words: _Words) -> str:
 
 
 def _window(words: _Words) -> str:
-    need = "" if words.number != IMAGE_TRACK else f" for {format_duration(words.fleet.flash_duration)}"
-    return f"{words.who}: the maintenance window is closed, or too little of it is left{need}{words.then}"
+    need = (
+        ""
+        if words.number != IMAGE_TRACK
+        else f", or less than {format_duration(words.fleet.flash_duration)} of it is left"
+    )
+    return f"{words.who}: the maintenance window is closed{need}{words.then}"
 
 
 _SENTENCES: dict[Reason, Callable[[_Words], str]] = {

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler.controller.observe import NO_CONFIG, fold
-from reconciler.model.observed import DeviceObservation, Health, Snapshot
+from reconciler.controller.observe import fold
+from reconciler.model.observed import NO_CONFIG, DeviceObservation, Health, Snapshot
 from reconciler.protocol.report import Check, Report, Slot
 
 T0 = datetime(2026, 1, 15, 1, 30, tzinfo=UTC)
