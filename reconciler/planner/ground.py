@@ -98,9 +98,13 @@ class Ground:
     def settle(self) -> None:
         """Fill in what follows from the roster and the stores."""
         roster, obs = self.roster, self.obs
-        for opens, closes, _ in roster.freezes:
-            if opens <= self.now < closes:
-                self.frozen, self.frozen_until = True, closes if not self.frozen else max(closes, self.frozen_until)
+        # Freezes that touch or overlap are one: nothing can move where the first of them ends.
+        until = self.now
+        for opens, closes, _ in sorted(roster.freezes):
+            if opens <= until < closes:
+                until = closes
+        if until > self.now:
+            self.frozen, self.frozen_until = True, until
         fleet_paused = roster.desired.fleet.paused
         self.paused = np.array([fleet_paused or wave.spec.paused for wave in roster.waves] + [fleet_paused], np.bool_)
         names = obs.release_names
