@@ -11,12 +11,15 @@ from reconciler.repo.documents import KINDS
 
 
 @click.command()
-@click.argument("kind", required=False, type=click.Choice(KINDS, case_sensitive=False))
+@click.argument("kind", required=False, metavar="[KIND]", type=click.Choice(KINDS, case_sensitive=False))
 @click.option(
     "--write", "folder", type=click.Path(path_type=Path, file_okay=False), help="Write all schemas to this folder."
 )
 def schema(kind: str | None, folder: Path | None) -> None:
-    """Print the JSON Schema (2020-12) of a KIND of document, or write those of all kinds to a folder."""
+    """Print the JSON Schema (2020-12) of a KIND of document, or write those of all kinds to a folder.
+
+    KIND is Fleet, Image, App, Waves, Site or Scenario.
+    """
     from reconciler.repo.schema import file_name, schemas
 
     texts = schemas()

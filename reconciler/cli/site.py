@@ -20,7 +20,7 @@ def site() -> None:
     """Look at single sites."""
 
 
-@site.command()
+@site.command(short_help="Render a site's cloud-init files.")
 @click.argument("name", metavar="SITE")
 @click.option(
     "--fleet",
