@@ -32,7 +32,7 @@ from reconciler.agent import healthcheck, slotroot
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import BootFlags, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
-from reconciler.protocol.canonical import dump, is_digest, is_name
+from reconciler.protocol.canonical import clip, dump, is_digest, is_name
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import MAX_CHECKS, Check, Slot
 
@@ -176,7 +176,7 @@ class DirectoryHardware:
         for name in ("a", "b"):
             item = value.get(name)
             if isinstance(item, dict) and is_digest(item.get("digest")):
-                found[name] = Slot(str(item.get("release")), str(item["digest"]), item.get("good") is True)
+                found[name] = Slot(clip(str(item.get("release")), 128), str(item["digest"]), item.get("good") is True)
             else:
                 found[name] = Slot()
         return found
@@ -394,7 +394,7 @@ class DirectoryHardware:
             value = json.loads((self.root / name).read_bytes())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise HardwareError(f"{name} cannot be read: {error}") from None
         return value if isinstance(value, dict) else {}
 

@@ -94,7 +94,7 @@ class StateFile:
             raise StateError(f"{self._path} cannot be read: {error}") from None
         try:
             return _parse(Fields(load(data, MAX_STATE_BYTES, "state"), "state"))
-        except (Malformed, binascii.Error, ValueError, KeyError) as error:
+        except (Malformed, binascii.Error, ValueError, KeyError, TypeError, IndexError) as error:
             raise StateError(f"{self._path} is damaged ({error}); restore it or enrol the device anew") from None
 
     def save(self, memory: Memory) -> None:
