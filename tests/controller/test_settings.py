@@ -147,7 +147,7 @@ def test_every_field_says_what_it_is_for() -> None:
 
 
 def test_the_example_is_a_good_file() -> None:
-    settings = load_settings(Path(__file__).resolve().parents[2] / "reconciler.example.yaml")
+    settings = load_settings(Path(__file__).resolve().parents[2] / "docs/reference/reconciler.example.yaml")
     assert settings.commits.required and settings.server.tls is not None
     assert settings.git.ssh_command is not None and settings.git.ssh_command.startswith("ssh -i")
 
