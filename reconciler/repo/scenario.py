@@ -125,6 +125,7 @@ class ExpectedAction(Part):
     why: Why | None = None
     method: str | None = None
     app: str | None = None
+    release: str | None = None
     tag: str | None = None
     config: str | None = None
     count: Annotated[int, Field(ge=0)] = Field(default=1, description="How many actions this entry stands for")
@@ -171,6 +172,13 @@ class Expect(Part):
     next_change_at: Instant | None = Field(
         default=None, description="The plan's nextChangeAt; null where nothing is due"
     )
+
+    @field_validator("actions", mode="before")
+    @classmethod
+    def _actions_said(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("nothing stands here, so no action would be looked at; write [] where none is expected")
+        return value
 
     @field_validator("waves", mode="before")
     @classmethod

@@ -44,6 +44,12 @@ def test_an_entry_with_few_keys_takes_no_action_from_a_stricter_one() -> None:
     assert match_actions(list(reversed(entries)), [flash("A"), flash("B")]) == []
 
 
+def test_a_proposal_for_an_app_is_matched_by_its_release() -> None:
+    proposal = Action(ActionKind.PROPOSE_REVERT, {"app": "video-ingest", "release": "2.8.0"})
+    assert match_actions([entry(kind="propose-revert", app="video-ingest", release="2.8.0")], [proposal]) == []
+    assert match_actions([entry(kind="propose-revert", release="2.7.0")], [proposal]) != []
+
+
 def test_counts_are_exact() -> None:
     assert match_actions([entry(kind="flash", count="2")], [flash("A"), flash("B")]) == []
     short = match_actions([entry(kind="flash", count=3)], [flash("A"), flash("B")])

@@ -152,6 +152,7 @@ def test_a_device_of_no_site_is_a_warning() -> None:
         ("  now: 2026-01-15T01:30:00Z\n", "", "spec:", "spec.now is missing"),
         ("now: 2026-01-15T01:30:00Z", "now: today", "today", "'today' is not an instant"),
         ("expect: {actions: []}", "expect: {}", "{}", "could not fail"),
+        ("expect: {actions: []}", "expect: {actions: }", "actions: }", "actions has no value"),
         ("expect: {actions: []}", "expect: {action: []}", "action:", "did you mean 'actions'?"),
         ("actions: []", "actions: [{kind: flush}]", "flush", "did you mean 'flash'?"),
         ("actions: []", "actions: [{knd: flash}]", "knd", "did you mean 'kind'?"),
