@@ -219,7 +219,8 @@ def track_state(state: State, number: int, index: int) -> WaveState:
     code = wave.ask(number)
     if code < 0 or judged.gate is Gate.EMPTY:
         return WaveState.IDLE
-    inside = (state.places.wave_of == index) & (track.reason != SETTLED)
+    counted = ~state.roster.suspended_of & (state.roster.pin_of < 0)
+    inside = (state.places.wave_of == index) & (track.reason != SETTLED) & counted
     back = inside & ((track.why == ROLLBACK) | (track.why == RESCUE))
     if back.any():
         return WaveState.ROLLING_BACK
