@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,9 @@ def demo(root: Path, fleet: Path, keep_running: bool) -> None:
     """
     from reconciler.simulate.demo import Demo
 
+    # Ctrl-C and SIGTERM both end the controller too, also where a shell has started this in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     play = Demo(root, fleet, _say)
     try:

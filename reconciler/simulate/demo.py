@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -28,8 +29,7 @@ from reconciler.agent.factory import install
 from reconciler.agent.oci import pull
 from reconciler.agent.transport import HttpTransport, Server
 from reconciler.agent.work import Timing
-from reconciler.controller.observe import NO_CONFIG
-from reconciler.model.observed import DeviceObservation
+from reconciler.model.observed import NO_CONFIG, DeviceObservation
 from reconciler.planner import waves_of_sites
 from reconciler.ports import TerminalError
 from reconciler.protocol.assignment import AppTarget
@@ -117,10 +117,11 @@ class Demo:
         self._ended.set()
         if self._store is not None:
             self._store.close()
-        for transport in self._transports:
-            transport.close()
+        self._hang_up()
         if hasattr(self, "director"):
             self.director.close()
+        # Who looks at the folder afterwards (status, plan, run) has no director to ask for the time.
+        self.ground.on_system_clock()
         self.ground.close()
 
     @property
@@ -174,6 +175,7 @@ class Demo:
         """An operator's procedure: stop the loop, adopt, start the loop."""
         self._until(self._all_configured, hours=24, what="configuring the fleet")
         self._tell("Every device has its site's configuration. The operator adopts what runs in health.")
+        self._hang_up()
         self.controller.stop()
         self._reconciler("adopt", "--config", str(self.ground.config))
         self._until(lambda: self._complete(OLD), hours=48, what=f"a fleet on {OLD}")
@@ -223,9 +225,11 @@ class Demo:
         self.ground.edit("fleet.yaml", f"reportEvery: {REPORT_EVERY}", "reportEvery: 60s")
         self.ground.edit("fleet.yaml", f"staleAfter: {STALE_AFTER}", "staleAfter: 15m")
         self._merge("report-each-minute", "Report every minute again")
+        self._hang_up()
         self.controller.stop()
         self.ground.on_system_clock()
         self.controller.start()
+        self._await_service()
         say(f"The fleet goes on in real time. Watch it: reconciler status --watch --config {self.ground.config}")
         say(f"Merge into {self.ground.remote} (a clone is in {self.ground.clone}). Ctrl-C ends it.")
         with suppress(KeyboardInterrupt):
@@ -368,6 +372,19 @@ class Demo:
         """A connection that is closed with the demo."""
         self._transports.append(HttpTransport(server))
         return self._transports[-1]
+
+    def _await_service(self) -> None:
+        """Until the controller serves: a device that is not answered tries again only minutes later."""
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.ground.port), timeout=1):
+                return
+            time.sleep(0.1)
+        raise TerminalError("the controller does not serve", needed_for="going on", remedy="see controller.log")
+
+    def _hang_up(self) -> None:
+        """Close the devices' connections, for which a service that ends would wait. The next exchange opens a new one."""
+        for transport in self._transports:
+            transport.close()
 
     def _install_app(self, hardware: DirectoryHardware) -> None:
         """The old app, pulled and running, as the factory delivers it."""

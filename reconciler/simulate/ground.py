@@ -59,6 +59,7 @@ class Ground:
         self.config, self.log = self.root / "reconciler.yaml", self.root / "controller.log"
         self._short: Path | None = None
         self.port = 0
+        self._written = False
 
     @property
     def socket(self) -> Path:
@@ -226,9 +227,13 @@ clock: {{type: stepped, socket: {self.socket}}}
 debug: {"true" if self.debug else "false"}
 """
         self.config.write_text(text)
+        self._written = True
 
     def on_system_clock(self) -> None:
         """Rewrite the settings for a controller that goes on in real time."""
+        # Only what was written here: a folder that was refused may hold settings of somebody else.
+        if not self._written:
+            return
         text = self.config.read_text()
         text = re.sub(r"(?m)^clock: .*$", "clock: {type: system}", text)
         text = re.sub(r"(?m)^loop: .*$", "loop: {}", text)
@@ -238,8 +243,8 @@ debug: {"true" if self.debug else "false"}
     def close(self) -> None:
         """End the keys' agents. The folder stays."""
         for name in ("assignment", "release"):
-            home = self._short_place() / name
-            if home.is_dir():
+            home = None if self._short is None else self._short / name
+            if home is not None and home.is_dir():
                 with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                     subprocess.run(
                         ["gpgconf", "--homedir", str(home), "--kill", "all"],
