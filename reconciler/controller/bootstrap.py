@@ -10,12 +10,14 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.controller import settings as s
 from reconciler.controller.assign import Artifacts, Assigner
-from reconciler.controller.conditions import Conditions
+from reconciler.controller.conditions import Conditions, Type
 from reconciler.controller.execute import Executor, Hands
+from reconciler.controller.gatekeeper import ReleaseKeys, StateLock
 from reconciler.controller.gather import Gatherer, Polls
 from reconciler.controller.jobs import Jobs
 from reconciler.controller.loop import Loop, Parts
@@ -62,12 +64,23 @@ def make_clock(settings: s.Settings) -> tuple[Clock, Working]:
     return SystemClock(), nullcontext
 
 
+def make_folder(path: Path, needed_for: str) -> Path:
+    """A folder of the controller's own, made where there is none. TerminalError: it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise TerminalError(
+            f"cannot make the folder {path}: {error.strerror}",
+            needed_for=needed_for,
+            remedy="name another in the settings, or make it writable for this user",
+        ) from None
+    return path
+
+
 def make_store(settings: s.Settings, *, create: bool) -> Store:
     """The store. TerminalError: there is none and `create` is False."""
     from reconciler.adapters.sql import open_store
 
-    if create:
-        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     return open_store(settings.store_place, create=create)
 
 
@@ -162,8 +175,7 @@ def make_builder(settings: s.Settings, git: GitSource) -> Builder:
     """Who builds images."""
     from reconciler.image.builder import RootfsBuilder
 
-    work = settings.builder.work or settings.state / "builds"
-    work.mkdir(parents=True, exist_ok=True)
+    work = make_folder(settings.builder.work or settings.state / "builds", "building images")
     return RootfsBuilder(
         work,
         settings.state / "artifacts",
@@ -217,6 +229,7 @@ class Program:
         """
         self.settings, self._log = settings, log
         self.clock, working = clock
+        self._lock = StateLock(make_folder(settings.state, "what the controller keeps"))
         self.store = make_store(settings, create=True)
         self.git = make_git(settings, self.clock.now)
         self.images = make_images(settings, self.clock.now)
@@ -239,6 +252,7 @@ class Program:
             make_builder(settings, self.git),
             make_release_signer(settings, self.images, self.clock.now),
             work,
+            ReleaseKeys(settings.keys.release_keyring, settings.keys.releases, self.clock.now).judge,
         )
         parts = Parts(
             clock=self.clock,
@@ -259,10 +273,22 @@ class Program:
         self._service: Service | None = None
 
     def once(self) -> None:
-        """Tick until nothing more can be done at once, and stop."""
+        """Tick until nothing more can be done at once, and stop.
+
+        TransientError: a system did not answer, so that nothing could be planned. TerminalError: the branch's head is
+        not acted on; what the commit in force asks for was done.
+        """
         for _ in range(100):
             if not self.loop.tick() and not self.jobs.busy:
-                return
+                break
+        rows = {row.type: row for row in self.store.conditions() if row.status == "False"}
+        refused = rows.get(Type.FLEET_VALID)
+        if refused is not None:
+            raise TerminalError(refused.message, needed_for="acting on the branch's head")
+        silent = rows.get(Type.GIT_READY) or (rows.get(Type.STORES_READY) if self.loop.world is None else None)
+        if silent is not None:
+            kind = TerminalError if silent.reason == "Refused" else TransientError
+            raise kind(silent.message)
 
     def run(self, serve: Callable[[], Service]) -> None:
         """Serve and tick until stopped. Errors of the store that will not pass end it, after everything is closed."""
@@ -287,6 +313,7 @@ class Program:
             self._service.stop()
         self.jobs.stop(_JOB_STOP_S)
         self.store.close()
+        self._lock.release()
 
     # ------------------------------------------------ the watcher
 

@@ -9,7 +9,7 @@ they are written in the transaction of their intents (`record`). Source: design 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,8 @@ _ORDER = list(ArtifactState)
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """The ports through which actions act. `signer` is None where releases are signed elsewhere."""
+    """The ports through which actions act. `signer` is None where releases are signed elsewhere. `judge` gets a release, its
+    SHA256SUMS, the signature and the keys that the fleet allows; TerminalError: devices would refuse it."""
 
     git: GitSource
     images: ImageStore
@@ -39,6 +40,7 @@ class Hands:
     builder: Builder
     signer: Signer | None
     work: Path
+    judge: Callable[[str, bytes, bytes, Collection[str]], None]
 
 
 class Executor:
@@ -168,8 +170,12 @@ class Executor:
 
     def _publish(self, action: Action, world: World, plan: Plan) -> str:
         release = action.fields["image"] or ""
-        self._hands.images.publish(release)
-        return self._hands.images.folder(release) or ""
+        images = self._hands.images
+        # Whoever signed it: what no device would take is not published.
+        sums, signature = images.read(release, "SHA256SUMS"), images.read(release, "SHA256SUMS.gpg")
+        self._hands.judge(release, sums, signature, world.desired.fleet.release_keys)
+        images.publish(release)
+        return images.folder(release) or ""
 
     def _retag(self, action: Action, world: World, plan: Plan) -> str:
         app, tag, digest = (action.fields[key] or "" for key in ("app", "tag", "to"))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from reconciler.ports import Intent, PortError, TerminalError
+from reconciler.ports import Intent, PortError, TerminalError, TransientError
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,16 @@ def _run(intent: Intent, work: Callable[[], str]) -> Finished:
         return Finished(intent, work())
     except PortError as error:
         return Finished(intent, error=error)
+    except OSError as error:
+        # A full disk is no defect, and passes.
+        return Finished(
+            intent,
+            error=TransientError(
+                f"{error.strerror or type(error).__name__} ({error.filename or 'a file'})",
+                needed_for=intent.key,
+                remedy="see that this machine has room, and that the folders in the settings are writable for this user",
+            ),
+        )
     except Exception as error:  # noqa: BLE001 - a defect in one action must not stop the others, nor be silent
         kind = type(error).__name__
         return Finished(

@@ -105,7 +105,7 @@ class Bench:
             store=self.store,
             gatherer=Gatherer(quiet, self.store, quiet, quiet, quiet, polls, rng),
             live=Live(),
-            executor=Executor(Hands(quiet, quiet, quiet, quiet, quiet, folder), jobs),
+            executor=Executor(Hands(quiet, quiet, quiet, quiet, quiet, folder, quiet), jobs),
             assigner=Assigner(self.store, valid_s=172800, nights=2),
             recorder=Recorder(self.store, self.store.begin_epoch(), backoff, rng, log),
             signer=quiet,
@@ -156,7 +156,14 @@ class Bench:
                     if row in canaries:
                         document = self._seen(row).model_dump_json(by_alias=True, exclude_defaults=True)
                     rows.append(
-                        {"device": device, "document": document, "boot_id": "b", "sequence": 0, "boots": "[]", "change": row + 1}
+                        {
+                            "device": device,
+                            "document": document,
+                            "boot_id": "b",
+                            "sequence": 0,
+                            "boots": "[]",
+                            "change": row + 1,
+                        }
                     )
                 connection.execute(insert(observations), rows)
             connection.execute(counters.update().where(counters.c.name == "change").values(value=self.roster.size))

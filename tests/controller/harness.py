@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ from reconciler.controller.settings import Settings
 from reconciler.controller.source import Source
 from reconciler.model.desired import ImageSpec
 from reconciler.planner.live import Live
-from reconciler.ports import Built, Store
+from reconciler.ports import Built, Store, TerminalError
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.manifest import NAME, Manifest
 from reconciler.protocol.report import Report, Slot
@@ -107,6 +107,10 @@ class NameSigner:
         if self.fail is not None:
             raise self.fail
         return b"signed " + release.encode()
+
+    def judge(self, release: str, sums: bytes, signature: bytes, keys: Collection[str]) -> None:
+        if signature != b"signed " + release.encode():
+            raise TerminalError(f"SHA256SUMS.gpg of {release} is refused", needed_for=f"publishing {release}")
 
     def sign_root(self, root: bytes) -> bytes:
         if self.fail is not None:
@@ -204,7 +208,9 @@ class Bench:
         polls = Polls(*(Poll(60, backoff) for _ in range(3)))
         secrets = DirectorySecrets(self.root / "secrets")
         self.jobs = Jobs(self.clock.wake, nullcontext, inline=inline)
-        hands = Hands(self.git, self.images, self.registry, self.builder, self.signer, self.root / "work")
+        hands = Hands(
+            self.git, self.images, self.registry, self.builder, self.signer, self.root / "work", self.signer.judge
+        )
         self.executor = Executor(hands, self.jobs)
         parts = Parts(
             clock=self.clock,
