@@ -64,6 +64,9 @@ class InFlight:
     restart_timed_out: Bools
     timeout_at: I64
     """When what is in flight will have timed out; NEVER where nothing is, or where no window ever opens."""
+    update_late_at: I64
+    """When an update timed out; NONE where none did."""
+    restart_late_at: I64
 
 
 def in_flight(roster: Roster, obs: Columns, rows: Rows, now: int) -> InFlight:
@@ -85,7 +88,9 @@ def in_flight(roster: Roster, obs: Columns, rows: Rows, now: int) -> InFlight:
     updating = wanted & ~update_timed_out
     busy = updating | ((restarting | configuring) & ~restart_timed_out)
     due = np.minimum(np.where(updating, timeout_at, NEVER), np.where(restart_timed_out, NEVER, app_timeout_at))
-    return InFlight(updating, busy, update_timed_out, restart_timed_out, due)
+    update_late_at = np.where(update_timed_out, timeout_at, NONE)
+    restart_late_at = np.where(restart_timed_out, app_timeout_at, NONE)
+    return InFlight(updating, busy, update_timed_out, restart_timed_out, due, update_late_at, restart_late_at)
 
 
 def _open_time_is_up(roster: Roster, calendars: I32, since: I64) -> I64:
@@ -159,6 +164,7 @@ def classify(
         leaving = flight.updating
         gone_into = flight.update_timed_out & (obs.updating_to[rows] == target)
         fallen = rescued_from(rows, obs, target)
+        late_at = np.where(gone_into, flight.update_late_at, NONE)
     else:
         on, since, attempts = _on_app(roster, obs, rows, track, target, flight)
         mine = (since != NONE) & (since > obs.image_since[rows])
@@ -166,6 +172,7 @@ def classify(
         leaving = flight.busy
         gone_into = np.zeros(len(target), np.bool_)
         fallen = gone_into
+        late_at = np.where(obs.restarting_app[rows] == track - 1, flight.restart_late_at, NONE)
     exhausted = ~on & ((attempts >= roster.desired.fleet.attempts) | fallen)
     begin = np.maximum(since, run)
     failed_at = np.where(on & critical & (begin != NONE), begin + roster.critical_for, NEVER)
@@ -182,7 +189,7 @@ def classify(
     seen[lost & (on | gone_into)] = Seen.SILENT_AFTER
     seen[failed] = Seen.FAILED
     seen[~counted | (target < 0)] = Seen.OUTSIDE
-    attempt = obs.attempt_failed_at[rows]
+    attempt = np.maximum(obs.attempt_failed_at[rows], late_at)
     start = np.full(len(target), NONE, np.int64)
     np.copyto(start, begin, where=seen == Seen.HEALTHY)
     np.copyto(start, np.where(on, failed_at, np.where(attempt == NONE, begin, attempt)), where=seen == Seen.FAILED)
