@@ -206,6 +206,13 @@ class Columns:
         self._sparse(self.failed, row, device.failed_attempts)
         self._sparse(self.rescued, row, device.rescued_from)
 
+    def restarts(self, app: int, rows: slice | I64 | int) -> Bools:
+        """Rows whose restart is of an app. Where the snapshot does not say which, it is the one that git names, if it is one."""
+        said = self.restarting_app[rows]
+        if len(self.roster.apps) != 1:
+            return np.asarray(said == app, np.bool_)
+        return np.asarray((said == app) | ((said == -1) & (self.restarting_since[rows] != NONE)), np.bool_)
+
     @staticmethod
     def _sparse(table: dict[int, Mapping[str, object]] | dict, row: int, value: Mapping[str, object]) -> None:  # type: ignore[type-arg]
         if value:

@@ -114,7 +114,7 @@ def _timeouts(state: State) -> list[DeviceFact]:
     for row in state.late_restarts.rows:
         key = "configure"
         if obs.restarting_since[row] != NONE:
-            app = int(obs.restarting_app[row])
+            app = next((number for number in range(len(roster.apps)) if obs.restarts(number, row)), -1)
             target = int(state.tracks[app + 1].target[row]) if app >= 0 else -1
             key = roster.apps[app].key(target) if target >= 0 else "restart"
         out.append(DeviceFact(roster.device_names[row], key, now))

@@ -172,7 +172,7 @@ def classify(
         leaving = flight.busy
         gone_into = np.zeros(len(target), np.bool_)
         fallen = gone_into
-        late_at = np.where(obs.restarting_app[rows] == track - 1, flight.restart_late_at, NONE)
+        late_at = np.where(obs.restarts(track - 1, rows), flight.restart_late_at, NONE)
     exhausted = ~on & ((attempts >= roster.desired.fleet.attempts) | fallen)
     begin = np.maximum(since, run)
     failed_at = np.where(on & critical & (begin != NONE), begin + roster.critical_for, NEVER)
@@ -213,7 +213,7 @@ def _on_app(
     app = roster.apps[track - 1]
     digests = digest_codes(roster, obs, track)[target]
     attempts = attempts_on(rows, obs, [app.key(code) for code in range(len(app.versions))], target)
-    attempts += (flight.restart_timed_out & (obs.restarting_app[rows] == track - 1)).astype(np.int32)
+    attempts += (flight.restart_timed_out & obs.restarts(track - 1, rows)).astype(np.int32)
     running = obs.app_digest[track - 1][rows]
     return (running == digests) & (target >= 0), obs.app_since[track - 1][rows], attempts
 

@@ -19,7 +19,7 @@ from reconciler.model.plan import (
     WaveStatus,
 )
 from reconciler.planner.fleetwide import artifact_actions, facts, flagged, retag_actions, revert_actions
-from reconciler.planner.judge import Gate
+from reconciler.planner.judge import Gate, digest_codes
 from reconciler.planner.messages import message
 from reconciler.planner.roster import I64, IMAGE_TRACK
 from reconciler.planner.state import State, Track
@@ -140,6 +140,7 @@ def holds(state: State) -> list[Hold]:
     have = {(hold.reason, hold.wave, hold.image, hold.app) for hold in out}
     for hold in (*_failed_holds(state), *_tag_holds(state)):
         if (hold.reason, hold.wave, hold.image, hold.app) not in have:
+            have.add((hold.reason, hold.wave, hold.image, hold.app))
             out.append(hold)
     return out
 
@@ -243,6 +244,8 @@ def wave_status(state: State, index: int) -> WaveStatus:
     """One wave as the contract prints it."""
     roster, wave = state.roster, state.roster.waves[index]
     judged = state.ground.gates[IMAGE_TRACK].judged[index]
+    inside = state.places.wave_of == index
+    able = inside & ~roster.suspended_of & (roster.pin_of < 0)
     apps = {}
     for number in roster.tracks:
         code = wave.ask(number)
@@ -251,13 +254,11 @@ def wave_status(state: State, index: int) -> WaveStatus:
             apps[app.name] = AppStatus(
                 app.versions[code],
                 track_state(state, number, index),
-                of.on_release,
+                int((able & (state.obs.app_digest[number - 1] == digest_codes(roster, state.obs, number)[code])).sum()),
                 of.healthy,
                 of.failed,
                 None if of.soak_ends == NEVER else instant(of.soak_ends),
             )
-    inside = state.places.wave_of == index
-    able = inside & ~roster.suspended_of & (roster.pin_of < 0)
     return WaveStatus(
         name=wave.spec.name,
         image=wave.spec.image,

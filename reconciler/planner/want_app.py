@@ -116,7 +116,7 @@ def want_app(ground: Ground, rows: Rows, track: int, verdicts: list[TagVerdict],
     entry, held = ground.entries(track)
     keys = [app.key(code) for code in range(len(app.versions))]
     attempts = attempts_on(rows, obs, keys, target)
-    attempts += (ground.restart_timed_out[rows] & (obs.restarting_app[rows] == track - 1)).astype(np.int32)
+    attempts += (ground.restart_timed_out[rows] & obs.restarts(track - 1, rows)).astype(np.int32)
     calendar = roster.calendar_of[rows]
     nothing = np.zeros(len(off), np.bool_)
     critical = obs.health[rows] == CRITICAL

@@ -10,6 +10,7 @@ from reconciler.planner.explain import explain
 from reconciler.planner.windows import micros
 from reconciler.repo.scenario_read import read_scenario
 from reconciler.repo.scenario_run import Scenario
+from tests.planner.recorded import World
 
 OLD = "2026-01-01T00:00:00Z"
 
@@ -56,3 +57,12 @@ def test_what_a_device_says_moves_no_cursor() -> None:
     lines = explain(state, "SITE-0001-1").lines()
     assert all(line.isprintable() for line in lines)
     assert any(r"v2\x1b[2J\nok" in line for line in lines)
+
+
+def test_nothing_is_held_twice_in_the_same_words() -> None:
+    """A wave whose tag and whose devices wait for the same reason has one hold."""
+    for seed in range(132, 140):
+        world = World(seed)
+        desired = world.desired()
+        holds = plan(desired, world.snapshot(desired), world.now).holds
+        assert len(set(holds)) == len(holds)
