@@ -388,3 +388,20 @@ def test_an_open_intent_of_an_unknown_kind_stops_the_loop_by_name(bench: Bench) 
     with store:
         store.execute("delete from intents where key = 'teleport x'")
     store.close()
+
+
+def test_an_intent_that_nobody_asks_for_any_more_is_closed_and_not_taken(bench: Bench) -> None:
+    bench.run_fleet()
+    bench.builder.fail = TransientError("the disk is full")
+    bench.repo.commit("Promote", {"waves.yaml": waves(lab={"image": "v1.4.2"})})
+    bench.poll()
+    calls = bench.builder.calls
+    assert [intent.key for intent in bench.store.open_intents()] == ["build image=v1.4.2"]
+    bench.repo.commit("Revert", {"waves.yaml": waves()})
+    bench.poll()
+    assert bench.store.open_intents() == ()
+    bench.builder.fail = None
+    bench.clock.step(2000)
+    bench.settle()
+    assert bench.builder.calls == calls and "v1.4.2" not in bench.images.artifacts()
+    assert "superseded" in str(bench.journal("build")[-1]["error"])
