@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,4 +95,4 @@ def _fleet(folder: Path) -> Desired:
 
 def write(text: str) -> None:
     """Print a result as it is, without a second newline."""
-    sys.stdout.write(text)
+    click.echo(text, nl=False)

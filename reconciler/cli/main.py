@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
+import io
 import os
 import sys
 from typing import NoReturn
@@ -79,6 +81,10 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Entry point of the `reconciler` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no arrow is shown how it is written; a result is never cut off by it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli(standalone_mode=True))
     except Exception as error:  # noqa: BLE001  what is ours is raised again by `_report`, with its traceback
@@ -96,4 +102,9 @@ def _report(error: Exception) -> int:
     if isinstance(error, (TerminalError, TransientError)):
         click.echo(f"error: {error}", err=True)
         return 3 if isinstance(error, TransientError) else 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        click.echo(
+            f"error: the result cannot be written ({error.strerror}); make room, or write it elsewhere", err=True
+        )
+        return 1
     raise error
