@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.planner import plan
+from reconciler.planner import plan, ration
 from tests.planner.recorded import CASES, RECORD, World, brief, line
 
 ON_RECORD = RECORD.read_text().splitlines()
@@ -21,6 +21,16 @@ def test_the_plan_is_as_recorded(block: int) -> None:
         made = brief(plan(desired, world.snapshot(desired), world.now).to_dict())
         if line(made) != ON_RECORD[seed]:
             pytest.fail(f"seed {seed}: {_difference(json.loads(ON_RECORD[seed]), json.loads(line(made)))}")
+
+
+def test_what_a_budget_cuts_does_not_depend_on_the_pieces_it_is_looked_for_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ration, "_PIECE", 3)
+    for seed in range(0, CASES, 2):
+        world = World(seed)
+        desired = world.desired()
+        assert line(brief(plan(desired, world.snapshot(desired), world.now).to_dict())) == ON_RECORD[seed], (
+            f"seed {seed}"
+        )
 
 
 def test_the_record_is_whole_and_shows_every_kind_of_decision() -> None:
