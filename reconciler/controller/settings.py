@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -123,6 +124,14 @@ class OciRegistry(Part):
 
     type: Literal["oci"] = Field(description="An OCI registry")
     url: Annotated[str, Field(pattern=_URL.pattern)] = Field(description="https://HOST[:PORT]; http on loopback only")
+
+    @field_validator("url")
+    @classmethod
+    def _not_in_clear_text(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme == "http" and not _loopback(parts.hostname or ""):
+            raise ValueError(f"{value!r} would be read in clear text from another machine; write https://")
+        return value
 
 
 class EcrRegistry(Part):

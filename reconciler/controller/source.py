@@ -43,7 +43,7 @@ class Source:
             yield Finding(Type.FLEET_VALID, None, "NoCommitYet", "no commit has come into force yet")
             return
         try:
-            result = self._load(sha)
+            result = self._load_mended(sha)
         except TerminalError as error:
             yield Finding(
                 Type.FLEET_VALID, False, "LastCommitLost", f"{sha[:12]}, last in force, is unreadable: {error}"
@@ -121,6 +121,14 @@ class Source:
             result = known if before == sha else load_changed(known, self._git.changed(before, sha), self._git.blob)
         self._loaded = (sha, result)
         return result
+
+    def _load_mended(self, sha: str) -> LoadResult:
+        """The same of a mirror that may be damaged: asking the remote mends it."""
+        try:
+            return self._load(sha)
+        except TransientError:
+            self._git.refresh()
+            return self._load(sha)
 
     def _invalid(self, sha: str, result: LoadResult) -> Finding:
         errors = [problem for problem in result.problems if problem.severity == "error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
@@ -405,3 +406,15 @@ def test_an_intent_that_nobody_asks_for_any_more_is_closed_and_not_taken(bench: 
     bench.settle()
     assert bench.builder.calls == calls and "v1.4.2" not in bench.images.artifacts()
     assert "superseded" in str(bench.journal("build")[-1]["error"])
+
+
+def test_a_mirror_that_was_damaged_is_mended_at_the_start(bench: Bench) -> None:
+    bench.settle()
+    assert bench.loop.world is not None
+    in_force = bench.loop.world.commit
+    bench.store.close()
+    (mirror,) = (path.parent for path in (bench.root / "git").rglob("HEAD"))
+    shutil.rmtree(mirror / "objects")
+    bench.start()
+    bench.settle()
+    assert bench.loop.world is not None and bench.loop.world.commit == in_force

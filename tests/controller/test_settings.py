@@ -163,3 +163,21 @@ def test_the_example_is_a_good_file() -> None:
 )
 def test_metrics_are_open_only_where_nobody_else_reaches_them(tmp_path: Path, server: str, local: bool) -> None:
     assert load(tmp_path, f"{GOOD}server: {server}\n").server.local is local
+
+
+@pytest.mark.parametrize(
+    ("url", "fine"),
+    [
+        ("https://registry.example", True),
+        ("http://127.0.0.1:5000", True),
+        ("http://[::1]:5000", True),
+        ("http://10.0.0.1:5000", False),
+        ("http://registry.example", False),
+    ],
+)
+def test_a_registry_elsewhere_is_not_read_in_clear_text(tmp_path: Path, url: str, fine: bool) -> None:
+    text = GOOD.replace("{type: ecr, region: eu-central-1}", f'{{type: oci, url: "{url}"}}')
+    if fine:
+        load(tmp_path, text)
+    else:
+        assert "`registry.url`" in refused(tmp_path, text)[0] and "https://" in refused(tmp_path, text)[0]
