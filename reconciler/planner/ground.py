@@ -100,7 +100,7 @@ class Ground:
         roster, obs = self.roster, self.obs
         # Freezes that touch or overlap are one: nothing can move where the first of them ends.
         until = self.now
-        for opens, closes, _ in sorted(roster.freezes):
+        for opens, closes, _ in roster.freezes:
             if opens <= until < closes:
                 until = closes
         if until > self.now:

@@ -89,7 +89,7 @@ class Roster:
         self.critical_for = fleet.critical_for * SECOND
         self.update_timeout = fleet.update_timeout * SECOND
         self.boot_timeout = fleet.boot_timeout * SECOND
-        self.freezes = [(micros(item.from_), micros(item.to), item.why) for item in fleet.freezes]
+        self.freezes = sorted((micros(item.from_), micros(item.to), item.why) for item in fleet.freezes)
         self._sites()
 
     def _app(self, name: str) -> AppFacts:
@@ -124,7 +124,7 @@ class Roster:
             codes.append(calendars.setdefault((spec.timezone, own.start, own.end), len(calendars)))
         self.site_calendar: I32 = np.array(codes, np.int32)
         self.calendars: tuple[Calendar, ...] = tuple(calendar(*key) for key in calendars)
-        self.device_names: list[str] = [device for spec in specs for device in spec.devices]
+        self.device_names: list[str] = [device for spec in specs for device in sorted(spec.devices)]
         sizes = np.array([len(spec.devices) for spec in specs], np.int64)
         self.site_of: I32 = np.repeat(np.arange(len(names), dtype=np.int32), sizes)
         self.site_start: I64 = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
@@ -133,7 +133,7 @@ class Roster:
         self.pin_of: I32 = np.full(len(self.device_names), -1, np.int32)
         for code, spec in enumerate(specs):
             if spec.pin is not None:
-                self._pin(int(self.site_start[code]), spec.devices, spec.pin.devices, spec.pin.image)
+                self._pin(int(self.site_start[code]), sorted(spec.devices), spec.pin.devices, spec.pin.image)
 
     def _pin(self, first: int, devices: Sequence[str], pinned: Sequence[str] | None, release: str) -> None:
         for offset, device in enumerate(devices):

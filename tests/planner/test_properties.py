@@ -44,9 +44,16 @@ def test_the_order_of_the_input_never_matters(case: Case, chance: random.Random)
     def mixed(values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(chance.sample(values, len(values)))
 
+    waves, fleet = case.desired.waves, case.desired.fleet
+    lists = [
+        wave if wave.sites is None else wave.model_copy(update={"sites": mixed(wave.sites)}) for wave in waves.waves
+    ]
+    sites = shuffled(case.desired.sites, chance)
     desired = replace(
         case.desired,
-        sites=shuffled(case.desired.sites, chance),
+        fleet=fleet.model_copy(update={"freezes": mixed(fleet.freezes)}),
+        waves=waves.model_copy(update={"waves": tuple(lists)}),
+        sites={name: spec.model_copy(update={"devices": mixed(spec.devices)}) for name, spec in sites.items()},
         images=shuffled(case.desired.images, chance),
         config=shuffled(case.desired.config, chance),
     )
