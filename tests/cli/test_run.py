@@ -1,72 +1,136 @@
-"""`reconciler run --once`: its status and last line say whether the branch's head is acted on."""
+"""`reconciler run` and `adopt` as processes: one pass, serving, a clean end, fencing, and settings that cannot be used."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from reconciler.controller.gatekeeper import StateLock
-from tests.support.gitrepo import Repo
-from tests.support.gpg import make_home
-from tests.support.settings import write_settings
+from reconciler.adapters.sql import open_store
+from reconciler.simulate.ground import Ground
 from tests.support.system import need
 
-pytestmark = pytest.mark.system
+FLEET = Path(__file__).resolve().parents[2] / "fleet"
+PROGRAM = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
+
+
+def reconciler(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> Iterator[dict[str, str]]:
-    need("gpg")
-    need("git")
-    (tmp_path / "secrets").mkdir(mode=0o700)
-    with make_home() as home:
-        yield {"home": str(home.path), "fingerprint": home.generate("assign <assign@example>")}
+def ground() -> Iterator[Ground]:
+    for program, package in (("gpgv", "gpgv"), ("mke2fs", "e2fsprogs"), ("zstd", "zstd")):
+        need(program, package)
+    root = Path(tempfile.mkdtemp(prefix="run-"))
+    made = Ground(root, FLEET, datetime.now(UTC) - timedelta(days=1), debug=True)
+    made.make()
+    made.on_system_clock()
+    yield made
+    made.close()
+    shutil.rmtree(root, ignore_errors=True)
 
 
-def once(folder: Path, key: dict[str, str], **changes: Any) -> tuple[int, str]:
-    """The exit status, and the last line on stderr."""
-    keys = {"assignment": key, "releases": ["B" * 40], "releaseKeyring": "keys.gpg"}
-    config = write_settings(folder, keys=keys, **changes)
-    command = [
-        sys.executable,
-        "-c",
-        "from reconciler.cli.main import main; main()",
-        "run",
-        "--once",
-        "--config",
-        str(config),
-    ]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr.splitlines()[-1]
+@pytest.fixture
+def daemon(ground: Ground) -> Iterator[subprocess.Popen[bytes]]:
+    with open(ground.log, "wb") as log:
+        process = subprocess.Popen([*PROGRAM, "run", "--config", str(ground.config), "--log", "json"], stderr=log)
+    give_up = time.monotonic() + 60
+    while b'"serving"' not in ground.log.read_bytes():
+        assert process.poll() is None and time.monotonic() < give_up, ground.log.read_text()
+        time.sleep(0.05)
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.wait()
 
 
-def test_a_repository_that_is_not_there(tmp_path: Path, key: dict[str, str]) -> None:
-    status, last = once(tmp_path, key)
-    assert status == 1 and last.startswith("error: there is no repository at")
+def journal(ground: Ground) -> list[str]:
+    store = open_store(ground.state / "store.db", create=False)
+    try:
+        return sorted(f"{row['kind']} {row['outcome']}" for row in store.journal(1000))
+    finally:
+        store.close()
 
 
-def test_a_head_that_is_not_valid(tmp_path: Path, key: dict[str, str]) -> None:
-    Repo(tmp_path / "fleet").commit("First", {"fleet.yaml": "kind: Flet\n"})
-    status, last = once(tmp_path, key)
-    assert status == 1 and "fleet.yaml:1:" in last and "nothing is in force" in last
+@pytest.mark.slow
+@pytest.mark.system
+def test_one_pass_builds_signs_and_publishes_and_a_second_one_does_nothing(ground: Ground) -> None:
+    first = reconciler("run", "--once", "--config", str(ground.config))
+    assert first.returncode == 0, first.stderr
+    done = ["build done", "publish done", "retag done", "sign done"]
+    assert journal(ground) == done
+    assert len(list(ground.images.glob("edge-golden-v1.4.1-*/SHA256SUMS.gpg"))) == 1
+    second = reconciler("run", "--once", "--config", str(ground.config))
+    assert second.returncode == 0 and journal(ground) == done
+    plan = reconciler("plan", "--config", str(ground.config), "--output", "json")
+    assert plan.returncode == 0 and '"actions": []' in plan.stdout
 
 
-def test_a_remote_that_does_not_answer(tmp_path: Path, key: dict[str, str]) -> None:
-    status, last = once(tmp_path, key, git={"url": "https://127.0.0.1:1/fleet.git", "timeout": "5s"})
-    assert status == 3 and last.startswith("error: ")
+@pytest.mark.slow
+@pytest.mark.system
+def test_it_serves_and_ends_cleanly_at_sigterm(ground: Ground, daemon: subprocess.Popen[bytes]) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{ground.port}/readyz", timeout=10) as answer:
+        assert answer.status == 200
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(60) == 0
+    assert '"stopped"' in ground.log.read_text().splitlines()[-1]
+    assert {line.split()[1] for line in journal(ground)} <= {"done", "None"}
 
 
-def test_beside_a_running_controller(tmp_path: Path, key: dict[str, str]) -> None:
-    (tmp_path / "state").mkdir()
-    lock = StateLock(tmp_path / "state")
-    status, last = once(tmp_path, key)
-    lock.release()
-    assert status == 1 and "another controller" in last and "stop it first" in last
+@pytest.mark.slow
+@pytest.mark.system
+def test_a_second_writer_fences_the_first(ground: Ground, daemon: subprocess.Popen[bytes]) -> None:
+    adopted = reconciler("adopt", "--config", str(ground.config))
+    assert adopted.returncode == 0, adopted.stderr
+    assert "lab: v1.4.1 is not adopted: LAB-0001-1 does not report" in adopted.stdout
+    # The first notices at its next write: a merge gives it one.
+    ground.branch("more")
+    ground.write("NOTES", "x")
+    ground.commit("More", datetime.now(UTC))
+    ground.merge("more", "More", datetime.now(UTC))
+    assert daemon.wait(90) == 1
+    assert "fenced" in ground.log.read_text().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_a_dry_run_of_adopt_records_nothing(ground: Ground) -> None:
+    reconciler("run", "--once", "--config", str(ground.config))
+    before = (ground.state / "store.db").read_bytes()
+    dry = reconciler("adopt", "--dry-run", "--config", str(ground.config))
+    assert dry.returncode == 0 and "not adopted" in dry.stdout and "recorded" not in dry.stdout
+    assert (ground.state / "store.db").read_bytes() == before
+
+
+def test_settings_that_cannot_be_used_are_named_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "reconciler.yaml"
+    path.write_text("git: {url: /srv/fleet}\nserver: {bind: 0.0.0.0:80}\nallowd: {}\n")
+    for command in ("run", "adopt"):
+        done = reconciler(command, "--config", str(path))
+        assert done.returncode == 1 and done.stdout == ""
+        assert f"{path}:2:9: " in done.stderr and "loopback" in done.stderr
+        assert f"{path}:3:1: unknown key `allowd`; did you mean `allowed`?" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_no_settings_at_all(tmp_path: Path) -> None:
+    done = reconciler("run", "--config", str(tmp_path / "none.yaml"))
+    assert done.returncode == 1 and "name the settings file with --config" in done.stderr
+
+
+def test_the_demo_refuses_a_folder_that_is_in_use_and_leaves_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "reconciler.yaml").write_text("mine: true\n")
+    done = reconciler("demo", "--dir", str(tmp_path))
+    assert done.returncode == 1 and "is not empty" in done.stderr
+    assert os.listdir(tmp_path) == ["reconciler.yaml"] and (tmp_path / "reconciler.yaml").read_text() == "mine: true\n"
