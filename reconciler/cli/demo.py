@@ -19,7 +19,7 @@ _FLEET = Path(__file__).resolve().parents[2] / "fleet"
 @click.option("--fleet", type=click.Path(path_type=Path, exists=True), default=_FLEET, help="The fleet repo to copy.")
 @click.option("--keep-running", is_flag=True, help="Go on afterwards, on the system's clock, until interrupted.")
 def demo(root: Path, fleet: Path, keep_running: bool) -> None:
-    """Play two weeks of a fleet in a minute or two, without root and without an account.
+    """Play nine days of a fleet in a minute or two, without root and without an account.
 
     The controller and the agents are the real ones; time is stepped. The folder is left for you to look at.
     """

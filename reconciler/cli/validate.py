@@ -17,7 +17,7 @@ from reconciler.repo.problem import InvalidInput, Problem
 @click.command()
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--fleet", "fleet", type=click.Path(path_type=Path), help="The fleet repo's folder; PATH is the same. [.]"
+    "--fleet", "fleet", type=click.Path(path_type=Path), help="The fleet repo's folder; PATH is the same. [. or fleet]"
 )
 @click.option(
     "--format",
@@ -34,7 +34,7 @@ def validate(path: Path | None, fleet: Path | None, output: str) -> None:
     Exit code 0: no error, warnings at most. 1: there is one. Needs no store, no network and no account.
     """
     if fleet is None:
-        fleet = _fleet_of(path) if path is not None else Path()
+        fleet = _fleet_of(path) if path is not None else _nearest()
         path = None if path == fleet else path
     only = _below(fleet, path) if path is not None else None
     result = load_folder(fleet)
@@ -86,6 +86,12 @@ def _fleet_of(path: Path) -> Path:
         if any((folder / name).exists() for name in NEEDED.values()):
             return folder
     return path
+
+
+def _nearest() -> Path:
+    """The folder to check where none is named: this one if it is a fleet repo, or `fleet` in it, as for the other commands."""
+    elsewhere = not Path("fleet.yaml").exists() and Path("fleet/fleet.yaml").exists()
+    return Path("fleet") if elsewhere else Path()
 
 
 def _below(fleet: Path, path: Path) -> Path:

@@ -25,7 +25,6 @@ from reconciler.repo.problem import InvalidInput, Problem
 P = TypeVar("P", bound=Part)
 _BIND = re.compile(r"^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})$")
 _URL = re.compile(r"^https?://[^\s/@]+(?:/[^\s]*)?$")
-_BUCKET = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
 
 def _loopback(host: str) -> bool:

@@ -37,7 +37,6 @@ from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.manifest import NAME, SUMS, Manifest
 from reconciler.protocol.sums import parse_sums
 
-STAGES = ("stage", "setup", "check", "sysprep", "pack", "manifest")
 _SCRIPTS = ("setup.sh", "healthcheck.sh")
 
 

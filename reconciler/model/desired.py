@@ -102,9 +102,9 @@ class FleetSpec(Part):
     images: Annotated[str, Field(pattern=r"^(s3|file)://[^\s]+$")] = Field(
         default="s3://edge-images/", description="Where image artifacts are stored, as s3://bucket/prefix/"
     )
-    registry: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.:/_-]*$")] = Field(
-        default="registry.invalid", description="Host (and port) of the container registry that holds the apps"
-    )
+    registry: Annotated[
+        str, Field(pattern=r"^[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{1,5})?(?:/[a-z0-9][a-z0-9._/-]*)?$")
+    ] = Field(default="registry.invalid", description="Host (and port) of the container registry that holds the apps")
     release_keys: tuple[Fingerprint, ...] = Field(
         default=(), description="Fingerprints of the keys that sign releases; narrows the controller's settings"
     )

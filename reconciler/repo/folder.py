@@ -16,7 +16,6 @@ from reconciler.repo.paths import looked_at, shown
 from reconciler.repo.problem import Problem
 from reconciler.repo.reader import MAX_BYTES
 
-_MOST_FILES = 2_000_000
 _DEEPEST = 2
 _MODES = {stat.S_IFLNK: "120000", stat.S_IFREG: "100644"}
 

@@ -42,7 +42,6 @@ from reconciler.simulate.summary import read_log, rows, table, when
 DAYS = 21
 OLD, GOOD, BAD = "v1.4.1", "v1.4.2", "v1.4.3"
 OLD_APP, NEW_APP = "2.7.0", "2.8.0"
-LEAK_AFTER = timedelta(hours=6)
 _CHECK = """\
 #!/bin/sh
 # New in this release: the decoder tells how much memory it holds.
