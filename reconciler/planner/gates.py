@@ -28,7 +28,6 @@ class Entry:
 class TrackGates:
     """One track's gates over all waves."""
 
-    track: int
     judged: list[Judged]
     entry: list[Entry]
     """Per wave, for the release that it asks for."""
@@ -50,7 +49,7 @@ def gates(roster: Roster, obs: Columns, track: int, judged: list[Judged]) -> Tra
     on_record = {code: obs.proven(roster.key(track, code)) for code in codes}
     stopped = obs.open_failures
     failed = {code for code in codes if roster.key(track, code) in stopped}
-    out = TrackGates(track, judged, [], failed, [False] * len(asks), [False] * len(asks))
+    out = TrackGates(judged, [], failed, [False] * len(asks), [False] * len(asks))
     failures_on_record = {(verdict.wave, verdict.key) for verdict in obs.failures if obs.is_open(verdict)}
     for code in codes:
         asking = [wave for wave in roster.waves if wave.ask(track) == code]
