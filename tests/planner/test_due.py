@@ -60,7 +60,10 @@ def test_a_live_plan_tells_the_loop_what_it_asks() -> None:
             for device in hold.devices
         }
         assert set(live.waiting_for_window()) == waiting
-        assert live.in_flight == sum(wave.in_flight for wave in made.waves) + int(live.state.flying_in[-1])  # type: ignore[union-attr]
+        assert live.in_flight == sum(wave.in_flight for wave in made.waves) + int(live.state.flying_in[-1])
+        assert live.state is not None
+        tracks = (*live.state.tracks, live.state.config)
+        assert live.held == sum(int((track.reason != 0).sum() - track.starts.sum()) for track in tracks) >= 0
         wave_of = {name: live.wave_of(name) for name in desired.sites}
         for action in made.actions:
             if action.kind == "flash":
