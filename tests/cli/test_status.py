@@ -244,15 +244,24 @@ def test_watching_shows_what_changes_until_interrupted(tmp_path: Path) -> None:
         "--config",
         str(config),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        _until(process, b"No plan yet")
-        filled(store)
-        _until(process, b"SITE-2847-1: failed on v1.4.2")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-        assert process.stderr.read() == b""
+    pipe = subprocess.PIPE
+    # A suite that runs in the background hands on that interrupts are ignored; a terminal does not.
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=_interruptible) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            _until(process, b"No plan yet")
+            filled(store)
+            _until(process, b"SITE-2847-1: failed on v1.4.2")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
     store.close()
+
+
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _until(process: subprocess.Popen[bytes], words: bytes) -> None:
