@@ -244,9 +244,10 @@ def test_watching_shows_what_changes_until_interrupted(tmp_path: Path) -> None:
         "--config",
         str(config),
     ]
-    pipe = subprocess.PIPE
     # A suite that runs in the background hands on that interrupts are ignored; a terminal does not.
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=_interruptible) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             assert process.stdout is not None and process.stderr is not None
             _until(process, b"No plan yet")
@@ -258,10 +259,6 @@ def test_watching_shows_what_changes_until_interrupted(tmp_path: Path) -> None:
         finally:
             process.kill()
     store.close()
-
-
-def _interruptible() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _until(process: subprocess.Popen[bytes], words: bytes) -> None:
