@@ -185,7 +185,8 @@ def test_killed_at_every_boundary_no_action_is_doubled_or_lost(tmp_path: Path) -
     assert at > 60, "boundaries are not being counted"
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(17, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [5, 17])
 def test_killed_again_and_again_the_work_still_gets_done_once(tmp_path: Path, every: int) -> None:
     for attempt in range(200):
         killed, _ = run_and_die(tmp_path, every + attempt)
