@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import tzdata
+
+# Not through importlib.resources: loading that costs a short command 10 ms.
+_PACKAGE = Path(tzdata.__file__).parent
 # Zones change by rules that repeat every year, or (Morocco) are written down years ahead; no clock is needed to find them.
 _YEARS = range(2025, 2038)
 _DAY = 1440
@@ -19,15 +23,12 @@ _DAY = 1440
 @lru_cache(maxsize=1)
 def zone_names() -> frozenset[str]:
     """Every name in the pinned package, as `Europe/Berlin`."""
-    return frozenset((files("tzdata") / "zones").read_text(encoding="utf-8").split())
+    return frozenset((_PACKAGE / "zones").read_text(encoding="utf-8").split())
 
 
 @lru_cache(maxsize=1024)
 def _zone(name: str) -> ZoneInfo:
-    resource = files("tzdata") / "zoneinfo"
-    for part in name.split("/"):
-        resource = resource / part
-    with resource.open("rb") as file:
+    with (_PACKAGE / "zoneinfo" / name).open("rb") as file:
         return ZoneInfo.from_file(file, key=name)
 
 
@@ -40,21 +41,29 @@ def lost_hours(name: str) -> tuple[tuple[int, int, str], ...]:
         return at.astimezone(zone).utcoffset() or timedelta()
 
     found: dict[tuple[int, int], str] = {}
-    for year in _YEARS:
-        for month in range(1, 13):
-            low = datetime(year, month, 1, tzinfo=UTC)
-            high = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)
-            middle = low + (high - low) / 2
-            for start, end in ((low, middle), (middle, high)):
-                _gap(start, end, offset, found)
+    points = _points()
+    offsets = [offset(point) for point in points]
+    for low, high, before, after in zip(points, points[1:], offsets, offsets[1:], strict=False):
+        if after > before:
+            _gap(low, high, before, after, offset, found)
     return tuple((first, last, day) for (first, last), day in sorted(found.items()))
 
 
-def _gap(low: datetime, high: datetime, offset, found: dict[tuple[int, int], str]) -> None:  # type: ignore[no-untyped-def]
-    """The forward change between two instants, if there is one: halve until it is found to the minute."""
-    before, after = offset(low), offset(high)
-    if after <= before:
-        return
+@lru_cache(maxsize=1)
+def _points() -> tuple[datetime, ...]:
+    """Instants half a month apart: no zone goes forward and back again between two of them."""
+    months = [datetime(year, month, 1, tzinfo=UTC) for year in _YEARS for month in range(1, 13)]
+    ends = [*months[1:], datetime(_YEARS[-1] + 1, 1, 1, tzinfo=UTC)]
+    return (
+        *tuple(at for low, high in zip(months, ends, strict=True) for at in (low, low + (high - low) / 2)),
+        ends[-1],
+    )
+
+
+def _gap(  # type: ignore[no-untyped-def]
+    low: datetime, high: datetime, before: timedelta, after: timedelta, offset, found: dict[tuple[int, int], str]
+) -> None:
+    """The forward change between two instants: halve until it is found to the minute."""
     while high - low > timedelta(minutes=1):
         middle = low + timedelta(minutes=(high - low) // timedelta(minutes=2))
         if offset(middle) == before:
