@@ -1,4 +1,4 @@
-"""Wakes the loop when a branch of a repository on this machine may have moved, and says when to poll the others.
+"""Wakes the loop when a branch of a repository on this machine may have moved; others are polled.
 
 It only wakes: what the branch holds is asked by `git_source`, and a wake without a change costs one fetch. Missed
 events do no harm either, since the loop polls as well. Watches `HEAD`, `packed-refs`, `refs/heads/` and `reftable/` of
@@ -18,16 +18,6 @@ from typing import Any
 from reconciler.ports import TerminalError
 
 _DEBOUNCE_S = 0.05
-
-
-def poll_delay_s(interval_s: float, draw: float, jitter: float = 0.1) -> float:
-    """Seconds until the next poll of a remote: the interval, spread evenly by ± `jitter` of it. Pure.
-
-    `draw` is a number in [0, 1) from the caller's random source. Many reconcilers started together spread out this way.
-    """
-    if interval_s <= 0 or not 0 <= draw < 1 or not 0 <= jitter < 1:
-        raise ValueError(f"interval {interval_s}, draw {draw}, jitter {jitter}: want > 0, [0, 1), [0, 1)")
-    return interval_s * (1 + jitter * (2 * draw - 1))
 
 
 def refs_folder(repository: Path) -> Path:

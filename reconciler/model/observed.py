@@ -154,6 +154,13 @@ class Proposal(OfRelease):
     """A revert that was proposed."""
 
 
+def artifact_states(value: Any) -> Any:
+    """Artifacts as written, where a state alone is a shorthand (contract, Scenario)."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: {"state": item} if isinstance(item, str) else item for name, item in value.items()}
+
+
 class Snapshot(Part):
     """Everything observed at one time."""
 
@@ -177,7 +184,4 @@ class Snapshot(Part):
     @field_validator("artifacts", mode="before")
     @classmethod
     def _states(cls, value: Any) -> Any:
-        """An artifact's state alone is a shorthand (contract, Scenario)."""
-        if not isinstance(value, Mapping):
-            return value
-        return {name: {"state": item} if isinstance(item, str) else item for name, item in value.items()}
+        return artifact_states(value)

@@ -40,7 +40,6 @@ class TagVerdict:
     state: TagState
     current: str | None
     wanted: str | None
-    back: bool = False
     reason: Reason | None = None
 
 
@@ -69,7 +68,7 @@ def tag_verdict(ground: Ground, wave: int, track: int) -> TagVerdict:
     free = back or (ground.entry_open(wave, track) and halted is None)
 
     def verdict(state: TagState, to: str | None, reason: Reason | None = None) -> TagVerdict:
-        return TagVerdict(wave, track - 1, state, current, to, back, reason)
+        return TagVerdict(wave, track - 1, state, current, to, reason)
 
     if current == wanted and (free or not known or ours == current):
         return verdict(TagState.RIGHT, wanted)

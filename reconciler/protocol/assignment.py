@@ -137,12 +137,6 @@ class Assignment:
         """Whether the device may write and reboot now."""
         return self.window_waived or any(start <= now < end for start, end in self.window)
 
-    def next_open(self, now: datetime) -> datetime | None:
-        """`now` if open, else the start of the next interval, or None."""
-        if self.open_at(now):
-            return now
-        return min((start for start, _ in self.window if start > now), default=None)
-
 
 def _matching(fields: Fields, key: str, pattern: re.Pattern[str], wanted: str, limit: int = 255) -> str:
     text = fields.text(key, limit)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from reconciler.model.desired import Part, Window
-from reconciler.model.observed import Artifact, Proposal, Verdict
+from reconciler.model.observed import Artifact, Proposal, Verdict, artifact_states
 from reconciler.model.plan import ActionKind, Reason, Why
 from reconciler.model.scalars import Digest, Instant, Name, Release, Text
 
@@ -93,9 +93,7 @@ class ScenarioObserved(Part):
     @field_validator("artifacts", mode="before")
     @classmethod
     def _states(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        return {name: {"state": item} if isinstance(item, str) else item for name, item in value.items()}
+        return artifact_states(value)
 
     @field_validator("devices", mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.adapters.ref_watch import RefWatch, poll_delay_s, refs_folder
+from reconciler.adapters.ref_watch import RefWatch, refs_folder
 from reconciler.ports import TerminalError
 from tests.support.gitrepo import Repo
 
@@ -117,13 +117,3 @@ def test_stop_cancels_a_wake_that_is_due(repo: Repo) -> None:
 def test_no_repository_is_said(tmp_path: Path) -> None:
     with pytest.raises(TerminalError, match="no git repository"):
         refs_folder(tmp_path)
-
-
-def test_polls_are_spread_around_the_interval() -> None:
-    assert poll_delay_s(60, 0.5) == 60
-    assert poll_delay_s(60, 0.0) == pytest.approx(54)
-    assert 65.9 < poll_delay_s(60, 0.9999) < 66
-    assert poll_delay_s(60, 0.3, jitter=0) == 60
-    for interval, draw, jitter in ((0, 0.5, 0.1), (60, 1.0, 0.1), (60, -0.1, 0.1), (60, 0.5, 1.0)):
-        with pytest.raises(ValueError, match="interval"):
-            poll_delay_s(interval, draw, jitter)
