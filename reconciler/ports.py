@@ -223,6 +223,50 @@ class AssignmentSigner(Protocol):
         """Detached OpenPGP signature over `root`."""
 
 
+# ---------------------------------------------------------------- the forge: where pull requests are
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """A pull request: `state` is `open`, `closed` (not merged) or `merged`; `head` the commit at the tip of its branch."""
+
+    number: int
+    url: str
+    branch: str
+    base: str
+    head: str
+    title: str
+    state: str
+
+
+class Forge(Protocol):
+    """Pull requests, their comments, and what is shown at a commit: GitHub, or what speaks its API.
+
+    TransientError: unreachable, or the rate limit (`retry_after_s` says until when). TerminalError: not allowed, or no such thing.
+    """
+
+    def pull_request(self, branch: str) -> PullRequest | None:
+        """The newest pull request from `branch` of this repository, whatever its state; None where there never was one."""
+
+    def pull_requests(self) -> Sequence[PullRequest]:
+        """All that are open, by number."""
+
+    def open_pull_request(self, branch: str, base: str, title: str, body: str) -> PullRequest:
+        """Open one, or return the newest that was ever opened from `branch`: never a second."""
+
+    def comment(self, number: int, marker: str, body: str) -> str:
+        """The one comment of ours that carries `marker` (an HTML comment in its text), made or brought up to date; its address."""
+
+    def set_status(self, sha: str, context: str, state: str, description: str, url: str | None = None) -> None:
+        """A commit's status under `context`: `pending`, `success`, `failure` or `error`. A repeat of the same is not sent."""
+
+    def deploy(self, sha: str, environment: str, description: str) -> int:
+        """The deployment of a commit to an environment, made if it is not there; its id."""
+
+    def set_deployment(self, deployment: int, state: str, description: str, url: str | None = None) -> None:
+        """A deployment's state: `queued`, `in_progress`, `success`, `failure`, `error` or `inactive`. A repeat is not sent."""
+
+
 # ---------------------------------------------------------------- the store
 
 

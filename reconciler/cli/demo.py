@@ -23,7 +23,7 @@ def demo(root: Path, fleet: Path, keep_running: bool) -> None:
 
     The controller and the agents are the real ones; time is stepped. The folder is left for you to look at.
     """
-    from reconciler.simulate.demo import Demo
+    from reconciler.demo.story import Demo
 
     # Ctrl-C and SIGTERM both end the controller too, also where a shell has started this in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)

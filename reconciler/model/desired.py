@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.alias_generators import to_camel
 
 from reconciler.model.scalars import (
+    Bandwidth,
     Budget,
     BudgetField,
     CameraAddress,
@@ -109,6 +110,9 @@ class FleetSpec(Part):
         default=(), description="Fingerprints of the keys that sign releases; narrows the controller's settings"
     )
     window: Window = Field(default=Window(start=120, end=240), description="Maintenance window of sites that set none")
+    uplink: Bandwidth | None = Field(
+        default=None, description="Line of sites that name none: how fast a release reaches them"
+    )
     report_every: Duration = Field(default=60, description="How often a device reports")
     stale_after: Duration = Field(default=900, description="Silence after which a device counts as offline")
     critical_for: Duration = Field(default=600, description="Unbroken critical health after which a device has failed")
@@ -229,6 +233,9 @@ class SiteSpec(Part):
         description="Names of the site's devices"
     )
     window: Window | None = Field(default=None, description="Maintenance window; the fleet's unless said")
+    uplink: Bandwidth | None = Field(
+        default=None, description="The site's line, shared by its devices; the fleet's unless said"
+    )
     lab: Flag = Field(default=False, description="A lab site: never drawn for a percentage, not counted")
     suspended: Flag = Field(default=False, description="Nothing is done here, and nothing here is counted")
     pin: Pin | None = Field(default=None, description="Sets devices of this site apart")

@@ -44,6 +44,7 @@ class Artifact(Part):
 
     state: ArtifactState = ArtifactState.ABSENT
     digest: Digest | None = None
+    size: Count | None = Field(default=None, description="Bytes that a device downloads: the packed image")
 
 
 class RunningApp(Part):

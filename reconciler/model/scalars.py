@@ -21,12 +21,14 @@ _TIME_OF_DAY = re.compile(r"^([01]\d|2[0-3]):([0-5]\d)$", re.ASCII)
 _RELEASE = re.compile(r"^v(0|[1-9]\d{0,8})(?:\.(0|[1-9]\d{0,8}))?(?:\.(0|[1-9]\d{0,8}))?$", re.ASCII)
 _VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,62}$", re.ASCII)
 _PERCENT = re.compile(r"^(\d{1,3})%$", re.ASCII)
+_BANDWIDTH = re.compile(r"^(\d{1,6}(?:\.\d{1,3})?)(k|M|G)bit$", re.ASCII)
 _INSTANT = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:[Zz]|[+-]\d{2}:\d{2})$", re.ASCII)
 
 _MOST = 999_999_999
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+BANDWIDTH_PATTERN = r"^\d{1,6}(\.\d{1,3})?[kMG]bit$"
 DURATION_PATTERN = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?$"
 TIME_PATTERN = r"^(([01]\d|2[0-3]):[0-5]\d|24:00)$"
 RELEASE_PATTERN = _RELEASE.pattern
@@ -67,6 +69,27 @@ def format_duration(seconds: int) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts)
+
+
+def parse_bandwidth(value: Any) -> int:
+    """`512kbit`, `20Mbit`, `1.5Gbit` → bits a second. An int is taken as bits a second already parsed."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _BANDWIDTH.fullmatch(value) if isinstance(value, str) else None
+    bits = round(float(match[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]]) if match is not None else 0
+    if bits <= 0:
+        raise ValueError(
+            f"{value!r} is not a bandwidth above zero; write bits a second with their unit, as 512kbit, 20Mbit or 1Gbit"
+        )
+    return bits
+
+
+def format_bandwidth(bits: int) -> str:
+    """Bits a second → the largest unit that shows it in full: 20000000 → `20Mbit`."""
+    for unit, size in (("G", 1_000_000_000), ("M", 1_000_000)):
+        if bits >= size:
+            return f"{bits / size:.3f}".rstrip("0").rstrip(".") + f"{unit}bit"
+    return f"{bits / 1000:.3f}".rstrip("0").rstrip(".") + "kbit"
 
 
 def parse_time_of_day(value: Any) -> int:
@@ -257,6 +280,14 @@ Duration = Annotated[
     WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN, "examples": ["90s", "15m", "48h", "1h30m"]}),
 ]
 """A length of time in whole seconds."""
+
+Bandwidth = Annotated[
+    int,
+    BeforeValidator(parse_bandwidth),
+    PlainSerializer(format_bandwidth, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": BANDWIDTH_PATTERN, "examples": ["512kbit", "20Mbit", "1Gbit"]}),
+]
+"""A line's speed in bits a second."""
 
 TimeOfDay = Annotated[
     int,

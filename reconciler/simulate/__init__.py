@@ -1,1 +1,1 @@
-"""Virtual time: the real controller and the real agent logic against simulated machines, in the demo and in tests."""
+"""Virtual time: the real loop, planner and agent against simulated machines, network and clock; and the forecast from it."""

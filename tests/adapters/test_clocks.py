@@ -12,8 +12,8 @@ import pytest
 
 from reconciler.adapters.clock_stepped import SteppedClock, from_micros, to_micros
 from reconciler.adapters.clock_system import SystemClock
+from reconciler.demo.director import Time
 from reconciler.ports import Clock, TerminalError
-from reconciler.simulate.director import Time
 
 T0 = datetime(2026, 1, 15, 1, 30, tzinfo=UTC)
 

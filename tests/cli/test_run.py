@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.adapters.sql import open_store
-from reconciler.simulate.ground import Ground
+from reconciler.demo.ground import Ground
 from tests.support.system import need
 
 FLEET = Path(__file__).resolve().parents[2] / "fleet"

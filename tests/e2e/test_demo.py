@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
+from reconciler.demo.story import APP, BAD, GOOD, NEW_APP, OLD, Demo
+from reconciler.demo.summary import Line, read_log
 from reconciler.model.observed import Snapshot
 from reconciler.planner import waves_of_sites
 from reconciler.planner.windows import calendar, micros
-from reconciler.simulate.demo import APP, BAD, GOOD, NEW_APP, OLD, Demo
-from reconciler.simulate.summary import Line, read_log
 from tests.e2e import leaks
 from tests.support.system import need
 

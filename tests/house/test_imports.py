@@ -25,7 +25,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "controller": frozenset({"model", "repo", "planner", "ports", "protocol"}),
     "server": frozenset({"model", "repo", "ports", "protocol", "controller"}),
     "simulate": frozenset({"model", "repo", "planner", "ports", "protocol", "agent", "controller"}),
-    "cli": frozenset({"__init__", "model", "repo", "planner", "ports", "protocol", "controller", "server", "simulate"}),
+    # What a merge will do: two desired states and a snapshot, told by the planner and the forecast.
+    "review": frozenset({"model", "repo", "planner", "ports", "protocol", "simulate"}),
+    # Changes to a fleet repo as a person would write them: edits that keep comments, a branch, a pull request.
+    "propose": frozenset({"model", "repo", "ports"}),
+    "demo": frozenset({"model", "repo", "planner", "ports", "protocol", "agent", "controller"}),
+    "cli": frozenset(
+        {"__init__", "model", "repo", "planner", "ports", "protocol", "controller", "server", "simulate"}
+        | {"review", "propose", "demo"}
+    ),
 }
 # Single modules that may import more than their part. Each says why.
 BESIDES: dict[str, tuple[frozenset[str], str]] = {
@@ -37,9 +45,9 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/signer.py": (frozenset({"adapters"}), "an entry point: the signer's own process"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
-    "reconciler/simulate/demo.py": (frozenset({"adapters", "server"}), "looks into the store, and revokes a token"),
-    "reconciler/simulate/ground.py": (frozenset({"adapters", "server"}), "makes tokens, pushes the app's releases"),
-    "reconciler/simulate/director.py": (frozenset({"adapters"}), "the other end of the stepped clock's socket"),
+    "reconciler/demo/story.py": (frozenset({"adapters", "server"}), "looks into the store, and revokes a token"),
+    "reconciler/demo/ground.py": (frozenset({"adapters", "server"}), "makes tokens, pushes the app's releases"),
+    "reconciler/demo/director.py": (frozenset({"adapters"}), "the other end of the stepped clock's socket"),
 }
 ENTRY_POINTS = ("reconciler/cli/",)
 PURE = ("model", "planner", "repo")

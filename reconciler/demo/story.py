@@ -29,15 +29,15 @@ from reconciler.agent.factory import install
 from reconciler.agent.oci import pull
 from reconciler.agent.transport import HttpTransport, Server
 from reconciler.agent.work import Timing
+from reconciler.demo.director import _PROGRAM, Controller, Director, Time, killer
+from reconciler.demo.ground import APP, REPORT_EVERY, STALE_AFTER, Ground
+from reconciler.demo.summary import read_log, rows, table, when
 from reconciler.model.observed import NO_CONFIG, DeviceObservation
 from reconciler.planner import waves_of_sites
 from reconciler.ports import TerminalError
 from reconciler.protocol.assignment import AppTarget
 from reconciler.protocol.signature import Verifier
 from reconciler.server.tokens import hash_token, make_token
-from reconciler.simulate.director import _PROGRAM, Controller, Director, Time, killer
-from reconciler.simulate.ground import APP, REPORT_EVERY, STALE_AFTER, Ground
-from reconciler.simulate.summary import read_log, rows, table, when
 
 DAYS = 21
 OLD, GOOD, BAD = "v1.4.1", "v1.4.2", "v1.4.3"
