@@ -176,7 +176,7 @@ class Exposure:
 
 
 def exposure(events: Iterable[Event], keys: Iterable[str]) -> Exposure:
-    """Over all instants, for some releases. A device counts from the decision that starts it until its wave proves it, or it leaves."""
+    """Over all instants, of some releases. A device counts from the word to start until its wave proves it, or it leaves."""
     wanted = frozenset(keys)
     on: dict[tuple[str | None, str], set[str]] = {}
     safe: set[tuple[str | None, str]] = set()
