@@ -267,6 +267,28 @@ class Forge(Protocol):
         """A deployment's state: `queued`, `in_progress`, `success`, `failure`, `error` or `inactive`. A repeat is not sent."""
 
 
+# ---------------------------------------------------------------- what a reviewer looks at (`review.ports`)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A branch: its name as a person writes it (`promote/v1.4.2`, `origin/promote/v1.4.2`), and the commit at its tip."""
+
+    name: str
+    sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A public OpenPGP key. `expires_at`: from then on nothing that it signs counts (the primary key's expiry, or that of the
+    last of its keys that can sign, whichever is first); None for never."""
+
+    fingerprint: str
+    user: str
+    expires_at: datetime | None
+    revoked: bool = False
+
+
 # ---------------------------------------------------------------- the store
 
 
