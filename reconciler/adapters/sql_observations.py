@@ -1,43 +1,25 @@
 """Rows of observations: folded reports in, marks of a tick merged in, facts applied. Called by `adapters.sql`.
 
-Two writers meet here. A report replaces the observation; a tick only adds its marks. So a tick's
-`Decision.observations` are read as patches: of each, the fields that were set explicitly and are marks (`MARKS`) are
-written over the row's current observation, whatever reports came in between; a mark set to None is cleared;
-everything else in the patch is ignored. Attempts merge by the higher count, rescues by key. Whoever folds a report
-reads and writes in one `Store.transaction`, and so keeps the marks that a tick has just set. Source: design §5, §6;
-contract, "Observed snapshot".
+A report replaces the observation; a tick only adds its marks (`model.amend`). Whoever folds a report reads and writes in one
+`Store.transaction`, and so keeps the marks that a tick has just set. Source: design §5, §6; contract, "Observed snapshot".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, Row, or_, select, update
 
-from reconciler.adapters.report_order import Boots, from_json, newer, to_json
 from reconciler.adapters.sql_engine import chunked, upsert
 from reconciler.adapters.sql_schema import counters, observations
+from reconciler.model.amend import amendments, forgotten
 from reconciler.model.observed import DeviceObservation
-from reconciler.model.plan import DeviceFact, Facts
+from reconciler.model.plan import Facts
+from reconciler.model.report_order import Boots, from_json, newer, to_json
 from reconciler.ports import Changes, TerminalError
-
-MARKS = (
-    "updating_to",
-    "updating_since",
-    "rebooting_since",
-    "restarting_app",
-    "restarting_since",
-    "configuring_since",
-    "health_before_update",
-)
-"""Fields that a tick may set on an observation. All others belong to the reports."""
-
-_UPDATE_ENDS: dict[str, Any] = {"updating_to": None, "updating_since": None, "rebooting_since": None}
-_RESTART_ENDS: dict[str, Any] = {"restarting_app": None, "restarting_since": None}
-_NO_ATTEMPT: Mapping[str, Mapping[str, None]] = {"configure": {"configuring_since": None}, "restart": _RESTART_ENDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,72 +139,9 @@ def everything(connection: Connection) -> tuple[DeviceObservation, ...]:
     return tuple(from_document(device, document) for device, document in connection.execute(query))
 
 
-def patched(current: DeviceObservation, patch: DeviceObservation) -> DeviceObservation:
-    """A tick's marks on the row's current observation; see the module."""
-    given = patch.model_fields_set
-    changes: dict[str, Any] = {name: getattr(patch, name) for name in MARKS if name in given}
-    if patch.failed_attempts:
-        counts = dict(current.failed_attempts)
-        for key, count in patch.failed_attempts.items():
-            counts[key] = max(count, counts.get(key, 0))
-        changes["failed_attempts"] = counts
-    if patch.rescued_from:
-        changes["rescued_from"] = {**current.rescued_from, **patch.rescued_from}
-    return current.model_copy(update=changes)
-
-
-def timed_out(current: DeviceObservation, fact: DeviceFact) -> DeviceObservation:
-    """Count one attempt and end the update or restart, unless a newer report has ended it already.
-
-    A configuration (`configure`), and a restart of an app that nobody asks for any more (`restart`), end without an attempt.
-    """
-    if fact.key in _NO_ATTEMPT:
-        return current.model_copy(update=_NO_ATTEMPT[fact.key])
-    app, at_sign, _ = fact.key.partition("@")
-    if at_sign:
-        if current.restarting_since is None or current.restarting_app not in (None, app):
-            return current
-        ends = _RESTART_ENDS
-    else:
-        if current.updating_to not in (None, fact.key):
-            return current
-        if current.updating_since is None and current.rebooting_since is None and current.updating_to is None:
-            return current
-        ends = _UPDATE_ENDS
-    count = current.failed_attempts.get(fact.key, 0) + 1
-    counted = {"failed_attempts": {**current.failed_attempts, fact.key: count}, "attempt_failed_at": fact.at}
-    return current.model_copy(update=ends | counted)
-
-
-def rescued(current: DeviceObservation, fact: DeviceFact) -> DeviceObservation:
-    """Write that the device was rescued from a release. The first instant stays."""
-    if fact.key in current.rescued_from:
-        return current
-    return current.model_copy(update={"rescued_from": {**current.rescued_from, fact.key: fact.at}})
-
-
-def _forgotten(current: DeviceObservation, closed: frozenset[str]) -> DeviceObservation:
-    if closed.isdisjoint(current.failed_attempts) and closed.isdisjoint(current.rescued_from):
-        return current
-    return current.model_copy(
-        update={
-            "failed_attempts": {k: v for k, v in current.failed_attempts.items() if k not in closed},
-            "rescued_from": {k: v for k, v in current.rescued_from.items() if k not in closed},
-        }
-    )
-
-
 def apply(connection: Connection, patches: Iterable[DeviceObservation], facts: Facts) -> None:
-    """Time-outs and rescues first, then marks (a plan may offer at once what it has just judged timed out), then what
-    closed releases leave behind. Rows that stay equal are not written."""
-    steps: list[tuple[str, Callable[[DeviceObservation], DeviceObservation]]] = []
-    for fact in facts.timeouts:
-        steps.append((fact.device, lambda current, fact=fact: timed_out(current, fact)))  # type: ignore[misc]
-    for fact in facts.rescues:
-        steps.append((fact.device, lambda current, fact=fact: rescued(current, fact)))  # type: ignore[misc]
-    for patch in patches:
-        steps.append((patch.name, lambda current, patch=patch: patched(current, patch)))  # type: ignore[misc]
-
+    """Time-outs, rescues and marks, then what closed releases leave behind. Rows that stay equal are not written."""
+    steps = amendments(patches, facts)
     closed = frozenset(facts.closed)
     touched = [*(device for device, _ in steps), *_holding(connection, closed)]
     before = read(connection, touched)
@@ -233,7 +152,7 @@ def apply(connection: Connection, patches: Iterable[DeviceObservation], facts: F
         after[device] = replace(after[device], observation=step(after[device].observation))
     if closed:
         for device, row in after.items():
-            after[device] = replace(row, observation=_forgotten(row.observation, closed))
+            after[device] = replace(row, observation=forgotten(row.observation, closed))
     write(connection, {device: row for device, row in after.items() if row != start[device]})
 
 

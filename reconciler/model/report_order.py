@@ -3,7 +3,7 @@
 Late, doubled and reordered reports are normal. Under one boot id the sequence must rise; a boot id never seen is
 newer; an earlier one must at least go beyond what it has sent before. Whether that last case is a straggler from
 before the reboot or a second device under the same name takes times to tell, and is decided by the controller's fold,
-which sees them. Called by `adapters.sql_observations`. Source: design §5, "A report: device, boot id, rising
+which sees them. Called by the stores. Source: design §5, "A report: device, boot id, rising
 sequence".
 """
 
