@@ -19,10 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
+from reconciler.controller.reports import Received, Recorded, record
 from reconciler.controller.status import status_of
 from reconciler.ports import PortError, TransientError
 from reconciler.server.answers import Guard, Refusal, refusal_of
-from reconciler.server.batch import Batcher, Received, Recorded, record
+from reconciler.server.batch import Batcher
 from reconciler.server.exchange import exchange
 from reconciler.server.limits import Lately, RateLimiter, read_body
 from reconciler.server.metrics import CONTENT_TYPE, Metrics

@@ -10,66 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from reconciler.controller.observe import fold
-from reconciler.model.observed import DeviceObservation
-from reconciler.ports import AssignmentRow, Store, TransientError
-from reconciler.protocol.report import Report
+from reconciler.ports import TransientError
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A report and the server's own instant of its receipt."""
-
-    report: Report
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What came of a report: whether it was taken (a late or doubled one is not), and the device's assignment."""
-
-    taken: bool
-    assignment: AssignmentRow | None
-
-
-def record(store: Store, batch: Sequence[Received], stale_after_s: float) -> list[Recorded | Exception]:
-    """Fold and record reports in one transaction. A report that does not fit the model fails alone, as a ValueError."""
-    devices = sorted({received.report.device for received in batch})
-    outcomes: list[bool | ValueError] = []
-    with store.transaction():
-        current: dict[str, DeviceObservation] = {name: row[0] for name, row in store.observed(devices).items()}
-        folded: dict[str, DeviceObservation] = {}
-        sequences: dict[str, tuple[str, int]] = {}
-        for received in batch:
-            report = received.report
-            before = current.get(report.device)
-            try:
-                after = fold(before, report, received.at, stale_after_s)
-            except ValueError as error:
-                outcomes.append(error)
-                continue
-            taken = after is not before
-            outcomes.append(taken)
-            if taken:
-                current[report.device] = folded[report.device] = after
-                # A rival's report changes what is known, but the recorded order is that of the present boot.
-                if after.boot is not None and after.boot.id == report.boot_id:
-                    sequences[report.device] = (report.boot_id, report.sequence)
-        store.observe(list(folded.values()), sequences=sequences)
-        assignments = store.assignments(devices)
-    return [
-        outcome if isinstance(outcome, ValueError) else Recorded(outcome, assignments.get(received.report.device))
-        for received, outcome in zip(batch, outcomes, strict=True)
-    ]
 
 
 class Batcher(Generic[T, R]):

@@ -7,34 +7,21 @@ fold's to decide, what a device shall do is the loop's; neither is touched here.
 from __future__ import annotations
 
 from datetime import datetime
-from functools import lru_cache
 
 import structlog
 from starlette.concurrency import run_in_threadpool
 
+from reconciler.controller.reports import Received, Recorded, answer_to, plain_answer
 from reconciler.ports import AssignmentRow, PortError
-from reconciler.protocol.assignment import Assignment
-from reconciler.protocol.bundle import Bundle, Root
 from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.exchange import Answer
 from reconciler.protocol.report import Report, ReportError
 from reconciler.server.answers import Refusal, refusal_of
-from reconciler.server.batch import Batcher, Received, Recorded
+from reconciler.server.batch import Batcher
 from reconciler.server.metrics import Metrics
-from reconciler.server.options import Options, Sources
+from reconciler.server.options import Options
 
 _log = structlog.get_logger("reconciler.server")
-
-
-@lru_cache(maxsize=64)
-def _leaves(root_document: bytes) -> int:
-    """How many assignments a root covers. A tick's devices share the root, so it is parsed once."""
-    return Root.from_bytes(root_document).count
-
-
-def bundle_of(row: AssignmentRow) -> Bundle:
-    """A stored assignment as the device receives it."""
-    return Bundle(row.document, row.index, _leaves(row.root), row.proof, row.root, row.signature)
 
 
 def parse_report(body: bytes, device: str) -> Report:
@@ -46,16 +33,6 @@ def parse_report(body: bytes, device: str) -> Report:
     if report.device != device:
         raise Refusal(403, "this token is not that device's", "report under the name that the token was made for")
     return report
-
-
-def wants_sources(report: Report, assignment: Assignment) -> bool:
-    """Whether the device still has something to fetch: an image that no good slot holds, or an app that it does not
-    run."""
-    image = assignment.image
-    held = {slot.digest for slot in report.slots.values() if slot.good}
-    if image is not None and image.digest not in held:
-        return True
-    return any(report.apps.get(name) != app.digest for name, app in assignment.apps.items())
 
 
 async def exchange(
@@ -86,27 +63,12 @@ async def exchange(
 
 def _answer(options: Options, report: Report, row: AssignmentRow | None, now: datetime) -> Answer:
     every = options.policy().report_every_s
-    plain = Answer(report_every_s=max(1, every), server_time=now)
-    # An expired assignment would be refused by the device: the loop issues the next one.
-    if row is None or row.expires_at <= now:
-        return plain
     try:
-        newer = report.serial is None or (row.epoch, row.n) > report.serial
-        assignment = Assignment.from_bytes(row.document)
-        sources = options.sources(assignment) if wants_sources(report, assignment) else Sources()
-        bundle = bundle_of(row) if newer else None
+        return answer_to(report, row, now, every, options.sources)
     except Malformed as error:
         _log.error("assignment unreadable", device=report.device, cause=error.reason)
-        return plain
     except PortError as error:
         # The device keeps what it has and asks again: a report was taken, and that is not undone by a store that is
         # down.
         _log.warning("no sources", device=report.device, cause=str(error))
-        return plain
-    return Answer(
-        bundle=bundle,
-        sources={kind: tuple(addresses) for kind, addresses in sources.addresses.items()},
-        report_every_s=plain.report_every_s,
-        server_time=now,
-        registry_token=sources.registry_token,
-    )
+    return plain_answer(every, now)

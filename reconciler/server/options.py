@@ -6,23 +6,15 @@ from worker threads and may block; what they raise as a `PortError` becomes an a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from reconciler.controller.reports import Sources
 from reconciler.ports import Store
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.exchange import SiteConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Where a device fetches what its assignment names: addresses by kind (`image`, `registry`), and a short-lived token for
-    the registry. Never stored, never logged: presigned addresses are credentials for as long as they hold."""
-
-    addresses: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    registry_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

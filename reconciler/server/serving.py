@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from reconciler.controller.reports import Sources
 from reconciler.model.desired import Desired
 from reconciler.ports import ImageStore, Secrets, TerminalError, TransientError
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.sums import parse_sums
 from reconciler.repo.render import UnusableSecret, render_site, resolve
-from reconciler.server.options import Policy, Sources
+from reconciler.server.options import Policy
 
 _URL_S = 3600
 

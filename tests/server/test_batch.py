@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from reconciler.adapters.sql import open_store
+from reconciler.controller.reports import Received, Recorded, record
 from reconciler.model.observed import DeviceObservation, Health
 from reconciler.model.plan import Facts
 from reconciler.ports import Decision, TransientError
-from reconciler.server.batch import Batcher, Received, Recorded, record
+from reconciler.server.batch import Batcher
 from tests.server.service import NOW, report
 
 DEVICE = "SITE-2847-1"

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import httpx
 
+from reconciler.controller.reports import Sources
 from reconciler.model.observed import DeviceObservation, Health
 from reconciler.model.plan import Facts
 from reconciler.ports import Decision, TerminalError, TransientError
 from reconciler.protocol.assignment import Assignment, ImageTarget
 from reconciler.protocol.exchange import Answer, SiteConfig
 from reconciler.protocol.report import Slot
-from reconciler.server.options import Limits, Policy, Sources
+from reconciler.server.options import Limits, Policy
 from tests.server.service import DIGEST, NOW, OTHER, assign, report, running
 
 DEVICE = "SITE-2847-1"
