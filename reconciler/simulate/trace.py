@@ -47,6 +47,8 @@ class Kind(StrEnum):
     HEARD = "heard"
     CRITICAL = "critical"
     WELL = "well"
+    STATE = "state"
+    """A wave's state for a release changed (`detail`: the state, and what holds it, as `waiting: wave-waits`)."""
     FAULT = "fault"
     """Something that the simulator did to the world (`detail`)."""
     QUIET = "quiet"
