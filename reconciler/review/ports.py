@@ -37,8 +37,9 @@ class Revisions(Protocol):
     def merged(self, base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
         """Three texts merged as git would; None where they conflict."""
 
-    def unmerged(self, into: str, pattern: str) -> Sequence[Branch]:
-        """Branches, local and remote-tracking, that match a glob and have commits that `into` lacks, by name; one a commit."""
+    def unmerged(self, into: Sequence[str], pattern: str) -> Sequence[Branch]:
+        """Branches, local and remote-tracking, that match a glob and have commits that none of `into` has, newest first; one a
+        commit."""
 
 
 class Keyrings(Protocol):
