@@ -17,7 +17,8 @@ from reconciler.agent.hardware import Hardware, HardwareError
 from reconciler.agent.judge import Verify, judge
 from reconciler.agent.machine import PHASES, State
 from reconciler.agent.notes import Notes
-from reconciler.agent.state import StateFile
+from reconciler.agent.state import MemoryStore, StateFile
+from reconciler.agent.supply import DiskSupply, Supply
 from reconciler.agent.transport import Transport, TransportError
 from reconciler.agent.work import Timing, Work
 from reconciler.protocol.assignment import Assignment
@@ -52,16 +53,25 @@ class Agent:
         timing: Timing | None = None,
         verify: Verify = verify_detached,
         disk: Disk | None = None,
+        supply: Supply | None = None,
+        memory: MemoryStore | None = None,
     ) -> None:
-        """Raises state.StateError where the state file cannot be read, HardwareError where the machine cannot be."""
+        """`supply` and `memory` are files below the hardware's folders, by way of `disk`, unless given.
+
+        Raises state.StateError where the memory cannot be read, HardwareError where the machine cannot be.
+        """
         self.identity = identity
         self._hardware, self._transport, self._verify = hardware, transport, verify
         self._timing = timing or Timing()
-        self._disk = disk or Disk()
-        self.notes = Notes(StateFile(hardware.state_folder() / "state.json", self._disk))
-        self.work = Work(identity.device, hardware, transport, self.notes, self._disk, verify, self._timing)
+        disk = disk or Disk()
+        self.notes = Notes(memory or StateFile(hardware.state_folder() / "state.json", disk))
+        supply = supply or DiskSupply(hardware, transport, disk, verify)
+        self.work = Work(identity.device, hardware, transport, self.notes, supply, self._timing)
         self._boot_id = hardware.boot_id()
         self._exchange_at: datetime | None = None
+        self._told: Report | None = None
+        self.work_wakes_at: datetime | None = None
+        """When the work wants to go on, whatever becomes due of reports; None: with the next report."""
         self._report_every_s = FIRST_REPORT_EVERY_S
         self._failures = 0
         self.reached = False
@@ -84,7 +94,8 @@ class Agent:
             return self._step(now)
         except (HardwareError, OSError) as error:
             self.notes.refuse("device", "device-fault", str(error))
-            return now + timedelta(seconds=FAULT_WAIT_S)
+            self.work_wakes_at = now + timedelta(seconds=FAULT_WAIT_S)
+            return self.work_wakes_at
 
     def _step(self, now: datetime) -> datetime:
         # The boot is judged before the first report, so that no report speaks of a state that is not known yet.
@@ -93,7 +104,7 @@ class Agent:
         if self._is_due(now):
             self._exchange(now)
         phase = PHASES[self.work.state]
-        wake = self.work.advance(now)
+        self.work_wakes_at = wake = self.work.advance(now)
         # A new phase is told at once: the controller's timers (rebooting, in flight) depend on it.
         if PHASES[self.work.state] != phase and not self.leaving:
             self._exchange_at = now
@@ -107,21 +118,40 @@ class Agent:
         longest = timedelta(seconds=2 * max(LONGEST_SILENCE_S, self._report_every_s))
         return self._exchange_at - now > longest
 
+    # ------------------------------------------------------------ time that nobody has to play
+
+    @property
+    def reports_at(self) -> datetime | None:
+        """When the next report is due; None: at once."""
+        return self._exchange_at
+
+    def pass_reports(self, until: datetime, *, answered: bool) -> None:
+        """As if every report due before `until` had been sent and answered with nothing new, or had reached nobody.
+
+        For who steps many agents in virtual time, and knows that it was so. Sequence numbers are not taken for them.
+        """
+        while self._exchange_at is not None and self._exchange_at < until:
+            if not answered:
+                self._back_off(self._exchange_at)
+            elif self._timing.report_jitter:
+                self._exchange_at = self._later(self._exchange_at, self._report_every_s)
+            else:
+                every = timedelta(seconds=self._report_every_s)
+                self._exchange_at += -((self._exchange_at - until) // every) * every
+
     # ------------------------------------------------------------ the exchange
 
     def _exchange(self, now: datetime) -> None:
         """One report up, one answer down. What cannot be sent is sent later; what is refused changes nothing."""
+        report = self.report()
         try:
-            data = self._transport.exchange(self.report().to_bytes())
+            data = self._transport.exchange(report.to_bytes())
             answer = Answer.from_bytes(data)
         except (TransportError, Malformed) as error:
             self.reached, self.unreached_because = False, str(error)
-            self._failures = min(self._failures + 1, 10)
-            wanted = error.retry_after_s if isinstance(error, TransportError) else None
-            silence = max(self._report_every_s * 2 ** (self._failures - 1), wanted or 0)
-            self._exchange_at = self._later(now, min(silence, LONGEST_SILENCE_S))
+            self._back_off(now, error.retry_after_s if isinstance(error, TransportError) else None)
             return
-        self._failures, self.reached = 0, True
+        self._failures, self.reached, self._told = 0, True, report
         self._report_every_s = answer.report_every_s
         self._exchange_at = self._later(now, answer.report_every_s)
         if answer.sources:
@@ -154,6 +184,12 @@ class Agent:
             self.notes.settle("assignment")
             self.notes.keep_only(self.work.subjects(assignment))
 
+    def _back_off(self, now: datetime, at_least_s: float | None = None) -> None:
+        """Nobody was reached: report later, each time later."""
+        self._failures = min(self._failures + 1, 10)
+        silence = max(self._report_every_s * 2 ** (self._failures - 1), at_least_s or 0)
+        self._exchange_at = self._later(now, min(silence, LONGEST_SILENCE_S))
+
     def _later(self, now: datetime, seconds: float) -> datetime:
         """`now` and so many seconds, earlier or later by this device's own share of the jitter."""
         share = hashlib.sha256(f"{self.identity.device} {now.isoformat()}".encode()).digest()[0] / 127.5 - 1
@@ -161,8 +197,15 @@ class Agent:
 
     # ------------------------------------------------------------ the report
 
+    def has_news(self) -> bool:
+        """Whether a report would say anything now that the last one answered did not."""
+        return self._told is None or self._report(self._told.sequence) != self._told
+
     def report(self) -> Report:
         """What the device is now. Takes a sequence number."""
+        return self._report(self.notes.next_sequence())
+
+    def _report(self, sequence: int) -> Report:
         hardware, memory, work = self._hardware, self.notes.memory, self.work
         slots, booted, version = hardware.slots(), hardware.booted(), hardware.version()
         checks = hardware.healthcheck()
@@ -172,7 +215,7 @@ class Agent:
             device=self.identity.device,
             site=self.identity.site,
             boot_id=self._boot_id,
-            sequence=self.notes.next_sequence(),
+            sequence=sequence,
             serial=memory.last_serial,
             booted=booted,
             slots=slots,

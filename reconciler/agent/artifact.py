@@ -123,7 +123,7 @@ def prove(
 
 def download(
     proven: Proven, target: ImageTarget, sources: Sequence[str], transport: Transport, cache: Cache, disk: Disk
-) -> Iterator[None]:
+) -> Iterator[float]:
     """Fetch the image into the cache, resuming what is there; yields between chunks.
 
     Raises Refused (the bytes are wrong; what was fetched is removed) or TransportError (what was fetched stays).
@@ -137,7 +137,7 @@ def download(
             while data := file.read(READ):
                 digest.update(data)
                 have += len(data)
-                yield
+                yield 0.0
     else:
         disk.remove(part)
     if have < size:
@@ -153,7 +153,7 @@ def download(
                         file.write(data)
                         digest.update(data)
                         have += len(data)
-                        yield
+                        yield 0.0
                     disk.sync(file)
             except TransportError:
                 if url == urls[-1]:

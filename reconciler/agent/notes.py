@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from reconciler.agent.state import SEQUENCE_BLOCK, Intent, Memory, StateFile
+from reconciler.agent.state import SEQUENCE_BLOCK, Intent, Memory, MemoryStore
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.canonical import clip
 from reconciler.protocol.report import MAX_REFUSALS, REASON_CHARS, Check, Refusal, Serial
@@ -19,11 +19,11 @@ LONGEST_WAIT_S = 900
 
 
 class Notes:
-    """Memory with its file, refusals by subject, and waits by subject."""
+    """Memory with its store, refusals by subject, and waits by subject."""
 
-    def __init__(self, file: StateFile) -> None:
-        self._file = file
-        self.memory: Memory = file.load()
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.memory: Memory = store.load()
         self._sequence = self.memory.sequence_reserved
         self._refusals: dict[str, Refusal] = {}
         self._waits: dict[str, tuple[int, datetime]] = {}
@@ -40,7 +40,7 @@ class Notes:
 
     def remember(self, memory: Memory) -> None:
         """Make `memory` durable, then current. OSError: it is neither."""
-        self._file.save(memory)
+        self._store.save(memory)
         self.memory = memory
 
     def record_intent(self, intent: Intent, checks_before: tuple[Check, ...] | None = None) -> None:

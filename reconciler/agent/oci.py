@@ -63,7 +63,7 @@ class _Place:
 
 def pull(
     app: AppTarget, bases: Sequence[str], transport: Transport, token: str | None, folder: Path, disk: Disk
-) -> Iterator[None]:
+) -> Iterator[float]:
     """Fetch a release below `folder`; yields between chunks. Ends at once where it is there.
 
     Raises Refused (bytes that are not what a digest names) or TransportError (what was fetched stays and is resumed).
@@ -90,7 +90,7 @@ def pull(
     disk.rename(staging, final)
 
 
-def _pull_from(place: _Place, digest: str, staging: Path, disk: Disk) -> Iterator[None]:
+def _pull_from(place: _Place, digest: str, staging: Path, disk: Disk) -> Iterator[float]:
     data = place.manifest(digest)
     disk.replace(staging / _hex(digest), data)
     document = _document(data)
@@ -99,12 +99,12 @@ def _pull_from(place: _Place, digest: str, staging: Path, disk: Disk) -> Iterato
         data = place.manifest(digest)
         disk.replace(staging / _hex(digest), data)
         document = _document(data)
-    yield
+    yield 0.0
     for blob_digest, size in _blobs(document):
         yield from _fetch_blob(place, blob_digest, size, staging, disk)
 
 
-def _fetch_blob(place: _Place, digest: str, size: int, staging: Path, disk: Disk) -> Iterator[None]:
+def _fetch_blob(place: _Place, digest: str, size: int, staging: Path, disk: Disk) -> Iterator[float]:
     target, part = staging / _hex(digest), staging / f"{_hex(digest)}.part"
     if target.is_file() and target.stat().st_size == size:
         return
@@ -114,7 +114,7 @@ def _fetch_blob(place: _Place, digest: str, size: int, staging: Path, disk: Disk
             while data := file.read(1024 * 1024):
                 found.update(data)
                 have += len(data)
-                yield
+                yield 0.0
     else:
         disk.remove(part)
     if have < size or size == 0:
@@ -128,7 +128,7 @@ def _fetch_blob(place: _Place, digest: str, size: int, staging: Path, disk: Disk
                 file.write(data)
                 found.update(data)
                 have += len(data)
-                yield
+                yield 0.0
             disk.sync(file)
     if have != size or "sha256:" + found.hexdigest() != digest:
         disk.remove(part)

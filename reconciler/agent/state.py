@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from reconciler.agent.disk import Disk
 from reconciler.agent.judge import Accepted
@@ -77,8 +77,18 @@ def _newest(values: Mapping[str, Any], last: str) -> dict[str, Any]:
     return dict([*list(ordered.items())[-(MAX_ATTEMPTS - 1) :], (last, values[last])])
 
 
+class MemoryStore(Protocol):
+    """Where an agent's memory outlives it."""
+
+    def load(self) -> Memory:
+        """What is on record; an empty memory where there is none. StateError: unreadable."""
+
+    def save(self, memory: Memory) -> None:
+        """Make it durable, whole or not at all. OSError: what was on record stands."""
+
+
 class StateFile:
-    """Loads and saves `Memory`."""
+    """`MemoryStore` in one file."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path = path

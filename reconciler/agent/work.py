@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from reconciler.agent import artifact, oci, writer
-from reconciler.agent.disk import Disk
+from reconciler.agent import writer
 from reconciler.agent.hardware import Hardware, HardwareError, ImageVersion
-from reconciler.agent.judge import Verify
 from reconciler.agent.machine import Effect, Event, State, follow
 from reconciler.agent.notes import Notes
 from reconciler.agent.state import Intent
+from reconciler.agent.supply import Job, Supply
 from reconciler.agent.transport import Transport, TransportError
 from reconciler.protocol.assignment import Assignment, ImageTarget
 from reconciler.protocol.canonical import Malformed, format_instant
@@ -58,8 +57,7 @@ class Work:
         hardware: Hardware,
         transport: Transport,
         notes: Notes,
-        disk: Disk,
-        verify: Verify,
+        supply: Supply,
         timing: Timing,
     ) -> None:
         self.state = State.BOOTING
@@ -68,9 +66,8 @@ class Work:
         self.registry_token: str | None = None
         self.target: str | None = None
         self._device, self._hardware, self._transport, self._notes = device, hardware, transport, notes
-        self._disk, self._verify, self._timing = disk, verify, timing
-        self._cache = artifact.Cache(hardware.state_folder() / "cache", disk)
-        self._job: Iterator[None] | None = None
+        self._supply, self._timing = supply, timing
+        self._job: Job | None = None
         self._image: ImageTarget | None = None
         self._app: str | None = None
         self._settling_since: datetime | None = None
@@ -98,7 +95,7 @@ class Work:
             Effect.SET_VERSION: self._set_version,
             Effect.CLEAR_INTENT: lambda _: notes.clear_intent(),
             Effect.COUNT_FAILURE: self._count_failure,
-            Effect.DROP_CACHE: lambda _: self._cache.clear(),
+            Effect.DROP_CACHE: lambda _: supply.drop_image(),
             Effect.BACK_OFF: self._back_off,
         }
 
@@ -211,7 +208,7 @@ class Work:
         if not may:
             return Event.NOTHING, wake
         held = slots[self._inactive()].digest == image.digest
-        if not held and self._cache.find(image) is None:
+        if not held and not self._supply.has_image(image):
             event: Event = Event.FETCH
         else:
             opens = self._opens(assignment, now)
@@ -240,8 +237,7 @@ class Work:
             may, wake = self._may_try(key, now)
             if may:
                 self.target, self._app = key, name
-                here = self._hardware.app_folder(name) / app.digest.replace("sha256:", "")
-                return (Event.RESTART if here.is_dir() else Event.PULL), None
+                return (Event.RESTART if self._supply.has_app(name, app) else Event.PULL), None
             if wake is not None:
                 wakes.append(wake)
         return Event.NOTHING, min(wakes, default=None)
@@ -270,14 +266,23 @@ class Work:
         assignment = self._notes.assignment
         return assignment is None or assignment.image != self._image or assignment.expires_at <= now
 
-    def _run(self, job: Iterator[None], now: datetime, subject: str) -> Found:
-        """Go on with a job for a slice of real time. What went wrong is noted under `subject`."""
-        self._job = job
+    def _go_on(self, job: Job, now: datetime) -> datetime | None:
+        """Go on with a job for a slice of real time. When to go on with it again, or None: it is done. What it raises
+        passes through."""
         ends = time.monotonic() + self._timing.slice_s
+        self._job = None
+        for wait_s in job:
+            if wait_s > 0 or time.monotonic() >= ends:
+                self._job = job
+                return now + timedelta(seconds=wait_s)
+        return None
+
+    def _run(self, job: Job, now: datetime, subject: str) -> Found:
+        """As `_go_on`, as an activity. What went wrong is noted under `subject`."""
         try:
-            for _ in job:
-                if time.monotonic() >= ends:
-                    return Event.MORE, now
+            again_at = self._go_on(job, now)
+            if again_at is not None:
+                return Event.MORE, again_at
         except Refused as error:
             self._notes.refuse(subject, error.code, error.reason, self._notes.serial)
             return Event.REFUSED, None
@@ -298,21 +303,14 @@ class Work:
         image = self._image
         if image is None or self._dropped(now):
             return Event.OBSOLETE, None
-        return self._run(self._job or self._fetching(image, now), now, image.release)
-
-    def _fetching(self, image: ImageTarget, now: datetime) -> Iterator[None]:
-        sources, hardware = self.sources.get("image", ()), self._hardware
-        keyring = hardware.keyring("release")
-        proven = artifact.prove(image, sources, self._transport, keyring, self._verify, hardware.slot_bytes(), now)
-        yield
-        yield from artifact.download(proven, image, sources, self._transport, self._cache, self._disk)
+        job = self._job or self._supply.fetch_image(image, self.sources.get("image", ()), now)
+        return self._run(job, now, image.release)
 
     def _check(self, now: datetime) -> Found:
-        image, slot = self._image, self._inactive()
+        image = self._image
         if image is None or self._dropped(now):
             return Event.OBSOLETE, None
-        size = self._hardware.slot_size(slot)
-        return self._run(self._job or writer.read_back(slot, image.digest, size, self._hardware), now, image.release)
+        return self._run(self._job or self._supply.check_slot(self._inactive(), image), now, image.release)
 
     def _write(self, now: datetime) -> Found:
         image = self._image
@@ -320,12 +318,9 @@ class Work:
         assignment = self._notes.assignment
         if image is None or assignment is None or assignment.image != image:
             return Event.OBSOLETE, None
-        if self._job is None:
-            found = self._cache.find(image)
-            if found is None:
-                return Event.OBSOLETE, None
-            self._job = writer.write_image(*found, self._inactive(), self._hardware)
-        return self._run(self._job, now, image.release)
+        if self._job is None and not self._supply.has_image(image):
+            return Event.OBSOLETE, None
+        return self._run(self._job or self._supply.write_image(image, self._inactive()), now, image.release)
 
     def _await_reboot(self, now: datetime) -> Found:
         assignment = self._notes.assignment
@@ -366,8 +361,9 @@ class Work:
         intent = self._notes.memory.intent
         try:
             if intent is None:
-                self._apply_config()
-                return Event.MORE, now
+                self._job = self._supply.apply_config(self._fetch_config())
+            if self._job is not None:
+                return Event.MORE, self._go_on(self._job, now) or now
             # Cut off before it was in force: nothing to judge or to put back; it is looked for again.
             if self._hardware.config_digest() != intent.digest:
                 return Event.DONE, None
@@ -386,7 +382,8 @@ class Work:
             self._hardware.restore_config(intent.before)
         return event, wake
 
-    def _apply_config(self) -> None:
+    def _fetch_config(self) -> SiteConfig:
+        """The assigned configuration; that it is about to be put in force is written down."""
         assignment, before = self._notes.assignment, self._hardware.config_digest()
         config = SiteConfig.from_bytes(self._transport.config())
         if assignment is None or config.digest != assignment.config:
@@ -397,7 +394,7 @@ class Work:
             "config", _config_key(config.digest), config.digest, self._notes.serial, before=before, checks=checks
         )
         self._notes.record_intent(intent)
-        self._hardware.apply_config(config)
+        return config
 
     # ------------------------------------------------------------ apps
 
@@ -408,23 +405,22 @@ class Work:
             return Event.OBSOLETE, None
         if f"{name}@{app.version}" != self.target:
             return Event.OBSOLETE, None
-        if self._job is None:
-            bases, folder = self.sources.get("registry", ()), self._hardware.app_folder(name)
-            self._job = oci.pull(app, bases, self._transport, self.registry_token, folder, self._disk)
-        return self._run(self._job, now, self.target)
+        sources, token = self.sources.get("registry", ()), self.registry_token
+        return self._run(self._job or self._supply.pull_app(name, app, sources, token), now, self.target)
 
     def _restart(self, now: datetime) -> Found:
         intent, running = self._notes.memory.intent, self._hardware.apps()
+        if self._job is not None and intent is not None:
+            return self._start(self._job, intent, now)
         if intent is None:
             name, assignment = self._app, self._notes.assignment
             app = assignment.apps.get(name) if assignment and name else None
             if name is None or app is None or f"{name}@{app.version}" != self.target:
                 return Event.OBSOLETE, None
             checks, before = self._hardware.healthcheck(), running.get(name)
-            self._notes.record_intent(
-                Intent("app", self.target, app.digest, self._notes.serial, app=name, before=before, checks=checks)
-            )
-            return self._switch_app(name, app.digest, before, now)
+            intent = Intent("app", self.target, app.digest, self._notes.serial, app=name, before=before, checks=checks)
+            self._notes.record_intent(intent)
+            return self._start(self._supply.start_app(name, app.digest), intent, now)
         if intent.app is None or running.get(intent.app) != intent.digest:
             return Event.OBSOLETE, None
         event, wake = self._settle(now)
@@ -432,14 +428,15 @@ class Work:
             self._hardware.run_app(intent.app, intent.before)
         return event, wake
 
-    def _switch_app(self, name: str, digest: str, before: str | None, now: datetime) -> Found:
+    def _start(self, job: Job, intent: Intent, now: datetime) -> Found:
+        """Go on with the start of an app; what ran before runs again where it fails."""
         try:
-            self._hardware.run_app(name, digest)
+            return Event.MORE, self._go_on(job, now) or now
         except HardwareError as error:
-            self._notes.refuse(self.target or name, "restart-failed", str(error), self._notes.serial)
-            self._hardware.run_app(name, before)
+            app = intent.app or ""
+            self._notes.refuse(self.target or app, "restart-failed", str(error), self._notes.serial)
+            self._hardware.run_app(app, intent.before)
             return Event.FAILED, None
-        return Event.MORE, now
 
     # ------------------------------------------------------------ counting and waiting
 

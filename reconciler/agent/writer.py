@@ -28,7 +28,7 @@ class Spoiled(Exception):
     """What stands in the slot is not what should: the disk, not the artifact, is at fault."""
 
 
-def write_image(proven: Proven, packed: Path, slot: str, hardware: Hardware) -> Iterator[None]:
+def write_image(proven: Proven, packed: Path, slot: str, hardware: Hardware) -> Iterator[float]:
     """Write `packed` to `slot` and record it there; yields between chunks.
 
     Raises Refused (the packed file is not the proven one any more), Spoiled, or HardwareError. The packed file is
@@ -36,7 +36,7 @@ def write_image(proven: Proven, packed: Path, slot: str, hardware: Hardware) -> 
     """
     manifest = proven.manifest
     for _ in _checked(proven, packed):
-        yield
+        yield 0.0
     hardware.forget_slot(slot)
     digest, size = hashlib.sha256(), 0
     writer = hardware.open_slot(slot)
@@ -47,7 +47,7 @@ def write_image(proven: Proven, packed: Path, slot: str, hardware: Hardware) -> 
                 raise Refused("image-size", f"the image unpacks to more than {manifest.image_size} bytes")
             digest.update(data)
             writer.write(data)
-            yield
+            yield 0.0
         if size != manifest.image_size:
             raise Refused("image-size", f"the image unpacks to {size} bytes, not to {manifest.image_size}")
         if f"sha256:{digest.hexdigest()}" != manifest.digest:
@@ -59,13 +59,13 @@ def write_image(proven: Proven, packed: Path, slot: str, hardware: Hardware) -> 
     hardware.record_slot(slot, manifest.release, manifest.digest, manifest.image_size)
 
 
-def read_back(slot: str, digest: str, size: int, hardware: Hardware) -> Iterator[None]:
+def read_back(slot: str, digest: str, size: int, hardware: Hardware) -> Iterator[float]:
     """Hash `size` bytes of a slot; yields between chunks. Raises Spoiled where they are not `digest`."""
     found, length = hashlib.sha256(), 0
     for data in hardware.read_slot(slot, size):
         found.update(data)
         length += len(data)
-        yield
+        yield 0.0
     if length != size or f"sha256:{found.hexdigest()}" != digest:
         raise Spoiled(f"slot {slot} does not hold what was written to it")
 
