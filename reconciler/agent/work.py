@@ -361,7 +361,7 @@ class Work:
         intent = self._notes.memory.intent
         try:
             if intent is None:
-                self._job = self._supply.apply_config(self._fetch_config())
+                return Event.MORE, self._go_on(self._supply.apply_config(self._fetch_config()), now) or now
             if self._job is not None:
                 return Event.MORE, self._go_on(self._job, now) or now
             # Cut off before it was in force: nothing to judge or to put back; it is looked for again.
