@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from reconciler.model.desired import Part
-from reconciler.model.scalars import Count, Digest, Flag, Instant, Name, Release, Version
+from reconciler.model.scalars import Bytes, Count, Digest, Flag, Instant, Name, Release, Version
 
 NO_CONFIG = "sha256:" + "0" * 64
 """Recorded of a device that says it has no configuration: it reports another one than it should have, and is sent its own.
@@ -44,7 +44,7 @@ class Artifact(Part):
 
     state: ArtifactState = ArtifactState.ABSENT
     digest: Digest | None = None
-    size: Count | None = Field(default=None, description="Bytes that a device downloads: the packed image")
+    size: Bytes | None = Field(default=None, description="Bytes that a device downloads: the packed image")
 
 
 class RunningApp(Part):

@@ -25,6 +25,8 @@ _BANDWIDTH = re.compile(r"^(\d{1,6}(?:\.\d{1,3})?)(k|M|G)bit$", re.ASCII)
 _INSTANT = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:[Zz]|[+-]\d{2}:\d{2})$", re.ASCII)
 
 _MOST = 999_999_999
+_MOST_BYTES = 2**53 - 1
+"""The largest whole number that every JSON reader keeps exactly."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
@@ -229,6 +231,13 @@ def _count(value: Any) -> int:
     return number
 
 
+def _bytes(value: Any) -> int:
+    number = _whole(value)
+    if number > _MOST_BYTES:
+        raise ValueError(f"{value!r} is too large; write a whole number of bytes up to {_MOST_BYTES}")
+    return number
+
+
 def _percentage(value: Any) -> int:
     number = _whole(value[:-1] if isinstance(value, str) and value.endswith("%") else value)
     if not 1 <= number <= 100:
@@ -353,6 +362,10 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Flag = Annotated[bool, BeforeValidator(_boolean)]
 Count = Annotated[int, BeforeValidator(_count), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": _MOST})]
 """How often something happened."""
+Bytes = Annotated[
+    int, BeforeValidator(_bytes), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": _MOST_BYTES})
+]
+"""How large something is."""
 Percentage = Annotated[
     int,
     BeforeValidator(_percentage),
