@@ -15,7 +15,7 @@ from pathlib import Path
 
 from reconciler.controller.evidence import evidence_of
 from reconciler.controller.gather import World
-from reconciler.controller.jobs import Finished, Jobs
+from reconciler.controller.jobs import Finished, Worker
 from reconciler.controller.promotion import commit_that_raised
 from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import Action, ActionKind, Plan
@@ -46,7 +46,7 @@ class Hands:
 class Executor:
     """Takes actions whose intents are open. Knows what is stalled; a restart tries that once more."""
 
-    def __init__(self, hands: Hands, jobs: Jobs) -> None:
+    def __init__(self, hands: Hands, jobs: Worker) -> None:
         self._hands, self._jobs = hands, jobs
         self._stalled: dict[str, tuple[str, str]] = {}
         self._tried: dict[int, str] = {}

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 from reconciler.ports import Intent, PortError, TerminalError, TransientError
 
@@ -22,6 +23,23 @@ class Finished:
     intent: Intent
     detail: str = ""
     error: PortError | None = None
+
+
+class Worker(Protocol):
+    """Who does the work: a thread (`Jobs`), or virtual time."""
+
+    def submit(self, intent: Intent, work: Callable[[], str]) -> None:
+        """Start the work when its turn comes. An intent that waits, runs or is not collected yet is not taken twice."""
+
+    def collect(self) -> list[Finished]:
+        """What has finished since the last call. Called by the loop alone."""
+
+    def holds(self, intent: Intent) -> bool:
+        """Whether the intent waits, runs, or is not collected yet."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits, runs, or is not collected yet."""
 
 
 class Jobs:
@@ -43,7 +61,7 @@ class Jobs:
             return
         self._held.add(intent.id)
         if self._inline:
-            self._finished.put(_run(intent, work))
+            self._finished.put(run(intent, work))
             return
         # Held from here on, not from when the thread gets to it: a stepped clock must not jump in between.
         hold = self._working()
@@ -87,11 +105,12 @@ class Jobs:
 
     def _work(self) -> None:
         while (item := self._waiting.get()) is not None:
-            self._finished.put(_run(*item))
+            self._finished.put(run(*item))
             self._wake()
 
 
-def _run(intent: Intent, work: Callable[[], str]) -> Finished:
+def run(intent: Intent, work: Callable[[], str]) -> Finished:
+    """Do a job's work; whatever it raises becomes its outcome."""
     try:
         return Finished(intent, work())
     except PortError as error:

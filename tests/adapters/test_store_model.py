@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from reconciler.adapters.sql import SqlStore, open_store
+from reconciler.adapters.sql import open_store
 from reconciler.model.observed import DeviceObservation
 from reconciler.model.plan import DeviceFact, Facts, VerdictFact
-from reconciler.ports import Decision, TerminalError
+from reconciler.ports import Decision, Store, TerminalError
 from tests.adapters.store_contract import NOW, decision, flash
 
 DEVICES = st.sampled_from(["A", "B", "C"])
@@ -30,7 +30,7 @@ class StoreModel(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="store-model-"))
-        self.store: SqlStore = open_store(self.folder / "store.db")
+        self.store: Store = self.open_store()
         self.epoch = self.store.begin_epoch()
         self.devices: dict[str, dict[str, Any]] = {}
         self.boots: dict[str, dict[str, int]] = {}
@@ -39,6 +39,10 @@ class StoreModel(RuleBasedStateMachine):
         self.open_keys: list[str] = []
         self.last_serial = 0
         self.cursor, self.seen_changes = 0, {}
+
+    def open_store(self) -> Store:
+        """The store, as another process would open it."""
+        return open_store(self.folder / "store.db")
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -129,7 +133,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule()
     def reopen_and_take_over(self) -> None:
         self.store.close()
-        self.store = open_store(self.folder / "store.db")
+        self.store = self.open_store()
         old, self.epoch = self.epoch, self.store.begin_epoch()
         with pytest.raises(TerminalError):
             self.store.record(old, decision(flash("A", "v9")))
