@@ -43,6 +43,8 @@ HOST_PATTERN = rf"^(?:{_HOST_NAME}|{_IPV6})$"
 CAMERA_PATTERN = rf"^(?:{_HOST_NAME}(?::\d{{1,5}})?|{_IPV6}|\[{_IPV6}\](?::\d{{1,5}})?)$"
 
 _HOST = re.compile(HOST_PATTERN, re.ASCII)
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}", re.ASCII)
 _CAMERA = re.compile(
     rf"(?:(?P<host>{_HOST_NAME}|{_IPV6}(?!\]))|\[(?P<v6>{_IPV6})\])(?::(?P<port>\d{{1,5}}))?", re.ASCII
 )
@@ -179,6 +181,9 @@ def _is_host(value: str) -> bool:
         return False
     if ":" not in value and not value.rpartition(".")[2].isdigit():
         return True
+    # Most addresses are these; asking the library costs ten times as much.
+    if _IPV4.fullmatch(value):
+        return True
     try:
         ip_address(value)
     except ValueError:
@@ -198,6 +203,8 @@ def parse_host(value: Any) -> str:
 def parse_camera(value: Any) -> str:
     """A host with an optional port: `192.0.2.21`, `cam-3.example:8554`, `[2001:db8::1]:554`. Never a URL: it could hold a
     password."""
+    if isinstance(value, str) and _IPV4.fullmatch(value):
+        return value
     match = _CAMERA.fullmatch(value) if isinstance(value, str) else None
     if match is None or not _is_host(match["v6"] or match["host"]) or not 0 < int(match["port"] or 554) < 65536:
         shown = re.sub(r"[^/\s]*@", "…@", value) if isinstance(value, str) else value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -124,6 +125,7 @@ class Place:
     stem: str
 
 
+@lru_cache(maxsize=65536)
 def place_of(path: str) -> Place:
     """`sites/SITE-2847.yaml` → a Site named SITE-2847. Only the listed folders and files hold documents."""
     folder, _, name = path.rpartition("/")

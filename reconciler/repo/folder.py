@@ -17,6 +17,7 @@ from reconciler.repo.problem import Problem
 from reconciler.repo.reader import MAX_BYTES
 
 _DEEPEST = 2
+_ONCE = 16384
 _MODES = {stat.S_IFLNK: "120000", stat.S_IFREG: "100644"}
 
 
@@ -79,20 +80,34 @@ def _walk(root: Path, below: str, depth: int, scenarios: bool, files: Files) -> 
 
 def _add(root: Path, path: str, files: Files) -> None:
     """One file. Opened without following a link and without waiting for a pipe, whatever it became meanwhile."""
+    place = os.path.join(root, path)
     try:
-        status = os.lstat(root / path)
+        status = os.lstat(place)
         mode = _MODES.get(stat.S_IFMT(status.st_mode), "other")
         data = b""
         if mode == "100644" and status.st_size <= MAX_BYTES:
-            handle = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(handle, "rb") as file:
-                data = file.read(MAX_BYTES + 1)
+            handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                data = _whole(handle)
+            finally:
+                os.close(handle)
     except OSError as error:
         files.problems.append(_unreadable(path, error))
         return
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     files.contents[blob] = data
     files.entries.append(File(path, blob, mode, max(status.st_size, len(data))))
+
+
+def _whole(handle: int) -> bytes:
+    """The bytes of an open file, and one more than may be read where it has more. Most files are read by the first call."""
+    data = os.read(handle, _ONCE)
+    # A short read of a regular file is its end; the next call would only say so.
+    if len(data) < _ONCE:
+        return data
+    while len(data) <= MAX_BYTES and (more := os.read(handle, MAX_BYTES + 1 - len(data))):
+        data += more
+    return data
 
 
 def _unreadable(path: str, error: OSError) -> Problem:

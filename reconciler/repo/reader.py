@@ -28,6 +28,8 @@ from yaml.events import (
     StreamEndEvent,
 )
 
+from reconciler.repo.quick import quick
+
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_FAULTS = 500
@@ -75,6 +77,12 @@ class Refused(Exception):
 def read(data: bytes, *, max_bytes: int = MAX_BYTES) -> Data:
     """The data of the one document in `data`. Raises `Refused`, never anything else, whatever the bytes are."""
     _check_bytes(data, max_bytes)
+    plain = quick(data)
+    return plain if plain is not None else read_whole(data)
+
+
+def read_whole(data: bytes) -> Data:
+    """The same by the whole parser, which reads all of YAML. `data` is known to be text of a bearable size."""
     faults: list[Fault] = []
     try:
         value = _build(CParser(_join_surrogates(data)).get_event, faults)
