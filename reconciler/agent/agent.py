@@ -125,6 +125,15 @@ class Agent:
         """When the next report is due; None: at once."""
         return self._exchange_at
 
+    @property
+    def report_every_s(self) -> int:
+        """The interval that the server asked for last."""
+        return self._report_every_s
+
+    def report_from(self, first_at: datetime, every_s: int) -> None:
+        """Report first at `first_at`, as one that has reported every `every_s` seconds until then, and not at once."""
+        self._exchange_at, self._report_every_s = first_at, every_s
+
     def pass_reports(self, until: datetime, *, answered: bool) -> None:
         """As if every report due before `until` had been sent and answered with nothing new, or had reached nobody.
 
@@ -132,6 +141,7 @@ class Agent:
         """
         while self._exchange_at is not None and self._exchange_at < until:
             if not answered:
+                self.reached, self.unreached_because = False, "nobody could be reached"
                 self._back_off(self._exchange_at)
             elif self._timing.report_jitter:
                 self._exchange_at = self._later(self._exchange_at, self._report_every_s)
