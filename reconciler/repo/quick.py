@@ -1,9 +1,9 @@
 """Reads the plain part of YAML that fleet documents are mostly written in, several times as fast as a whole parser.
 
-A line is looked at once: fleets repeat most of theirs. Whatever is not surely plain (an anchor, a tag, an escape, text over
-several lines, a key twice, a tab, anything that is not ASCII, any doubt about indentation) is left to `reader`, which reads all of YAML
-and says what is wrong: None means "not for me", never "empty". What it does return is what `reader` would; a test holds the two to
-each other. Pure; called by `reader.read`.
+A line is looked at once: fleets repeat most of theirs. Whatever is not surely plain (an anchor, a tag, an escape, text
+over several lines, a key twice, a tab, what is not ASCII, any doubt about indentation) is left to `reader`, which reads all
+of YAML and says what is wrong: None means "not for me", never "empty". What it does return is what `reader` would; a test
+holds the two to each other. Pure; called by `reader.read`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,19 +12,85 @@ from tests.house.tree import ROOT
 FILES = sorted(path for folder in ("fleet", "tests") for path in (ROOT / folder).rglob("*.yaml"))
 # What plain YAML is made of, and what it is not: pieces that end up beside each other in any order.
 PIECES = st.sampled_from(
-    ["a", "b-1", "key", ":", ": ", " ", "  ", "\n", "\n  ", "\n    ", "- ", "-", "[", "]", "{", "}", ", ", ",", "#", " # c", '"', "'",
-     "v1.4.2", "02:00", "~", "null", "&x", "*x", "!t", "|", ">", "%", "@", "`", "\\", "\t", "\r", "\x07", "é", "---", "...", "?", "<<", "\ufeff"]
-)  # fmt: skip
+    [
+        "a",
+        "b-1",
+        "key",
+        ":",
+        ": ",
+        " ",
+        "  ",
+        "\n",
+        "\n  ",
+        "\n    ",
+        "- ",
+        "-",
+        "[",
+        "]",
+        "{",
+        "}",
+        ", ",
+        ",",
+        "#",
+        " # c",
+        '"',
+        "'",
+        "v1.4.2",
+        "02:00",
+        "~",
+        "null",
+        "&x",
+        "*x",
+        "!t",
+        "|",
+        ">",
+        "%",
+        "@",
+        "`",
+        "\\",
+        "\t",
+        "\r",
+        "\x07",
+        "é",
+        "---",
+        "...",
+        "?",
+        "<<",
+        "\ufeff",
+    ]
+)
 LINES = st.lists(
     st.tuples(
         st.sampled_from(["", "  ", "    ", " "]),
         st.sampled_from(
-            ["a: 1", "b:", "c: [x, y]", "- x", "- [a]", "d: {k: v, w: \"02:00\"}", "", "# c", "a: 'q' # c", "e: \"x: y\"", "f: a:b", "g: x # c",
-             "h: null", "- ~", "i: [~, \"\"]", "a:", "j: 10.0.0.1", "- k: v", "l: [a:b]", "m: x y", "n: a,b", "o: {k: v, k: w}"]
+            [
+                "a: 1",
+                "b:",
+                "c: [x, y]",
+                "- x",
+                "- [a]",
+                'd: {k: v, w: "02:00"}',
+                "",
+                "# c",
+                "a: 'q' # c",
+                'e: "x: y"',
+                "f: a:b",
+                "g: x # c",
+                "h: null",
+                "- ~",
+                'i: [~, ""]',
+                "a:",
+                "j: 10.0.0.1",
+                "- k: v",
+                "l: [a:b]",
+                "m: x y",
+                "n: a,b",
+                "o: {k: v, k: w}",
+            ]
         ),
     ),
     max_size=8,
-)  # fmt: skip
+)
 
 
 def agree(data: bytes) -> bool:
@@ -56,9 +120,28 @@ def test_it_agrees_on_pieces_in_any_order(pieces: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &x 1", "a: *x", "a: !t 1", "a: |\n  x", "a: 1\na: 2", "a: {k: 1, k: 2}", "a:\tb", "a: b\r\n", "a: é", "- x", "", "a: [b: c]",
-     "a: 'it''s'", 'a: "\\n"', "a: b\n  c", "? a", "<<: b", "a: b\n c: d", "a: [x,\n y]"],
-)  # fmt: skip
+    [
+        "a: &x 1",
+        "a: *x",
+        "a: !t 1",
+        "a: |\n  x",
+        "a: 1\na: 2",
+        "a: {k: 1, k: 2}",
+        "a:\tb",
+        "a: b\r\n",
+        "a: é",
+        "- x",
+        "",
+        "a: [b: c]",
+        "a: 'it''s'",
+        'a: "\\n"',
+        "a: b\n  c",
+        "? a",
+        "<<: b",
+        "a: b\n c: d",
+        "a: [x,\n y]",
+    ],
+)
 def test_what_is_not_plain_is_left_to_the_whole_reader(text: str) -> None:
     assert quick.quick(text.encode()) is None
 
