@@ -158,7 +158,7 @@ class Assigner:
         target = None if site is None else _target(world, action, artifact, wave_of(site))
         if target is None or site is None:
             return None
-        window = self._window(world.desired, site, world.now)
+        window = self.window(world.desired, site, world.now)
         # The plan has decided that it may start now. Where the window is shut, that is a waiver.
         is_open = any(start <= world.now < end for start, end in window)
         return Draft(device, target, window, waived=not is_open)
@@ -171,7 +171,8 @@ class Assigner:
             )
         return self._sites[1].get(device)
 
-    def _window(self, desired: Desired, site: str, now: datetime) -> tuple[tuple[datetime, datetime], ...]:
+    def window(self, desired: Desired, site: str, now: datetime) -> tuple[tuple[datetime, datetime], ...]:
+        """The coming windows of a site, as an assignment names them."""
         spec = desired.sites[site]
         window = spec.window or desired.fleet.window
         at = micros(now)

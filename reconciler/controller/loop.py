@@ -92,7 +92,7 @@ class Loop:
             if more and spins < _SPIN:
                 continue
             spins = 0
-            self._parts.clock.wait(self._next_due(started))
+            self._parts.clock.wait(self.next_due(started))
             self._keep_apart(started)
         self._parts.log("stopped")
 
@@ -281,7 +281,7 @@ class Loop:
 
     # ------------------------------------------------ waiting
 
-    def _next_due(self, started: datetime) -> datetime:
+    def next_due(self, started: datetime) -> datetime:
         """The next instant at which a tick may find something to do, if nobody wakes the loop before."""
         parts, now = self._parts, self._parts.clock.now()
         instants = [started + timedelta(seconds=self._settings.interval)]

@@ -76,7 +76,7 @@ class Recorder:
                 if intent.action.kind in ON_DEVICES:
                     serial = serials.get(intent.action.fields["device"] or "", "")
                     self._store.finish(self.epoch, intent, "done", f"assignment {serial}", plan.at)
-        self._tell(plan, new)
+        self.tell(plan, new)
         return True
 
     def outcome(self, finished: Finished, now: datetime) -> TerminalError | None:
@@ -148,7 +148,8 @@ class Recorder:
         self._next_text = started + (_SELDOM * took if took > _LONG_S else 0)
         return text
 
-    def _tell(self, plan: Plan, new: Sequence[Intent]) -> None:
+    def tell(self, plan: Plan, new: Sequence[Intent]) -> None:
+        """Log a decision that was written: its facts, and the actions that are new."""
         facts = plan.facts
         for proof in facts.proofs:
             self._log("proof", wave=proof.wave, release=proof.key)

@@ -25,10 +25,20 @@ _SHOWN = 3
 class Source:
     """Keeps the commit in force. `epoch` is the writer's; the store keeps which commit is in force over restarts."""
 
-    def __init__(self, git: GitSource, store: Store, settings: Settings, poll: Poll, epoch: int) -> None:
+    def __init__(
+        self,
+        git: GitSource,
+        store: Store,
+        settings: Settings,
+        poll: Poll,
+        epoch: int,
+        *,
+        loaded: tuple[str, LoadResult] | None = None,
+    ) -> None:
         self._git, self._store, self._settings, self._epoch = git, store, settings, epoch
         self.poll = poll
-        self._loaded: tuple[str, LoadResult] | None = None
+        self.loaded = loaded
+        """The commit that was loaded last, and what came of it: the next one is loaded from there."""
         self._judged: str | None = None
         self.desired: Desired | None = None
 
@@ -88,7 +98,7 @@ class Source:
             self._judged = head.sha
             yield self._invalid(head.sha, result)
             return
-        beyond = self._beyond_what_is_allowed(result.desired)
+        beyond = self.beyond_what_is_allowed(result.desired)
         if beyond is not None:
             self._judged = head.sha
             yield Finding(Type.FLEET_VALID, False, "NotAllowed", f"{head.sha[:12]}: {beyond}; {self._in_force()}")
@@ -114,12 +124,12 @@ class Source:
 
     def _load(self, sha: str) -> LoadResult:
         """A commit's documents; of a commit after one that is loaded, only what changed is read."""
-        if self._loaded is None:
+        if self.loaded is None:
             result = load_tree(self._git.files(sha), self._git.blob)
         else:
-            before, known = self._loaded
+            before, known = self.loaded
             result = known if before == sha else load_changed(known, self._git.changed(before, sha), self._git.blob)
-        self._loaded = (sha, result)
+        self.loaded = (sha, result)
         return result
 
     def _load_mended(self, sha: str) -> LoadResult:
@@ -145,7 +155,7 @@ class Source:
         commit = self.desired.commit if self.desired is not None else None
         return f"{commit[:12]} stays in force" if commit else "nothing is in force"
 
-    def _beyond_what_is_allowed(self, desired: Desired) -> str | None:
+    def beyond_what_is_allowed(self, desired: Desired) -> str | None:
         """What of the fleet's document goes beyond the settings: it may narrow them, never widen."""
         fleet, allowed = desired.fleet, self._settings.allowed
         place = fleet.images if fleet.images.endswith("/") else f"{fleet.images}/"
