@@ -113,6 +113,27 @@ class GitSource(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class LineOrigin:
+    """The commit that wrote a line as it stands. `sha` is None where it is not committed yet; `at` is when it was authored.
+
+    `oldest`: history ends there (a shallow clone), so the line may be older.
+    """
+
+    sha: str | None
+    author: str | None = None
+    at: datetime | None = None
+    summary: str | None = None
+    oldest: bool = False
+
+
+class LineHistory(Protocol):
+    """Who wrote which line of a fleet repo's files."""
+
+    def lines(self, path: str, numbers: Sequence[int]) -> Mapping[int, LineOrigin]:
+        """Line numbers (from 1) of a file → where they come from. TransientError, TerminalError: git does not tell."""
+
+
 # ---------------------------------------------------------------- stores of releases, apps, secrets; the doorbell
 
 
