@@ -5,6 +5,9 @@ present instant into `SOCKET.now` (microseconds since the epoch, eight bytes, li
 asks `idle`; the answer comes once the controller waits with nothing to do, and names the instant it waits for. After a
 step it asks `time`. So the controller decides nothing about time but when it is idle, and one that was killed simply
 connects again. Where the director is gone for good, time has ended: `wait` raises TerminalError.
+
+With `every_s`, waits end on multiples of it since the epoch alone: what comes in between is heard at the next one, as the
+simulator's ticks are. `spend` lets work beside the loop take virtual time: a build its half hour.
 """
 
 from __future__ import annotations
@@ -38,8 +41,10 @@ def from_micros(value: int) -> datetime:
 class SteppedClock:
     """`ports.Clock` whose time a director owns. Safe from any thread. TerminalError: no director at `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, every_s: int | None = None) -> None:
         self._changed = threading.Condition()
+        self._every = None if every_s is None else timedelta(seconds=every_s)
+        self._sleeping: list[datetime] = []
         self._woken = self._waiting = self._gone = False
         self._until: datetime | None = None
         self._working = 0
@@ -69,10 +74,10 @@ class SteppedClock:
             self._changed.notify_all()
             try:
                 while True:
-                    if self._woken:
+                    if self._hears():
                         self._woken = False
                         return True
-                    if until is not None and self.now() >= until:
+                    if not self._before_until():
                         return False
                     if self._gone:
                         raise TerminalError("the director has gone, and time with it", needed_for="waiting")
@@ -96,6 +101,20 @@ class SteppedClock:
         finally:
             with self._changed:
                 self._working -= 1
+                self._changed.notify_all()
+
+    def spend(self, seconds: float) -> None:
+        """Let virtual time pass, in a thread that holds `working`; what waits behind it waits too. Returns early where the
+        director is gone: time has ended."""
+        due = self.now() + timedelta(seconds=seconds)
+        with self._changed:
+            self._sleeping.append(due)
+            self._changed.notify_all()
+            try:
+                while self.now() < due and not self._gone:
+                    self._changed.wait()
+            finally:
+                self._sleeping.remove(due)
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -124,12 +143,31 @@ class SteppedClock:
     def _idle(self) -> dict[str, object]:
         """Block until nothing is to be done before the instant that is waited for."""
         with self._changed:
-            while not (self._waiting and not self._woken and self._working == 0 and self._before_until()):
+            while not (self._waiting and not self._hears() and self._rests() and self._before_until()):
                 self._changed.wait()
-            return {"until": None if self._until is None else to_micros(self._until)}
+            instants = list(self._sleeping)
+            if self._until is not None:
+                instants.append(self._on_step(self._until))
+            if self._woken:
+                instants.append(self._on_step(self.now()))
+            return {"until": to_micros(min(instants)) if instants else None}
+
+    def _rests(self) -> bool:
+        """Whether nobody works beside the loop: nobody is there, or all wait for the one that lets time pass."""
+        if not self._sleeping:
+            return self._working == 0
+        return min(self._sleeping) > self.now()
+
+    def _hears(self) -> bool:
+        """Whether a wake was called, and is heard at this instant."""
+        return self._woken and self._on_step(now := self.now()) == now
 
     def _before_until(self) -> bool:
-        return self._until is None or self.now() < self._until
+        return self._until is None or self.now() < self._on_step(self._until)
+
+    def _on_step(self, instant: datetime) -> datetime:
+        """The first multiple of `every_s` at or after an instant."""
+        return instant if self._every is None else _EPOCH - (_EPOCH - instant) // self._every * self._every
 
     def _stepped(self) -> dict[str, object]:
         with self._changed:

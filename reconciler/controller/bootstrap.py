@@ -19,13 +19,14 @@ from reconciler.controller.conditions import Conditions, Type
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gatekeeper import ReleaseKeys, StateLock
 from reconciler.controller.gather import Gatherer, Polls
-from reconciler.controller.jobs import Jobs
+from reconciler.controller.jobs import Jobs, PacedJobs, Worker
 from reconciler.controller.loop import Loop, Parts
 from reconciler.controller.pace import Backoff, Poll
 from reconciler.controller.record import Recorder
 from reconciler.controller.source import Source
 from reconciler.model.desired import Desired
 from reconciler.model.observed import Snapshot
+from reconciler.model.plan import ActionKind
 from reconciler.planner.live import Live
 from reconciler.ports import (
     AssignmentSigner,
@@ -57,11 +58,21 @@ def make_clock(settings: s.Settings) -> tuple[Clock, Working]:
     if isinstance(settings.clock, s.SteppedClockSettings):
         from reconciler.adapters.clock_stepped import SteppedClock
 
-        stepped = SteppedClock(settings.clock.socket)
+        stepped = SteppedClock(settings.clock.socket, settings.clock.every)
         return stepped, stepped.working
     from reconciler.adapters.clock_system import SystemClock
 
     return SystemClock(), nullcontext
+
+
+def make_worker(settings: s.Settings, clock: Clock, jobs: Jobs) -> Worker:
+    """Who does long work: a thread, which takes virtual time where the settings say how much."""
+    if not isinstance(settings.clock, s.SteppedClockSettings) or not settings.clock.work:
+        return jobs
+    from reconciler.adapters.clock_stepped import SteppedClock
+
+    assert isinstance(clock, SteppedClock)
+    return PacedJobs(jobs, clock.spend, {ActionKind(kind): took for kind, took in settings.clock.work.items()})
 
 
 def make_folder(path: Path, needed_for: str) -> Path:
@@ -259,7 +270,7 @@ class Program:
             store=self.store,
             gatherer=self.gatherer,
             live=Live(),
-            executor=Executor(hands, self.jobs),
+            executor=Executor(hands, make_worker(settings, self.clock, self.jobs)),
             assigner=Assigner(self.store, valid_s=loop.assignment_valid, nights=loop.nights),
             recorder=Recorder(self.store, epoch, backoff, rng, log, journal_kept=loop.journal_kept),
             signer=make_assignment_signer(settings),

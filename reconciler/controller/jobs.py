@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from reconciler.model.plan import ActionKind
 from reconciler.ports import Intent, PortError, TerminalError, TransientError
 
 
@@ -107,6 +108,37 @@ class Jobs:
         while (item := self._waiting.get()) is not None:
             self._finished.put(run(*item))
             self._wake()
+
+
+class PacedJobs:
+    """`Jobs` under a clock that can be made to wait: each kind of work takes its time before its effect is there."""
+
+    def __init__(self, jobs: Jobs, spend: Callable[[float], None], durations_s: Mapping[ActionKind, int]) -> None:
+        self._jobs, self._spend, self._durations = jobs, spend, durations_s
+
+    def submit(self, intent: Intent, work: Callable[[], str]) -> None:
+        """Start the work when its turn comes, once its time has passed."""
+        seconds = self._durations.get(intent.action.kind, 0)
+
+        def paced() -> str:
+            if seconds:
+                self._spend(seconds)
+            return work()
+
+        self._jobs.submit(intent, paced)
+
+    def collect(self) -> list[Finished]:
+        """What has finished since the last call."""
+        return self._jobs.collect()
+
+    def holds(self, intent: Intent) -> bool:
+        """Whether the intent waits, runs, or is not collected yet."""
+        return self._jobs.holds(intent)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits, runs, or is not collected yet."""
+        return self._jobs.busy
 
 
 def run(intent: Intent, work: Callable[[], str]) -> Finished:

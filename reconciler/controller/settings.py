@@ -308,6 +308,12 @@ class SteppedClockSettings(Part):
 
     type: Literal["stepped"] = Field(description="Time owned by a director")
     socket: Path = Field(description="Unix socket of the director; its time is in the file beside it, SOCKET.now")
+    every: Duration | None = Field(
+        default=None, description="Ticks fall on multiples of this since the epoch. Without it, on any instant"
+    )
+    work: Mapping[Literal["build", "sign", "publish"], Duration] = Field(
+        default_factory=dict, description="How long building, signing and publishing take in this time; else none"
+    )
 
 
 class LoopSettings(Part):

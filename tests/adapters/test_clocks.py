@@ -137,3 +137,61 @@ def test_without_a_director_time_has_ended(tmp_path: Path) -> None:
 def test_instants_survive_the_file_to_the_microsecond() -> None:
     at = T0 + timedelta(microseconds=123457)
     assert from_micros(to_micros(at)) == at
+
+
+def test_with_steps_a_wait_ends_on_a_multiple_alone(director: Time, tmp_path: Path) -> None:
+    clock = SteppedClock(tmp_path / "s", every_s=10)
+    assert director.accept(5)
+    director.set(T0 + timedelta(seconds=3))
+    clock.wake()
+    thread, results = waiting(clock, T0 + timedelta(seconds=14))
+    assert director.ask("idle") == {"until": to_micros(T0 + timedelta(seconds=10))}
+    director.set(T0 + timedelta(seconds=10))
+    director.ask("time")
+    thread.join(5)
+    assert results == [True], "what woke it at :03 is heard at :10"
+    thread, results = waiting(clock, T0 + timedelta(seconds=14))
+    assert director.ask("idle") == {"until": to_micros(T0 + timedelta(seconds=20))}
+    director.set(T0 + timedelta(seconds=20))
+    director.ask("time")
+    thread.join(5)
+    assert results == [False]
+    clock.close()
+
+
+def test_work_that_takes_time_lets_it_pass_and_holds_it_again(director: Time, stepped: SteppedClock) -> None:
+    order: list[datetime] = []
+    ended = threading.Event()
+
+    def work() -> None:
+        stepped.spend(1800)
+        order.append(stepped.now())
+        ended.wait(5)
+
+    # One that works and one that waits behind it: neither keeps time from passing.
+    with stepped.working(), stepped.working():
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        waiter, _ = waiting(stepped, T0 + timedelta(hours=3))
+        answer: object = None
+        for _ in range(100):
+            answer = director.ask("idle") if stepped._sleeping else None
+            if answer:
+                break
+            time.sleep(0.01)
+        assert answer == {"until": to_micros(T0 + timedelta(minutes=30))}
+        director.set(T0 + timedelta(minutes=30))
+        director.ask("time")
+        answers: list[object] = []
+        asker = threading.Thread(target=lambda: answers.append(director.ask("idle")), daemon=True)
+        asker.start()
+        asker.join(0.2)
+        assert not answers and order == [T0 + timedelta(minutes=30)], "its work holds time still"
+        ended.set()
+        thread.join(5)
+        stepped.wake()
+        waiter.join(5)
+        waiting(stepped, None)
+    asker.join(5)
+    assert answers == [{"until": None}]
+    stepped.wake()
