@@ -1,0 +1,334 @@
+"""A review: everything that a merge will do, as one value. Pure: told both sides, what is observed and the instant of the merge.
+
+Joins the comparisons (`changes`, `moves`, `config`, `downloads`, `back`, `keys`, `overlap`) with two forecasts. Renders nothing
+but the JSON's shape; `summary`, `text` and `markdown` tell it to people. Called by `cli.diff`. Source: design §4 and §6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from reconciler.model.desired import Desired
+from reconciler.model.observed import Snapshot
+from reconciler.model.plan import Why
+from reconciler.model.scalars import format_instant
+from reconciler.repo.problem import Problem
+from reconciler.review.back import Return, returns
+from reconciler.review.calendar import (
+    ClockChange,
+    Place,
+    Run,
+    clock_changes,
+    entry_dict,
+    exposure_dict,
+    in_order,
+    never,
+    run_of,
+)
+from reconciler.review.changes import Change, changes_of
+from reconciler.review.config import Configurations, configurations
+from reconciler.review.downloads import Downloads, downloads
+from reconciler.review.keys import Keyring, Keys, keys_of
+from reconciler.review.moves import Moves, Standing, moves_of, standing
+from reconciler.review.overlap import Overlaps
+from reconciler.review.sides import Side, Sides, new_warnings
+from reconciler.simulate.trace import Held
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is known of the fleet: a snapshot, where it is from (None: assumed, a settled fleet at BASE), and when it was taken."""
+
+    snapshot: Snapshot
+    source: str | None
+    taken_at: datetime | None
+
+    def age(self, at: datetime) -> timedelta | None:
+        """How old it is at an instant; None where nobody can say, or where it is assumed."""
+        if self.source is None or self.taken_at is None:
+            return None
+        return max(at - self.taken_at, timedelta(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What was found beside the fleet's documents: keyrings, and branches."""
+
+    keyrings: Sequence[Keyring] = ()
+    keys_unread: str = "no keyring was named, and no recipe holds one"
+    overlaps: Overlaps = field(default_factory=lambda: Overlaps((), 0, unread="two folders have no branches"))
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """Everything. `likely` and `earliest` are None where nothing moves; they are one value where no device is silent."""
+
+    at: datetime
+    base: Side | None
+    head: Side
+    relation: str
+    observed: Observed
+    silent: int
+    changes: tuple[Change, ...]
+    moves: Moves
+    waves: tuple[str, ...]
+    wave_sites: Mapping[str, int]
+    configurations: Configurations
+    places: tuple[Place, ...]
+    by_merge: frozenset[Place]
+    earliest: Run | None
+    likely: Run | None
+    clock_changes: tuple[ClockChange, ...]
+    never: tuple[tuple[Place, tuple[Held, ...]], ...]
+    warnings: tuple[Problem, ...]
+    downloads: Downloads
+    returns: tuple[Return, ...]
+    keys: Keys
+    overlaps: Overlaps
+
+    @property
+    def kind(self) -> str:
+        """`promotion`, `rollback`, `promotion and rollback`, `configuration`, `policy`, or `nothing`."""
+        whys = {move.why for move in self.moves.moves}
+        back = bool(whys & {Why.ROLLBACK, Why.RESCUE})
+        if whys - {Why.ROLLBACK, Why.RESCUE}:
+            return "promotion and rollback" if back else "promotion"
+        if back:
+            return "rollback"
+        if self.configurations.sites:
+            return "configuration"
+        return "policy" if self.changes else "nothing"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole, as docs/reference/diff.md describes it."""
+        from reconciler.review.summary import summary
+
+        return {
+            "apiVersion": "fleet/v1",
+            "kind": "Review",
+            "at": format_instant(self.at),
+            "base": _side(self.base),
+            "head": _side(self.head),
+            "relation": self.relation,
+            "observed": self._observed(),
+            "change": self.kind,
+            "summary": summary(self),
+            "changes": [change.to_dict() for change in self.changes],
+            "moves": [move.to_dict() for move in self.moves.moves],
+            "siteMoves": [move.to_dict() for move in self.moves.sites],
+            "alreadyThere": dict(self.moves.there),
+            "underWay": dict(self.moves.pending),
+            "removedDevices": list(self.moves.removed),
+            "calendar": self._calendar(),
+            "exposure": {
+                "earliest": exposure_dict(self.earliest.exposure) if self.earliest else None,
+                "likely": exposure_dict(self.likely.exposure) if self.likely else None,
+            },
+            "neverPass": [
+                {"wave": wave, "release": key, "held": [_held(one) for one in held]} for (wave, key), held in self.never
+            ],
+            "warnings": [_problem(problem) for problem in self.warnings],
+            "downloads": self.downloads.to_dict(),
+            "rollback": [way.to_dict() for way in self.returns],
+            "keys": self.keys.to_dict(),
+            "overlaps": self.overlaps.to_dict(),
+            "configuration": {
+                "sites": self.configurations.sites,
+                "devices": self.configurations.devices,
+                "groups": [group.to_dict() for group in self.configurations.groups],
+            },
+        }
+
+    def _observed(self) -> dict[str, Any]:
+        age = self.observed.age(self.at)
+        taken = self.observed.taken_at
+        return {
+            "source": self.observed.source,
+            "assumed": self.observed.source is None,
+            "at": format_instant(taken) if taken is not None and self.observed.source is not None else None,
+            "ageSeconds": int(age.total_seconds()) if age is not None else None,
+            "silentDevices": self.silent,
+        }
+
+    def _calendar(self) -> dict[str, Any]:
+        runs = (self.earliest, self.likely)
+        ends = [
+            format_instant(run.finished_at) if run is not None and run.finished_at is not None else None for run in runs
+        ]
+        entries = [
+            {
+                "wave": place[0],
+                "release": place[1],
+                "byMerge": place in self.by_merge,
+                "earliest": entry_dict(self.earliest, place) if self.earliest is not None else None,
+                "likely": entry_dict(self.likely, place) if self.likely is not None else None,
+            }
+            for place in self.places
+        ]
+        changes = [change.to_dict() for change in self.clock_changes]
+        return {"entries": entries, "provenAt": {"earliest": ends[0], "likely": ends[1]}, "clockChanges": changes}
+
+
+def _side(side: Side | None) -> dict[str, Any] | None:
+    if side is None:
+        return None
+    commit = side.commit
+    return {
+        "name": side.label,
+        "commit": commit.sha if commit is not None else None,
+        "author": commit.author if commit is not None else None,
+    }
+
+
+def _held(held: Held) -> dict[str, Any]:
+    until = format_instant(held.until) if held.until is not None else None
+    return {"reason": held.reason, "message": held.message, "until": until}
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    return {
+        "file": problem.path,
+        "line": problem.line,
+        "column": problem.column,
+        "code": problem.code,
+        "message": problem.message,
+    }
+
+
+# ---------------------------------------------------------------- making it
+
+
+def assumed(base: Desired, at: datetime) -> Observed:
+    """A settled fleet: everybody healthy on what BASE asks for."""
+    from reconciler.simulate.start import settled
+
+    return Observed(settled(base, at), None, at)
+
+
+def observed_of(snapshot: Snapshot, source: str) -> Observed:
+    """A snapshot that was read. Without an instant of its own it is as old as the last that it heard."""
+    taken = snapshot.at
+    if taken is None:
+        taken = max((device.last_seen for device in snapshot.devices if device.last_seen is not None), default=None)
+        snapshot = snapshot.model_copy(update={"at": taken})
+    return Observed(snapshot, source, taken)
+
+
+def make(sides: Sides, observed: Observed | None, at: datetime, outside: Outside) -> Review:
+    """The review of a merge at `at`. `observed` None: a settled fleet at BASE is assumed."""
+    from reconciler.simulate.start import start_of
+
+    base, head = (sides.base.desired if sides.base is not None else None), sides.head.desired
+    if observed is None:
+        observed = assumed(base, at) if base is not None else Observed(Snapshot(at=at), None, at)
+    base, head, snapshot = _configured(base, head, observed)
+    commits = (base, head) if base is not None else (head,)
+    start = start_of(snapshot, at, *commits)
+    before = standing(base, start.observed, at) if base is not None else None
+    after = standing(head, start.observed, at)
+    moves = moves_of(before, after)
+    by_merge = frozenset((move.wave, move.key) for move in moves.moves if move.wave is not None) | _asked_anew(
+        base, head
+    )
+    changes = changes_of(sides)
+    places = by_merge | (moves.under_way if changes else frozenset())
+    silent = sum(device.silent for device in start.devices.values())
+    earliest, likely = _runs(base, head, snapshot, at, places, silent=silent)
+    until = max((run.finished_at or run.ended_at for run in (earliest, likely) if run is not None), default=at)
+    sites = sorted({site for move in moves.moves for site in move.sites})
+    return Review(
+        at=at,
+        base=sides.base,
+        head=sides.head,
+        relation=sides.relation,
+        observed=observed,
+        silent=silent,
+        changes=changes,
+        moves=moves,
+        waves=tuple(wave.name for wave in head.waves.waves),
+        wave_sites=_wave_sites(after),
+        configurations=configurations(base, head),
+        places=tuple(in_order(likely, places)) if likely is not None else (),
+        by_merge=by_merge,
+        earliest=earliest,
+        likely=likely,
+        clock_changes=clock_changes(head, sites, at, until) if likely is not None else (),
+        never=tuple(never(likely, in_order(likely, places))) if likely is not None else (),
+        warnings=tuple(new_warnings(sides)),
+        downloads=downloads(moves.moves, after, head, snapshot.artifacts),
+        returns=returns(moves.moves, after, head, snapshot.artifacts),
+        keys=keys_of(outside.keyrings, outside.keys_unread, head.fleet.release_keys, at, until),
+        overlaps=outside.overlaps,
+    )
+
+
+def _runs(
+    base: Desired | None, head: Desired, snapshot: Snapshot, at: datetime, places: frozenset[Place], *, silent: int
+) -> tuple[Run | None, Run | None]:
+    """Earliest and likely. They differ only by the devices that are silent now."""
+    if not places:
+        return None, None
+    from reconciler.simulate.forecast import forecast
+
+    likely = run_of(forecast(head, snapshot, at, before=base, silent="stay"), head, places)
+    if not silent:
+        return likely, likely
+    return run_of(forecast(head, snapshot, at, before=base, silent="return"), head, places), likely
+
+
+def _asked_anew(base: Desired | None, head: Desired) -> frozenset[Place]:
+    """Waves that ask for another release than before, whether or not a device moves for it."""
+    had = {} if base is None else {wave.name: _keys(base, number) for number, wave in enumerate(base.waves.waves)}
+    return frozenset(
+        (wave.name, key)
+        for number, wave in enumerate(head.waves.waves)
+        for key in _keys(head, number) - had.get(wave.name, frozenset())
+    )
+
+
+def _keys(desired: Desired, number: int) -> frozenset[str]:
+    wave = desired.waves.waves[number]
+    apps = {f"{app}@{version}" for app, version in wave.apps.items()}
+    return frozenset(apps | ({wave.image} if wave.image is not None else set()))
+
+
+def _wave_sites(after: Standing) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for wave in after.wave_of_site().values():
+        if wave is not None:
+            out[wave] = out.get(wave, 0) + 1
+    return out
+
+
+def _configured(base: Desired | None, head: Desired, observed: Observed) -> tuple[Desired | None, Desired, Snapshot]:
+    """Both sides with the digests of their configurations, where any device reports one to compare with."""
+    snapshot = observed.snapshot
+    if observed.source is not None and all(device.config is None for device in snapshot.devices):
+        return base, head, snapshot
+    from reconciler.repo.render import secret_refs
+
+    versions = dict(snapshot.secret_versions)
+    if observed.source is None:
+        # A settled fleet has every secret that git names, also those that only the head does.
+        every = secret_refs([*head.sites.values(), *(base.sites.values() if base is not None else ())])
+        versions = dict.fromkeys(every, "1") | versions
+        snapshot = snapshot.model_copy(update={"secret_versions": versions})
+    if base is None:
+        return None, replace(head, config=_digests(head, versions, None)), snapshot
+    base = base if base.config else replace(base, config=_digests(base, versions, None))
+    return base, replace(head, config=_digests(head, versions, base)), snapshot
+
+
+def _digests(desired: Desired, versions: Mapping[str, str], known: Desired | None) -> dict[str, str]:
+    """Site → digest. What a site says as it did before need not be rendered again."""
+    from reconciler.repo.render import config_digests
+
+    if known is None or known.fleet.registry != desired.fleet.registry:
+        return config_digests(desired.sites, desired.fleet, versions)
+    same = {name for name, spec in desired.sites.items() if known.sites.get(name) is spec}
+    changed = {name: spec for name, spec in desired.sites.items() if name not in same}
+    out = {name: digest for name, digest in known.config.items() if name in same}
+    return out | config_digests(changed, desired.fleet, versions)
