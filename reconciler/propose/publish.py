@@ -1,0 +1,166 @@
+"""From a change to a branch: start from the base, validate the whole, commit beside the work tree, push, never twice.
+
+Decides on which branch a change is proposed, and that a repeat of it is not a second proposal: a branch of its name that holds
+what this change would have written there is taken as it is; one that is merged or closed gives way to the next number; one with
+other content is left alone. Called by the command line. Knows git through `propose.ports.Clone`, pull requests through
+`ports.Forge`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from reconciler.ports import Forge, PullRequest, TerminalError, TreeEntry
+from reconciler.propose.base import Base, Change, Declined
+from reconciler.propose.diff import unified
+from reconciler.propose.ports import Clone
+from reconciler.repo.problem import InvalidInput, Problem
+
+Make = Callable[[Base, str], Change]
+"""The change that was asked for, made from a fleet repo as it is in a commit."""
+
+_MOST_BRANCHES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A validated change: the commit it starts from, what it does as a diff, and the warnings that it brings."""
+
+    change: Change
+    base: str
+    diff: str
+    warnings: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Where a proposal stands: its branch and commit, and whether they were there already."""
+
+    branch: str
+    commit: str
+    existed: bool
+    pull_request: PullRequest | None = None
+
+
+def base_of(clone: Clone, sha: str, where: str = "") -> Base:
+    """The fleet repo as a commit holds it. Blobs of documents are read in one go."""
+    entries = clone.files(sha)
+    wanted = [entry.blob for entry in entries if _document(entry)]
+    blobs = dict(clone.blobs(wanted))
+
+    def read(blob: str) -> bytes:
+        if blob not in blobs:
+            blobs.update(clone.blobs([blob]))
+        return blobs[blob]
+
+    return Base(entries, read, where)
+
+
+def _document(entry: TreeEntry) -> bool:
+    return (
+        entry.path.endswith((".yaml", ".yml", ".json")) and entry.mode.startswith("100") and (entry.size or 0) < 1 << 20
+    )
+
+
+def prepare(clone: Clone, make: Make, where: str = "") -> Proposal:
+    """The change on the base branch's head. InvalidInput: the fleet repo would not be valid; Declined: nothing to do."""
+    sha = clone.base().sha
+    base = base_of(clone, sha, where)
+    change = make(base, sha)
+    warnings = base.warnings_after(change)
+    return Proposal(change, sha, shown(base, change, clone.below), tuple(warnings))
+
+
+def shown(base: Base, change: Change, below: str = "") -> str:
+    """A change as a diff."""
+    before = {path: base.read(path) if path in base.entries else None for path in change.files}
+    return unified(before, change.files, below)
+
+
+def publish(
+    clone: Clone,
+    proposal: Proposal,
+    make: Make,
+    *,
+    branch: str | None = None,
+    push: bool = True,
+    message: str | None = None,
+    closed: Callable[[str], bool] = lambda _name: False,
+) -> Published:
+    """The proposal on a branch of its own: pushed, or kept in the clone. `closed` says whether a branch's pull request is over.
+
+    Declined: a branch of this name holds something else. TransientError, TerminalError: as the clone raises them.
+    """
+    change = proposal.change
+    for number in range(1, _MOST_BRANCHES):
+        name = branch or (change.branch if number == 1 else f"{change.branch}-{number}")
+        found = clone.branch(name, remote=push)
+        if found is None:
+            if branch is None and push and closed(name):
+                continue
+            break
+        over = clone.merge_base(found, proposal.base) == found or (push and closed(name))
+        if over and branch is None:
+            continue
+        if over or not _holds(clone, found, proposal.base, make):
+            raise _taken(clone, name, found, over, push)
+        return Published(name, found, existed=True)
+    else:
+        raise Declined(f"{change.branch} and its next numbers are taken", remedy="name a branch with --branch")
+    commit = None if not push else clone.branch(name, remote=False)
+    if commit is None or not _holds(clone, commit, proposal.base, make):
+        text = message or "\n\n".join(part for part in (change.title, change.body, _bullets(change.says)) if part)
+        commit = clone.commit(proposal.base, change.files, change.modes, text + "\n")
+    if push:
+        clone.push(commit, name)
+    else:
+        clone.keep(commit, name)
+    return Published(name, commit, existed=False)
+
+
+def _bullets(says: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in says)
+
+
+def _holds(clone: Clone, found: str, base: str, make: Make) -> bool:
+    """Whether a branch holds what this very change would have written at the commit where the branch began."""
+    start = clone.merge_base(found, base)
+    if start is None:
+        return False
+    fleet = base_of(clone, start)
+    try:
+        wanted = make(fleet, start)
+    except (TerminalError, InvalidInput):
+        return False
+    written: dict[str, TreeEntry | None] = {path: after for path, _, after in clone.changed(start, found)}
+    if set(written) != {clone.below + path for path in wanted.files}:
+        return False
+    blobs = clone.blobs(entry.blob for entry in written.values() if entry is not None)
+    there: Mapping[str, bytes | None] = {
+        path: None if entry is None else blobs[entry.blob] for path, entry in written.items()
+    }
+    return all(there[clone.below + path] == data for path, data in wanted.files.items())
+
+
+def _taken(clone: Clone, name: str, found: str, over: bool, push: bool) -> Declined:
+    commit = clone.resolve(found)
+    title = commit.message.partition("\n")[0]
+    what = "is merged already" if over else "exists with other content"
+    remedy = f"propose on another with --branch NAME, or delete that one{' on the remote' if push else ''} first"
+    return Declined(f"branch {name!r} {what} ({found[:12]} {title!r} by {commit.author})", remedy=remedy)
+
+
+def open_pull_request(forge: Forge, published: Published, base: str, title: str, body: str) -> PullRequest:
+    """The pull request of a branch that is pushed: opened, or the one that is there."""
+    return forge.open_pull_request(published.branch, base, title, body)
+
+
+_GITHUB = re.compile(r"^(?:https://|ssh://git@|git@)(?P<host>github\.com)[:/](?P<name>[^/\s]+/[^/\s]+?)(?:\.git)?/?$")
+
+
+def github_repository(url: str | None) -> str | None:
+    """`owner/name` of a GitHub address, or None."""
+    found = _GITHUB.match(url or "")
+    return found["name"] if found else None
