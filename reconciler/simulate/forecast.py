@@ -1,18 +1,43 @@
 """What a commit will do to a fleet, and when: the real planner in a closed loop of virtual time, devices by formula. Pure.
 
-Source: design §4 and §6. Called by `review`.
+Decides nothing itself: every start, proof and failure is the planner's (`planner.live`). What devices and jobs do with it, and
+when, is `forecast_devices`' and `forecast_record`'s, by the durations that the simulator's machines take too (`timings`); so
+its calendar is the simulator's, to the minute. Called by `review`, for the calendar of a merge before it. Source: design §4, §6.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from reconciler.model.desired import Desired
-from reconciler.model.observed import Snapshot
-from reconciler.simulate.start import Silent
-from reconciler.simulate.trace import Trace
+from reconciler.model.observed import DeviceObservation, Health, Snapshot
+from reconciler.model.plan import Action, ActionKind, Plan
+from reconciler.planner.live import Live
+from reconciler.planner.windows import SECOND, micros
+from reconciler.simulate.forecast_calls import CallsOff
+from reconciler.simulate.forecast_devices import Devices, Job, Unit, Work, arrived, first_report, instant_of, seconds_of
+from reconciler.simulate.forecast_record import JOB_S, Marks, Record
+from reconciler.simulate.forecast_wakes import next_wake
+from reconciler.simulate.outcome import asked_of, held_of
+from reconciler.simulate.start import Doing, Silent, Start, start_of
+from reconciler.simulate.timings import TICK_S, timings
+from reconciler.simulate.trace import Event, Kind, Trace
 
 LIMIT = timedelta(days=120)
+"""How far a forecast looks."""
+SPINS = 20
+"""Ticks at one instant that may each leave more to do (`controller.loop`)."""
+_ENDED = {
+    ActionKind.BUILD: Kind.BUILT,
+    ActionKind.SIGN: Kind.SIGNED,
+    ActionKind.PUBLISH: Kind.PUBLISHED,
+    ActionKind.RETAG: Kind.RETAGGED,
+    ActionKind.PROPOSE_REVERT: Kind.PROPOSED,
+}
+_ON_DEVICES = (ActionKind.FLASH, ActionKind.CONFIGURE, ActionKind.RESTART)
 
 
 def forecast(
@@ -24,5 +49,304 @@ def forecast(
     silent: Silent = "stay",
     limit: timedelta = LIMIT,
 ) -> Trace:
-    """The trace of `desired` coming into force at `at`."""
-    raise NotImplementedError
+    """The trace of `desired` coming into force at `at` (UTC), from what is observed, until nothing changes by itself any more.
+
+    `before` is what was in force until then: what devices were given under it. `silent` says whether devices that do not report
+    at the start ever will. A trace that ends at `at + limit` was cut off there. No faults happen: devices that are
+    critical at the start stay so as `start` tells; all others are well.
+    """
+    return Forecast(desired, observed, at, before=before, silent=silent, limit=limit).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Long work: when its turn has come and gone."""
+
+    action: Action
+    ends: int
+
+
+class Forecast:
+    """One forecast. `run` may be called once; `planned` is for tests that hold every plan to the definition."""
+
+    def __init__(
+        self,
+        desired: Desired,
+        observed: Snapshot,
+        at: datetime,
+        *,
+        before: Desired | None = None,
+        silent: Silent = "stay",
+        limit: timedelta = LIMIT,
+    ) -> None:
+        self._start_s = seconds_of(at)
+        self._end_s = self._start_s + int(limit.total_seconds())
+        at = instant_of(self._start_s)
+        self.desired = _configured(desired, observed)
+        in_force = _configured(before, observed) if before is not None else self.desired
+        # Devices that report go on reporting: their record is as fresh as it can ever be asked for.
+        self._heard = instant_of(self._end_s) + timedelta(seconds=self.desired.fleet.stale_after + 86_400)
+        self.start: Start = start_of(observed, at, in_force, self.desired, silent=silent, heard=self._heard)
+        self.record = Record(self.start.observed)
+        self.live = Live()
+        self.events: list[Event] = [Event(at, Kind.MERGED, detail=desired.commit or "")]
+        self._every = self.desired.fleet.report_every
+        self._devices = Devices(self.desired, self.start.devices, timings(self.desired.fleet), self._start_s)
+        self._sites = {name: site for site, spec in self.desired.sites.items() for name in spec.devices}
+        self._due: list[tuple[int, str, Job | None]] = []
+        self._tasks: list[_Task] = []
+        self._open: set[str] = set()
+        self._free_s = 0
+        self._calls_off = CallsOff(self.desired)
+        self._versions = {
+            (app, digest): f"{app}@{version}"
+            for app, spec in self.desired.apps.items()
+            for version, digest in spec.releases.items()
+        }
+        for name in self._first_reports():
+            returns_at = self.start.devices[name].returns_at
+            assert returns_at is not None
+            heapq.heappush(self._due, (seconds_of(returns_at), name, None))
+        self._go_on()
+
+    def run(self) -> Trace:
+        """Tick until nothing is left that could change anything."""
+        tick: int | None = _grid(self._start_s)
+        last = self._start_s
+        plan: Plan | None = None
+        while tick is not None and tick <= self._end_s:
+            last = tick
+            plan = self._tick(tick)
+            tick = self._next(tick)
+        ended = self._end_s if tick is not None else last
+        if tick is None:
+            self.events.append(Event(instant_of(last), Kind.QUIET))
+        held = held_of(self.live, plan) if plan is not None else {}
+        # An arrival is recorded with the device's report, a decision with the tick after it.
+        self.events.sort(key=lambda event: event.at)
+        return Trace(instant_of(self._start_s), instant_of(ended), self.events, asked_of(self.live), held)
+
+    def planned(self, tick: int, plan: Plan) -> None:
+        """Called with every plan, before anything is done about it. Nothing here; tests look in."""
+
+    # ------------------------------------------------ the beginning
+
+    def _first_reports(self) -> Iterator[str]:
+        """Devices whose first report tells something new: that they are back, or what the snapshot left out."""
+        seen = self.record.seen
+        for name, start in self.start.devices.items():
+            if start.returns_at is None or name not in self._sites:
+                continue
+            known = seen.get(name)
+            if known is None or start.silent or _leaves_out(known):
+                yield name
+
+    def _go_on(self) -> None:
+        """What devices are in the middle of at the start takes its course."""
+        for name, start in self.start.devices.items():
+            if start.doing is Doing.NOTHING or start.silent or name not in self._sites:
+                continue
+            job = self._devices.goes_on(self._devices.unit(name, self._sites[name]), start)
+            if job is not None:
+                heapq.heappush(self._due, (job.ends, name, job))
+
+    # ------------------------------------------------ time
+
+    def _next(self, tick: int) -> int | None:
+        """The next tick at which there is anything to do; None: never."""
+        assert self.live.state is not None
+        wake = next_wake(self.live.state)
+        instants = [self._due[0][0]] if self._due else []
+        instants += [task.ends for task in self._tasks]
+        if wake < micros(self._heard):
+            instants.append(-(-wake // SECOND))
+        if self.record.changed or self.record.news:
+            instants.append(tick + 1)
+        return max(_grid(min(instants)), tick + TICK_S) if instants else None
+
+    def _tick(self, tick: int) -> Plan:
+        self._hear(tick)
+        now = instant_of(tick)
+        for _ in range(SPINS):
+            self._collect(tick)
+            devices, shared = self.record.taken()
+            plan = self.live.advance(self.desired, devices, shared, now)
+            self.planned(tick, plan)
+            if not self._act(tick, plan):
+                break
+        return plan
+
+    def _hear(self, tick: int) -> None:
+        """Reports that tell something new, up to a tick."""
+        while self._due and self._due[0][0] <= tick:
+            at, name, job = heapq.heappop(self._due)
+            unit = self._devices.unit(name, self._sites[name])
+            if job is None:
+                self._first_report(unit, at)
+            elif unit.job is job:
+                self._arrive(unit, job)
+
+    def _collect(self, tick: int) -> None:
+        """Outcomes of long work that has ended."""
+        for task in [task for task in self._tasks if task.ends <= tick]:
+            self._tasks.remove(task)
+            self._open.discard(task.action.key)
+            self.record.done(task.action, instant_of(tick))
+            fields = task.action.fields
+            key: str | None = fields.get("image")
+            if task.action.kind is ActionKind.RETAG:
+                key = self._versions.get((fields["app"] or "", fields["to"] or ""))
+            elif key is None:
+                key = f"{fields['app']}@{fields['release']}"
+            detail = fields.get("tag") or ""
+            self.events.append(Event(instant_of(tick), _ENDED[task.action.kind], key=key, detail=detail))
+
+    # ------------------------------------------------ what a plan leads to
+
+    def _act(self, tick: int, plan: Plan) -> bool:
+        """Do what the plan says and write it down. Whether that may let more be done at once."""
+        self._tell_facts(plan)
+        marks: list[tuple[str, Marks]] = []
+        told = set()
+        for action in plan.actions:
+            if action.kind in _ON_DEVICES:
+                told.add(action.fields["device"] or "")
+                marks.append(self._tell(tick, plan.at, action))
+        for fact in plan.facts.timeouts:
+            if fact.device not in told:
+                unit = self._devices.unit(fact.device, self._sites[fact.device])
+                self._devices.stand_still(unit, tick, self._every)
+        marks += self._call_off(tick, plan, told)
+        self.record.note(plan.facts, marks)
+        self._fetch(tick)
+        return self._submit(tick, plan) or bool(self.record.changed or self.record.news)
+
+    def _tell_facts(self, plan: Plan) -> None:
+        facts, add = plan.facts, self.events.append
+        for proof in facts.proofs:
+            add(Event(plan.at, Kind.PROVEN, wave=proof.wave, key=proof.key))
+        for failure in facts.failures:
+            add(Event(plan.at, Kind.STOPPED, wave=failure.wave, key=failure.key))
+        for release, waves in facts.members.items():
+            for wave, sites in waves.items():
+                for site in sites:
+                    add(Event(plan.at, Kind.TAKEN, wave=wave, site=site, key=release))
+        for late in facts.timeouts:
+            at = self._sites[late.device]
+            key = late.key if late.key not in ("configure", "restart") else None
+            add(Event(plan.at, Kind.TIMED_OUT, self.live.wave_of(at), at, late.device, key, late.key))
+
+    def _tell(self, tick: int, at: datetime, action: Action) -> tuple[str, Marks]:
+        """A device is told to start: what it will do, and the mark that goes with it."""
+        fields = action.fields
+        name = fields["device"] or ""
+        site = self._sites[name]
+        unit = self._devices.unit(name, site)
+        job: Job | None
+        key: str | None = None
+        detail: str | None
+        if action.kind is ActionKind.FLASH:
+            release = fields["to"] or ""
+            size, switch = self._size(release), fields["method"] == "switch"
+            job = self._devices.flash(unit, tick, release, size, switch=switch)
+            key, detail = release, fields["why"]
+            mark: Marks = {"updating_to": release, "updating_since": at}
+            self._calls_off.told(name, release)
+        elif action.kind is ActionKind.RESTART:
+            app, digest = fields["app"] or "", fields["to"] or ""
+            job = self._devices.restart(unit, tick, app, digest)
+            key, detail = self._versions[(app, digest)], "restart"
+            mark = {"restarting_app": app, "restarting_since": at}
+        else:
+            job, detail = self._devices.configure(unit, tick, fields["config"] or ""), "configure"
+            mark = {"configuring_since": at}
+        wave = self.live.wave_of(site)
+        self.events.append(Event(at, Kind.TOLD, wave, site, name, key, detail or ""))
+        if job is not None:
+            heapq.heappush(self._due, (job.ends, name, job))
+        return name, mark
+
+    def _call_off(self, tick: int, plan: Plan, told: set[str]) -> Iterator[tuple[str, Marks]]:
+        """Updates that have not begun, and may not begin any more."""
+        for name in self._calls_off.after(plan, self.record.shared, self.live):
+            unit = self._devices.unit(name, self._sites[name])
+            if name in told or unit.job is None or unit.job.work is not Work.IMAGE or unit.job.begins <= tick:
+                continue
+            self._devices.stand_still(unit, tick, self._every)
+            yield name, {"updating_to": None, "updating_since": None, "rebooting_since": None}
+
+    def _fetch(self, tick: int) -> None:
+        """Devices that only wait for their window fetch meanwhile."""
+        for name, release in self.live.waiting_for_window():
+            unit = self._devices.unit(name, self._sites[name])
+            held = unit.other == release
+            self._devices.fetch(unit, tick, release, self._size(release), self._every, held=held)
+
+    def _submit(self, tick: int, plan: Plan) -> bool:
+        """Long work that is asked for and not under way: one at a time, in the order in which it was asked for."""
+        new = False
+        for action in plan.actions:
+            if action.kind not in JOB_S or action.key in self._open or self._never_ends(action):
+                continue
+            self._free_s = max(self._free_s, tick) + JOB_S[action.kind]
+            self._tasks.append(_Task(action, self._free_s))
+            self._open.add(action.key)
+            new = True
+        return new
+
+    def _never_ends(self, action: Action) -> bool:
+        """A build without a recipe stalls: somebody has to put the artifact into the store."""
+        return action.kind is ActionKind.BUILD and self.desired.images[action.fields["image"] or ""].recipe is None
+
+    def _size(self, release: str) -> int | None:
+        artifact = self.record.shared.artifacts.get(release)
+        return artifact.size if artifact is not None else None
+
+    # ------------------------------------------------ what devices report
+
+    def _first_report(self, unit: Unit, at: int) -> None:
+        seen = self.record.seen.get(unit.name) or DeviceObservation(name=unit.name)
+        if self.start.devices[unit.name].silent:
+            self._say(unit, at, Kind.HEARD)
+        self.record.put(first_report(unit, seen, instant_of(at), self._heard))
+
+    def _arrive(self, unit: Unit, job: Job) -> None:
+        before, was_ill = self._runs(unit, job), unit.ill is not None
+        self.record.put(arrived(unit, job, self.record.seen[unit.name]))
+        if job.work is Work.CONFIG:
+            return
+        if before is not None:
+            self._say(unit, job.ends, Kind.LEFT, before)
+        self._say(unit, job.ends, Kind.ARRIVED, self._runs(unit, job))
+        if was_ill and unit.ill is None:
+            self._say(unit, job.ends, Kind.WELL)
+
+    def _runs(self, unit: Unit, job: Job) -> str | None:
+        """The release that a device runs of what a job changes."""
+        if job.work is Work.IMAGE:
+            return unit.booted
+        app = job.app or ""
+        return self._versions.get((app, unit.apps.get(app, "")))
+
+    def _say(self, unit: Unit, at: int, kind: Kind, key: str | None = None) -> None:
+        self.events.append(Event(instant_of(at), kind, self.live.wave_of(unit.site), unit.site, unit.name, key))
+
+
+def _grid(seconds: int) -> int:
+    """The first tick not before an instant."""
+    return -(-seconds // TICK_S) * TICK_S
+
+
+def _leaves_out(seen: DeviceObservation) -> bool:
+    """Whether an observation does not say what any report would."""
+    undated = seen.health_since is None or (seen.image is not None and seen.image_since is None)
+    return undated or seen.health is Health.UNKNOWN
+
+
+def _configured(desired: Desired, observed: Snapshot) -> Desired:
+    """The commit with the digests of its sites' configurations, where the caller has not computed them."""
+    if desired.config:
+        return desired
+    from reconciler.repo.load import with_config
+
+    return replace(desired, config=with_config(desired, observed.secret_versions).config)

@@ -101,32 +101,51 @@ def first_report_at(device: str, every_s: int, at: datetime) -> datetime:
     return _EPOCH + timedelta(seconds=since + (every_s - late) % every_s)
 
 
-def start_of(observed: Snapshot, at: datetime, *desired: Desired, silent: Silent = "stay") -> Start:
+def start_of(
+    observed: Snapshot, at: datetime, *desired: Desired, silent: Silent = "stay", heard: datetime | None = None
+) -> Start:
     """What stands at `at` (UTC), for the commits that are in force in the run, the first of them first.
 
     A device counts as silent by the instant of the snapshot, where that names one that is past: a fleet does not fall silent
-    because its snapshot lay about. Where a name was observed twice, its machine is the last of them, and silent.
+    because its snapshot lay about. A name that was observed twice is in conflict, as the planner takes it, and silent.
+    `heard` is when the record says that devices were last heard of that report; their last report before `at` unless said.
     """
     fleet = desired[0].fleet
     taken = min(observed.at, at) if observed.at is not None else at
-    stale = timedelta(seconds=fleet.stale_after)
-    claims: dict[str, list[DeviceObservation]] = {}
-    for device in observed.devices:
-        claims.setdefault(device.name, []).append(device)
-    sites = {name: site for commit in reversed(desired) for site, spec in commit.sites.items() for name in spec.devices}
+    oldest = taken - timedelta(seconds=fleet.stale_after)
+    claims = _claims(observed.devices)
+    site_of = {
+        name: site for commit in reversed(desired) for site, spec in commit.sites.items() for name in spec.devices
+    }
     starts: dict[str, DeviceStart] = {}
     record: list[DeviceObservation] = []
-    for name in sorted(claims.keys() | sites.keys()):
-        several = claims.get(name, [])
-        seen = several[-1] if several else None
-        quiet = seen is None or seen.last_seen is None or seen.last_seen < taken - stale or len(several) > 1
-        back = None if quiet and silent == "stay" else first_report_at(name, fleet.report_every, at)
-        starts[name] = _start(name, sites.get(name), seen, quiet=quiet, returns_at=back)
-        if quiet or seen is None:
-            record += several
-        else:
-            record.append(_carried_on(seen, starts[name], fleet.report_every, at))
+    for name in sorted(claims.keys() | site_of.keys()):
+        seen, site = claims.get(name), site_of.get(name)
+        quiet = seen is None or seen.last_seen is None or seen.last_seen < oldest or seen.conflict
+        returns_at = None if quiet and silent == "stay" else first_report_at(name, fleet.report_every, at)
+        if seen is not None and not quiet:
+            assert returns_at is not None
+            last = returns_at if returns_at == at else returns_at - timedelta(seconds=fleet.report_every)
+            wanted = desired[0].config.get(site) if site is not None else None
+            seen = _carried_on(seen, heard or last, wanted)
+        if seen is not None:
+            record.append(seen)
+        starts[name] = _start(name, site, seen, quiet=quiet, returns_at=returns_at)
     return Start(at, observed.model_copy(update={"devices": tuple(record)}), starts)
+
+
+def _claims(devices: Iterable[DeviceObservation]) -> dict[str, DeviceObservation]:
+    """Observations by name. Of a name that was observed twice the one that the planner takes (`Columns.bind`)."""
+    out: dict[str, DeviceObservation] = {}
+    twice: dict[str, list[DeviceObservation]] = {}
+    for device in devices:
+        if device.name in out:
+            twice.setdefault(device.name, [out[device.name]]).append(device)
+        out[device.name] = device
+    for name, several in twice.items():
+        last = max(several, key=lambda device: device.model_dump_json())
+        out[name] = last.model_copy(update={"conflict": True})
+    return out
 
 
 def _start(
@@ -182,15 +201,18 @@ def _doing(seen: DeviceObservation) -> tuple[Doing, str | None]:
     return (Doing.CONFIGURING if seen.configuring_since is not None else Doing.NOTHING), None
 
 
-def _carried_on(seen: DeviceObservation, start: DeviceStart, every_s: int, at: datetime) -> DeviceObservation:
-    """The record of a device that has gone on reporting: last heard of at its last report's instant before `at`."""
-    assert start.returns_at is not None and seen.last_seen is not None
-    heard = max(seen.last_seen, start.returns_at - timedelta(seconds=every_s if start.returns_at > at else 0))
+def _carried_on(seen: DeviceObservation, heard: datetime, config: str | None) -> DeviceObservation:
+    """The record of a device that has gone on reporting. A configuration that the snapshot leaves out is the wanted one."""
+    heard = max(seen.last_seen or heard, heard)
     changes: dict[str, object] = {"last_seen": heard}
+    if seen.config is None and config is not None:
+        changes["config"] = config
     if seen.boot is None:
         # A boot that nobody knows would look like a reboot at the first report, and begin every soak again.
-        since = min(filter(None, (seen.image_since, seen.health_since, heard)))
-        changes["boot"] = Boot(id=f"start {seen.name}", sequence=0, first_sequence=0, since=since, seen=heard)
+        since = min(filter(None, (seen.image_since, seen.health_since, seen.last_seen, heard)))
+        changes["boot"] = Boot.model_construct(
+            id=f"start {seen.name}", sequence=0, first_sequence=0, since=since, seen=heard
+        )
     return seen.model_copy(update=changes)
 
 
@@ -200,7 +222,8 @@ def _carried_on(seen: DeviceObservation, start: DeviceStart, every_s: int, at: d
 def settled(desired: Desired, at: datetime) -> Snapshot:
     """Everybody healthy, since long before `at`, on what their wave (or pin) asks for; its proofs and members on record.
 
-    What is asked for is published, and so is the release before it, which the other slot holds. Secrets have a version each.
+    What is asked for is published, and so are the release before it, which the other slot holds, and releases without a recipe.
+    Secrets have a version each. A device that no wave takes runs what the last wave asks for.
     """
     from reconciler.planner import waves_of_sites
     from reconciler.repo.load import with_config
@@ -245,6 +268,8 @@ def settled(desired: Desired, at: datetime) -> Snapshot:
                     config=config.get(site),
                 )
             )
+    # What names no recipe is not built here: it was put into the store by hand, or it would never get there.
+    used |= {name for name, spec in desired.images.items() if spec.recipe is None and spec.withdrawn is None}
     tags = dict(_tags(desired))
     return Snapshot(
         at=at,
