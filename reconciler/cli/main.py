@@ -26,7 +26,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("run", "run", "Run the loop and the HTTP service."),
     "adopt": ("adopt", "adopt", "Record proofs for what a running fleet already runs in health."),
     "demo": ("demo", "demo", "A fleet of 52 sites on this machine: a promotion, a bad release, a rollback."),
-    "site": ("site", "site", "Look at single sites: `site render` shows their cloud-init files."),
+    "site": ("site", "site", "Look at single sites (`site render` shows their cloud-init files), and add them."),
+    "promote": ("promote", "promote", "Propose that the next wave, or every wave, runs a release."),
+    "rollback": ("promote", "rollback", "Propose that waves go back to what they ran before."),
+    "pin": ("policy", "pin", "Propose that devices of a site run a release of their own."),
+    "withdraw": ("policy", "withdraw", "Propose that nothing moves to a release any more."),
+    "pause": ("policy", "pause", "Propose to stop the fleet, or a wave; or to let it go on."),
+    "image": ("image", "image", "Write documents of new releases: `image bump` changes the pins of an earlier one."),
     "signer": ("signer", "signer", "Sign a release that an accepted commit names, after checking it."),
 }
 

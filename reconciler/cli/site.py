@@ -1,15 +1,18 @@
-"""`reconciler site`: what a site's devices are told by cloud-init, to look at before it is sent.
+"""`reconciler site`: what a site's devices are told by cloud-init, to look at before it is sent; and a new site's document.
 
-Reads a fleet repo, prints or writes the three rendered files. Secrets stay references: this command cannot read one.
+`render` reads a fleet repo, and prints or writes the three rendered files. Secrets stay references: it cannot read one.
 """
 
 from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from re import fullmatch
 from typing import TYPE_CHECKING
 
 import click
+
+from reconciler.cli.proposal import Options, carry_out, proposing
 
 if TYPE_CHECKING:
     from reconciler.model.desired import Desired, SiteSpec
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def site() -> None:
-    """Look at single sites."""
+    """Look at single sites, and add them."""
 
 
 @site.command(short_help="Render a site's cloud-init files.")
@@ -63,6 +66,58 @@ def render(name: str, folder: Path, device: str | None, output: Path | None) -> 
             click.echo(f"==> {file_name} <==\n{text}")
     else:
         _write(output, files)
+
+
+@site.command(short_help="Propose a new site.")
+@click.argument("name", metavar="SITE")
+@click.option("--timezone", metavar="ZONE", required=True, help="IANA time zone, as Europe/Berlin.")
+@click.option("--device", "devices", metavar="DEVICE", multiple=True, required=True, help="A device; once for each.")
+@click.option("--ntp", metavar="HOST", multiple=True, help="A time server.")
+@click.option("--camera", "cameras", metavar="ADDRESS", multiple=True, help="A camera that healthcheck.sh tries.")
+@click.option("--vpn-type", type=click.Choice(["wireguard", "ipsec"]), help="Kind of tunnel; needs --secret-ref.")
+@click.option("--secret-ref", metavar="NAME", help="Name of the secret with the tunnel's configuration.")
+@click.option("--uplink", metavar="SPEED", help="The site's line, as 50Mbit. [the fleet's]")
+@click.option("--window", metavar="START-END", help="Maintenance window in local time, as 02:00-04:00. [the fleet's]")
+@click.option("--lab", is_flag=True, help="A lab site: never drawn for a percentage.")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="A free label.")
+@click.option("--wave", metavar="WAVE", help="List the site in this wave. [percentages draw it]")
+@proposing
+def add(
+    options: Options,
+    name: str,
+    timezone: str,
+    devices: tuple[str, ...],
+    ntp: tuple[str, ...],
+    cameras: tuple[str, ...],
+    vpn_type: str | None,
+    secret_ref: str | None,
+    uplink: str | None,
+    window: str | None,
+    lab: bool,
+    labels: tuple[str, ...],
+    wave: str | None,
+) -> None:
+    """Propose sites/SITE.yaml, written as its neighbours are, and checked against the whole fleet."""
+    from reconciler.model.scalars import NAME_PATTERN
+    from reconciler.propose.site import NewSite, add_site
+
+    if not fullmatch(NAME_PATTERN, name):
+        raise click.BadParameter(f"{name!r} is not a name; use letters, digits and '-', 63 at most", param_hint="SITE")
+    if (vpn_type is None) != (secret_ref is None):
+        raise click.UsageError("a tunnel needs both: --vpn-type and --secret-ref, the name of its secret")
+    vpn = (vpn_type, secret_ref) if vpn_type is not None and secret_ref is not None else None
+    start, dash, end = (window or "").partition("-")
+    if window is not None and not (dash and start.strip() and end.strip()):
+        raise click.BadParameter(f"{window!r} is no window; write it as 02:00-04:00", param_hint="--window")
+    pairs = {}
+    for text in labels:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{text!r} is no label; write KEY=VALUE", param_hint="--label")
+        pairs[key] = value
+    times = (start.strip(), end.strip()) if window is not None else None
+    new = NewSite(name, timezone, devices, ntp, cameras, vpn, uplink, times, lab, pairs)
+    carry_out(options, lambda base, _sha, _clone: add_site(base, new, wave))
 
 
 def _site(desired: Desired, name: str, folder: Path) -> SiteSpec:

@@ -42,7 +42,13 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"image"}),
         "the signer rechecks an image before it signs: the check is the image's, the key the adapter's",
     ),
+    "reconciler/cli/explain_places.py": (
+        frozenset({"adapters"}),
+        "asks git who wrote the lines of a folder, without the loop's parts",
+    ),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
+    "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
+    "reconciler/cli/promote.py": (frozenset({"adapters"}), "names the clone's type: a rollback reads its history"),
     "reconciler/cli/signer.py": (frozenset({"adapters"}), "an entry point: the signer's own process"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
     "reconciler/demo/story.py": (frozenset({"adapters", "server"}), "looks into the store, and revokes a token"),
