@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from reconciler.agent.agent import Agent, Identity
 from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.judge import Verify
+from reconciler.agent.supply import Supply
 from reconciler.agent.transport import Transport
 from reconciler.agent.work import Timing
 from reconciler.protocol.signature import verify_detached
@@ -29,10 +30,11 @@ class Device:
         timing: Timing | None = None,
         verify: Verify = verify_detached,
         boot_s: float = 0.0,
+        supply: Supply | None = None,
     ) -> None:
         """`boot_s` is how long a reboot takes before the next life begins. `verify` may be a shared
-        `signature.Verifier`."""
-        self.identity, self.hardware = identity, hardware
+        `signature.Verifier`. `supply` serves every life; files below the hardware's folders unless given."""
+        self.identity, self.hardware, self._supply = identity, hardware, supply
         self._transport, self._timing, self._verify, self._boot_s = transport, timing or Timing(), verify, boot_s
         self._agent: Agent | None = None
 
@@ -47,8 +49,14 @@ class Device:
                 timing=self._timing,
                 verify=self._verify,
                 disk=self.hardware.disk,
+                supply=self._supply,
             )
         return self._agent
+
+    @property
+    def booting(self) -> bool:
+        """Whether one life is over and the next has not begun: nobody is there who could be rung."""
+        return self._agent is None
 
     def call_in(self) -> None:
         """Somebody rang: exchange at the next step, whatever the interval says."""
