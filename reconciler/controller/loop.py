@@ -32,7 +32,7 @@ from reconciler.ports import (
     TransientError,
 )
 
-_SPIN = 20
+SPIN = 20
 """Ticks in a row that may each leave more to do; then the loop waits for its gap. More would be a defect."""
 _LEAST = timedelta(seconds=1)
 _EPOCHS_AHEAD = 1_000_000
@@ -89,7 +89,7 @@ class Loop:
             if self._stopping:
                 break
             spins = spins + 1 if more else 0
-            if more and spins < _SPIN:
+            if more and spins < SPIN:
                 continue
             spins = 0
             self._parts.clock.wait(self.next_due(started))

@@ -18,7 +18,7 @@ from reconciler.ports import ArtifactFile, TerminalError
 from reconciler.protocol.manifest import NAME as MANIFEST
 from reconciler.protocol.manifest import SUMS, SUMS_SIGNATURE, Manifest
 from reconciler.protocol.sums import SumsError, format_sums, parse_sums
-from reconciler.simulate.memory_ports import Reach, made_digest, signature_over
+from reconciler.simulate.memory_ports import Reach, image_digest, signature_over
 
 _SMALL = 1 << 20
 _FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}$")
@@ -49,13 +49,13 @@ class MemoryImages:
         self.shelf = shelf or Shelf()
 
     def put(self, release: str, artifact: Artifact, image_bytes: int, family: str = "edge-golden") -> None:
-        """Bring in a release as a snapshot knows it. A device unpacks it to `made_digest(release)`, whatever digest is shown."""
+        """Bring in a release as a snapshot knows it. A device unpacks it to `image_digest(release)`, whatever digest is shown."""
         if artifact.state is ArtifactState.ABSENT:
             return
         name = f"{family}-{release}-20000101"
         size = artifact.size or image_bytes
         files = {f"{name}.img": release.encode()}
-        files[MANIFEST] = Manifest(release, f"{name}.img", size, "none", size, made_digest(release)).to_bytes()
+        files[MANIFEST] = Manifest(release, f"{name}.img", size, "none", size, image_digest(release)).to_bytes()
         files[SUMS] = format_sums({file: hashlib.sha256(data).hexdigest() for file, data in files.items()})
         self.shelf.files[name] = files
         self.shelf.known[release] = artifact

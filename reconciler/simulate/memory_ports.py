@@ -14,10 +14,9 @@ from pathlib import Path
 
 from reconciler.model.desired import ImageSpec
 from reconciler.model.observed import Snapshot
-from reconciler.ports import Built, TerminalError, TransientError
+from reconciler.ports import AssignmentSigner, Built, TerminalError, TransientError
 from reconciler.protocol.manifest import NAME as MANIFEST
 from reconciler.protocol.manifest import SUMS, Manifest
-from reconciler.protocol.signature import Refused
 from reconciler.protocol.sums import format_sums
 
 Now = Callable[[], datetime]
@@ -34,10 +33,9 @@ def signature_over(data: bytes) -> bytes:
     return _SIGNED + hashlib.sha256(data).hexdigest().encode()
 
 
-def verify(data: bytes, signature: bytes, keyring: bytes | Path, fingerprints: Collection[str], now: datetime) -> None:
-    """What a simulated device verifies with, in place of `signature.verify_detached`. Refused: other bytes were signed."""
-    if signature != signature_over(data):
-        raise Refused("signature-invalid", "the signature is not over these bytes")
+def image_digest(release: str) -> str:
+    """Digest of a release's raw image in virtual time: what a slot that holds it has."""
+    return made_digest(f"image {release}")
 
 
 class VirtualClock:
@@ -189,7 +187,7 @@ class MemoryBuilder:
         out = self._folder / name
         out.mkdir(parents=True, exist_ok=True)
         image = release.encode()
-        digest = made_digest(release)
+        digest = image_digest(release)
         manifest = Manifest(release, f"{name}.img", self._bytes, "none", self._bytes, digest)
         files = {f"{name}.img": image, MANIFEST: manifest.to_bytes()}
         files[SUMS] = format_sums({file: hashlib.sha256(data).hexdigest() for file, data in files.items()})
@@ -199,11 +197,12 @@ class MemoryBuilder:
 
 
 class MemorySigner:
-    """`ports.Signer` and `ports.AssignmentSigner`, and the judge of release signatures, without keys."""
+    """`ports.Signer` and `ports.AssignmentSigner`, and the judge of release signatures. `roots` signs assignments; `sums` reads
+    the SHA256SUMS of a release."""
 
-    def __init__(self, now: Now, sums: Callable[[str], bytes]) -> None:
+    def __init__(self, now: Now, sums: Callable[[str], bytes], roots: AssignmentSigner) -> None:
         self.reach = Reach(now, "signer", "signatures")
-        self._sums = sums
+        self._sums, self._roots = sums, roots
 
     def sign_release(self, release: str, commit: str) -> bytes:
         """Over the release's SHA256SUMS. TerminalError: it is not in the image store."""
@@ -213,7 +212,7 @@ class MemorySigner:
     def sign_root(self, root: bytes) -> bytes:
         """Over a tick's root."""
         self.reach.check()
-        return signature_over(root)
+        return self._roots.sign_root(root)
 
     @staticmethod
     def judge(release: str, sums: bytes, signature: bytes, keys: Collection[str]) -> None:
