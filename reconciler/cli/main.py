@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "validate": ("validate", "validate", "Check a fleet repo: every document, and all of them together."),
     "schema": ("schema", "schema", "Print or write the JSON Schemas of the fleet documents."),
     "test": ("test", "test", "Run the policy scenarios of a fleet repo."),
+    "diff": ("diff", "diff", "Show everything that a merge will do, before it."),
     "plan": ("plan", "plan", "Show what the loop would do now, and what it holds and why."),
     "explain": ("explain", "explain", "Say why a device has the decision it has."),
     "status": ("status", "status", "Show where every wave stands, what is held and why."),

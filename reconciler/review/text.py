@@ -28,7 +28,7 @@ def as_text(review: Review) -> str:
 
 
 def _section(section: Section) -> Iterator[str]:
-    rows = [[_cell(cell) for cell in row] for row in section.rows[:MOST_ROWS]]
+    rows = [[one_line(cell) for cell in row] for row in section.rows[:MOST_ROWS]]
     if rows:
         yield from _table([list(section.header), *rows])
     yield from _left(len(section.rows) - len(rows), "rows")
@@ -45,11 +45,6 @@ def _section(section: Section) -> Iterator[str]:
 def _left(number: int, what: str) -> Iterator[str]:
     if number > 0:
         yield f"  … {number:,} more {what} (--output json has all)"
-
-
-def _cell(text: str) -> str:
-    plain = one_line(text)
-    return plain
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

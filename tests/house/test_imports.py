@@ -46,6 +46,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"adapters"}),
         "asks git who wrote the lines of a folder, without the loop's parts",
     ),
+    "reconciler/cli/diff.py": (frozenset({"adapters"}), "the repository that the fleet folder is in, and gpg for keyrings"),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
     "reconciler/cli/promote.py": (frozenset({"adapters"}), "names the clone's type: a rollback reads its history"),
