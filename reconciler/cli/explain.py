@@ -1,38 +1,106 @@
-"""`reconciler explain DEVICE`: why a device has the decision it has, from the same plan that the loop acts on."""
+"""`reconciler explain NAME`: why a device, a site or a wave is where it is, from the same plan that the loop acts on."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from reconciler.cli.inputs import input_options, read_inputs, write
 
+if TYPE_CHECKING:
+    from reconciler.cli.explain_places import Found
+    from reconciler.planner.explain import Explanation, UnknownName
+
 
 @click.command()
-@click.argument("device")
+@click.argument("name", metavar="DEVICE|SITE|WAVE")
+@click.option(
+    "--kind",
+    type=click.Choice(["device", "site", "wave"]),
+    help="What NAME is, where a device, a site and a wave share it. [whichever has the name]",
+)
 @input_options
+@click.option(
+    "--history/--no-history",
+    default=True,
+    show_default=True,
+    help="Name the commit and the author behind what git asks for, where the fleet is in a git work tree.",
+)
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print it."
 )
 def explain(
-    device: str, fleet: Path | None, observed: Path | None, at: str | None, config: Path | None, output: str
+    name: str,
+    kind: str | None,
+    fleet: Path | None,
+    observed: Path | None,
+    at: str | None,
+    config: Path | None,
+    history: bool,
+    output: str,
 ) -> None:
-    """Say why DEVICE is, or is not, moving: the rung that stops it, until when, and whom its wave waits for."""
+    """Say why a device, a site or a wave is, or is not, moving, what would change that and when, and who asked for it.
+
+    The chain of reasons goes from the name down to the devices that keep a gate open, with instants. Exit codes: 0 fine, 1 the
+    input is invalid or nothing has the name, 2 wrong usage, 3 a system that was needed did not answer.
+    """
     from reconciler.planner import Columns, Roster, decide
-    from reconciler.planner.explain import UnknownDevice
+    from reconciler.planner.explain import AmbiguousName, UnknownName
     from reconciler.planner.explain import explain as make
     from reconciler.planner.windows import micros
 
     desired, snapshot, now = read_inputs(fleet, observed, at, config)
     roster = Roster(desired)
+    state = decide(roster, Columns.bind(roster, snapshot), micros(now))
     try:
-        said = make(decide(roster, Columns.bind(roster, snapshot), micros(now)), device)
-    except UnknownDevice as error:
-        click.echo(f"error: {error}", err=True)
+        said = make(state, name, kind, snapshot)  # type: ignore[arg-type]
+    except UnknownName as error:
+        click.echo(f"error: {error}{_near(error)}", err=True)
         raise SystemExit(1) from None
-    if output == "json":
-        write(json.dumps(said.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    except AmbiguousName as error:
+        raise click.UsageError(str(error)) from None
+    found = _places(said, fleet, config, desired.commit, history=history)
+    write(_as_json(said, found) if output == "json" else _as_text(said, found))
+
+
+def _near(error: UnknownName) -> str:
+    """The nearest names of all kinds that were looked through."""
+    from reconciler.repo.near import nearest_name
+
+    exact = [kind for kind, names in error.known.items() if error.name in names]
+    if exact:
+        return f"; it is the name of a {' and of a '.join(exact)}"
+    near = [(kind, nearest_name(error.name, names)) for kind, names in error.known.items()]
+    shown = [f"{kind} {name!r}" for kind, name in near if name is not None]
+    return f"; did you mean {' or '.join(shown)}?" if shown else "; `reconciler status` or `plan` lists what there is"
+
+
+def _places(said: Explanation, fleet: Path | None, config: Path | None, commit: str | None, *, history: bool) -> Found:
+    """The lines behind the explanation. Of a folder, or of the commit in force in the controller's mirror."""
+    from reconciler.cli.explain_places import find, folder_repo, mirror_repo
+
+    asks = list(said.asks())
+    if fleet is not None:
+        repo = folder_repo(fleet, history=history)
+    elif commit is not None:
+        repo = mirror_repo(config or Path("reconciler.yaml"), commit, history=history)
     else:
-        write("\n".join(said.lines()) + "\n")
+        from reconciler.cli.explain_places import Found
+
+        return Found(note="no commit is known")
+    return find(repo, asks, said.authored())
+
+
+def _as_text(said: Explanation, found: Found) -> str:
+    lines = said.lines(found.places)
+    if found.note is not None:
+        lines += ["", f"no author is shown: {found.note}"]
+    return "\n".join(lines) + "\n"
+
+
+def _as_json(said: Explanation, found: Found) -> str:
+    shown: dict[str, Any] = said.to_dict(found.places)
+    return json.dumps({**shown, "historyNote": found.note}, indent=2, ensure_ascii=False) + "\n"

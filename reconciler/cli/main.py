@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "test": ("test", "test", "Run the policy scenarios of a fleet repo."),
     "diff": ("diff", "diff", "Show everything that a merge will do, before it."),
     "plan": ("plan", "plan", "Show what the loop would do now, and what it holds and why."),
-    "explain": ("explain", "explain", "Say why a device has the decision it has."),
+    "explain": ("explain", "explain", "Say why a device, a site or a wave is where it is, and what would change it."),
     "status": ("status", "status", "Show where every wave stands, what is held and why."),
     "token": ("token", "token", "Enrol devices and operators; revoke and list their tokens."),
     "run": ("run", "run", "Run the loop and the HTTP service."),

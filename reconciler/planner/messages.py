@@ -19,12 +19,12 @@ def message(
     state: State, number: int, reason: Reason, wave: int, code: int, until: int, devices: tuple[str, ...]
 ) -> str:
     """One sentence. `number` is the track (-1: configuration), `code` its release, `until` microseconds or NEVER."""
-    what = _what(state, number, code)
+    named = what(state, number, code)
     name = state.roster.waves[wave].spec.name if wave >= 0 else "no wave"
     then = "" if until == NEVER else f" until {format_instant(instant(until))}"
     who = devices[0] if len(devices) == 1 else f"{len(devices)} devices" if devices else f"wave {name!r}"
     maker = _SENTENCES[reason]
-    return maker(_Words(state, number, wave, code, what, name, who, then, devices))
+    return maker(_Words(state, number, wave, code, named, name, who, then, devices))
 
 
 class _Words:
@@ -69,7 +69,8 @@ class _Words:
         )
 
 
-def _what(state: State, number: int, code: int) -> str:
+def what(state: State, number: int, code: int) -> str:
+    """How a sentence names a release of a track: `v1.4.2`, `video-ingest 2.8.0`, or (-1) the configuration."""
     if number < 0:
         return "its configuration"
     if code < 0:

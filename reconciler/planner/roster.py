@@ -207,14 +207,9 @@ def membership(roster: Roster, members: dict[str, I32]) -> I32:
     """
     wave_of = roster.listed_wave.copy()
     percent_waves = np.array([wave.spec.percent is not None for wave in roster.waves], np.bool_)
-    ranked = sorted(
-        (key for key in members if key in roster.asked), key=lambda key: _recency(roster, key), reverse=True
-    )
-    for key in ranked:
-        taken = members[key]
-        place = (wave_of < 0) & (taken >= 0)
-        place[place] = percent_waves[taken[place]]
-        wave_of[place] = taken[place]
+    for key in ranked_members(roster, members):
+        place = _placed(wave_of, members[key], percent_waves)
+        wave_of[place] = members[key][place]
     counted = ~roster.site_lab
     total, reached = int(counted.sum()), 0
     for wave in roster.waves:
@@ -232,6 +227,30 @@ def membership(roster: Roster, members: dict[str, I32]) -> I32:
             wave_of[drawn] = wave.index
             reached += len(drawn)
     return wave_of
+
+
+def ranked_members(roster: Roster, members: dict[str, I32]) -> list[str]:
+    """Open releases of which memberships are on record, the one that counts most first."""
+    return sorted((key for key in members if key in roster.asked), key=lambda key: _recency(roster, key), reverse=True)
+
+
+def _placed(wave_of: I32, taken: I32, percent_waves: Bools) -> Bools:
+    """The sites that a record puts in a wave: those without one, taken by a wave that draws."""
+    place: Bools = (wave_of < 0) & (taken >= 0)
+    place[place] = percent_waves[taken[place]]
+    return place
+
+
+def recorded_waves(roster: Roster, members: dict[str, I32]) -> dict[int, str]:
+    """Site → the release whose record put it in a wave, before percentages were filled up. For explanations."""
+    wave_of = roster.listed_wave.copy()
+    percent_waves = np.array([wave.spec.percent is not None for wave in roster.waves], np.bool_)
+    out: dict[int, str] = {}
+    for key in ranked_members(roster, members):
+        place = _placed(wave_of, members[key], percent_waves)
+        wave_of[place] = members[key][place]
+        out |= dict.fromkeys(np.flatnonzero(place).tolist(), key)
+    return out
 
 
 def _recency(roster: Roster, key: str) -> tuple[int, object, str]:

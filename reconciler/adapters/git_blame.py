@@ -1,0 +1,122 @@
+"""Who wrote which line of a fleet repo, asked of the git program: `ports.LineHistory` over a work tree, or the mirror's commit.
+
+One call of `git blame` a file, by argv, under the rules of `git_run`: no shell, no prompt, no pager, no hook, no text
+conversion, none of the user's or the system's configuration, no GIT_* variable from outside. GitPython is not used: loading it
+takes longer than the call. What the lines mean is not judged here. Called by `explain`. Source: git-blame(1), "The Porcelain
+Format".
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from reconciler.adapters.git_remote import check_sha, printable
+from reconciler.ports import LineOrigin, TerminalError, TransientError
+
+NEEDED_FOR = "naming the commit and the author that asked for it"
+_ENV = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_NO_LAZY_FETCH": "1",
+    "LC_ALL": "C",
+}
+_CONFIG = ("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.attributesFile=/dev/null", "protocol.allow=never")
+_UNCOMMITTED = ("no such path", "no such ref: HEAD", "bad revision 'HEAD'")
+"""What git says of a file, or a branch, of which nothing is committed yet."""
+
+
+def work_tree_of(folder: Path) -> Path | None:
+    """The git work tree that a folder is in, or None. Only looks; git itself may still refuse it."""
+    here = folder.absolute()
+    return next((place for place in (here, *here.parents) if (place / ".git").exists()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class GitBlame:
+    """Lines of files below `folder`, a work tree or a part of one; with `git_dir` and `commit`: of a bare repository's commit."""
+
+    folder: Path
+    git_dir: Path | None = None
+    commit: str | None = None
+    timeout_s: float = 20.0
+    program: Sequence[str] = field(default=("git",))
+
+    def lines(self, path: str, numbers: Sequence[int]) -> Mapping[int, LineOrigin]:
+        """Line numbers → the commits that wrote them (port). Spaces alone count for nothing."""
+        if not numbers:
+            return {}
+        ranges = [f"-L{number},{number}" for number in numbers]
+        at = [check_sha(self.commit)] if self.commit is not None else []
+        done = self._run("blame", "--porcelain", "--root", "-w", "--no-textconv", *ranges, *at, "--", path)
+        if done.returncode == 0:
+            return dict(_origins(done.stdout))
+        said = done.stderr.decode("utf-8", "replace")
+        if self.commit is None and any(sign in said for sign in _UNCOMMITTED):
+            return {number: LineOrigin(None) for number in numbers}
+        if "dubious ownership" in said:
+            raise TerminalError(
+                f"git does not trust {str(self.folder)!r}: it belongs to another user",
+                needed_for=NEEDED_FOR,
+                remedy="run as its owner",
+            )
+        raise TerminalError(
+            f"git blame failed ({printable(said) or 'no reason given'})",
+            needed_for=NEEDED_FOR,
+            remedy="try `git blame` on the file by hand",
+        )
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        where = [f"--git-dir={self.git_dir}"] if self.git_dir is not None else []
+        config = [part for setting in _CONFIG for part in ("-c", setting)]
+        env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        try:
+            return subprocess.run(
+                [*self.program, "--no-pager", *where, *config, *arguments],
+                cwd=self.folder,
+                env={**env, **_ENV},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=self.timeout_s,
+            )
+        except FileNotFoundError:
+            raise TerminalError(
+                "the git program was not found", needed_for=NEEDED_FOR, remedy="apt-get install git"
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise TransientError(
+                f"git blame did not end within {self.timeout_s:g} s", needed_for=NEEDED_FOR, remedy="try again"
+            ) from None
+
+
+def _origins(out: bytes) -> Iterator[tuple[int, LineOrigin]]:
+    """The porcelain format: a header a line, what is known of a commit at its first line, then the line after a tab."""
+    known: dict[str, dict[str, str]] = {}
+    sha, number = "", 0
+    for line in out.decode("utf-8", "replace").split("\n"):
+        if line.startswith("\t"):
+            yield number, _origin(sha, known[sha])
+            sha = ""
+        elif sha:
+            key, _, value = line.partition(" ")
+            known[sha][key] = value
+        elif line:
+            sha, _, rest = line.partition(" ")
+            number = int(rest.split(" ")[1])
+            known.setdefault(sha, {})
+
+
+def _origin(sha: str, of: Mapping[str, str]) -> LineOrigin:
+    if not sha.strip("0"):
+        return LineOrigin(None)
+    at = datetime.fromtimestamp(int(of["author-time"]), UTC) if "author-time" in of else None
+    return LineOrigin(sha, of.get("author"), at, of.get("summary"), "boundary" in of)
