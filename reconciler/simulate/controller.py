@@ -197,7 +197,7 @@ class SimController:
         if self._life is not None:
             self._life.gatherer.stores_changed()
             self._life.polls.secrets.now()
-            self._news_at = min(self._news_at or self.clock.at, self.clock.at)
+            self._news(self.clock.at)
 
     # ------------------------------------------------ reports
 
@@ -211,19 +211,20 @@ class SimController:
 
     def parked(self, device: str, *, announce: bool = True) -> None:
         """The device goes on reporting the same until further notice."""
-        if self.store.observation(device) is not None:
-            self.store.set_last_seen(device, FAR, announce=announce)
+        self.store.set_last_seen(device, FAR, announce=announce)
 
     def unparked(self, device: str, last_at: datetime, *, announce: bool = False) -> None:
         """The device is parked no more; its last report came at `last_at`. `announce` where no report follows at once."""
-        if self.store.observation(device) is not None:
-            self.store.set_last_seen(device, last_at, announce=announce)
+        if self.store.set_last_seen(device, last_at, announce=announce):
             self.witness.last_seen(device, last_at)
             if announce:
-                self._news_at = min(self._news_at or self.clock.at, self.clock.at)
+                self._news(self.clock.at)
+
+    def _news(self, at: datetime) -> None:
+        self._news_at = at if self._news_at is None else min(self._news_at, at)
 
     def _heard(self, before: DeviceObservation | None, after: DeviceObservation, now: datetime) -> None:
-        self._news_at = now if self._news_at is None else min(self._news_at, now)
+        self._news(now)
         self.witness.heard(before, after, now)
 
     def _seen_at(self, device: str) -> datetime | None:

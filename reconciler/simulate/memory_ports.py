@@ -95,24 +95,28 @@ class MemoryRegistry:
         """Tag → digest, all of the repository's. TerminalError: no such repository."""
         self.reach.check()
         if repository not in self._digests and not self._holds_all:
-            raise self._absent(f"there is no repository {repository}", f"reading the tags of {repository}")
+            raise TerminalError(
+                f"there is no repository {repository}",
+                needed_for=f"reading the tags of {repository}",
+                remedy="create it, or correct `App.spec.repository`",
+            )
         return dict(self._tags.get(repository, {}))
 
     def retag(self, repository: str, tag: str, digest: str) -> None:
         """Point `tag` at `digest`. TerminalError: the digest is not in the repository."""
         self.reach.check()
         if not self.exists(repository, digest):
-            raise self._absent(f"{repository} holds no {digest}", f"moving the tag {tag}")
+            raise TerminalError(
+                f"{repository} holds no manifest {digest}",
+                needed_for=f"moving the tag {tag}",
+                remedy="push the app's release there first",
+            )
         self.push(repository, digest, tag)
 
     def exists(self, repository: str, digest: str) -> bool:
         """Whether the repository holds the manifest."""
         self.reach.check()
         return self._holds_all or digest in self._digests.get(repository, ())
-
-    @staticmethod
-    def _absent(wrong: str, needed_for: str) -> TerminalError:
-        return TerminalError(wrong, needed_for=needed_for, remedy="push the app's release there first")
 
 
 class MemorySecrets:

@@ -146,24 +146,27 @@ class MemoryStore:
             rows = ((name, known(self.book.devices.get(name))) for name in sorted(set(devices)))
             return {name: row for name, row in rows if row is not None}
 
-    def set_last_seen(self, device: str, at: datetime | None, *, announce: bool = True) -> None:
-        """Amend when a device was last seen; `announce` hands it to the loop as a change. KeyError: no such device on record."""
+    def set_last_seen(self, device: str, at: datetime, *, announce: bool = True) -> bool:
+        """Amend when a device was last seen; `announce` hands it to the loop as a change. Returns whether it is on record."""
         with self._write():
-            row = self.book.devices[device]
-            if row.observation.last_seen == at:
-                return
-            amended = replace(row, observation=row.observation.model_copy(update={"last_seen": at}))
+            row = self.book.devices.get(device)
+            if row is None or row.observation.last_seen == at:
+                return row is not None
+            seen = row.observation.model_copy(update={"last_seen": at})
+            amended = Row(seen, row.boot_id, row.sequence, row.boots, row.change)
             if announce:
                 self._put_rows({device: amended})
             else:
                 self.book.put(self.book.devices, device, amended)
+            return True
 
     def _put_rows(self, rows: Mapping[str, Row]) -> None:
         book = self.book
         for name in sorted(rows):
             # Never given out twice, also not after a transaction was taken back.
             book.last_change += 1
-            book.put(book.devices, name, replace(rows[name], change=book.last_change))
+            row = rows[name]
+            book.put(book.devices, name, Row(row.observation, row.boot_id, row.sequence, row.boots, book.last_change))
             book.changes.append((book.last_change, name))
 
     # ------------------------------------------------------------ the writer in office
