@@ -162,8 +162,12 @@ class Controller:
 class Director:
     """Controller, devices and time. One thread, which calls back after every step."""
 
-    def __init__(self, time_: Time, controller: Controller, bells: Path) -> None:
+    def __init__(self, time_: Time, controller: Controller, bells: Path, *, ring_s: int = 0) -> None:
+        """`ring_s`: how long a device that is rung takes to call in."""
         self.time, self.controller, self._bells = time_, controller, bells
+        self._ring = timedelta(seconds=ring_s)
+        self._calls: dict[str, datetime] = {}
+        """When a device that was rung, or has something to say, reports, whatever its interval says."""
         self.devices: dict[str, Device] = {}
         self._due: dict[str, datetime] = {}
         self._rung: dict[str, int] = {}
@@ -211,7 +215,7 @@ class Director:
             self._await_controller()
 
     def _until_next(self, most: datetime) -> datetime:
-        instants = [most, *self._due.values()]
+        instants = [most, *self._due.values(), *self._calls.values()]
         if self._controller_until is not None:
             instants.append(self._controller_until)
         return min(instants)
@@ -223,12 +227,27 @@ class Director:
 
     def _due_now(self) -> list[str]:
         now = self.time.now()
-        return [name for name, due in self._due.items() if due <= now]
+        never = datetime.max.replace(tzinfo=UTC)
+        return [name for name, due in self._due.items() if min(due, self._calls.get(name, never)) <= now]
+
+    def call(self, name: str, at: datetime) -> None:
+        """Let a device report at an instant, and do nothing before: it is idle, and next to report within its interval."""
+        self._due[name] = self._calls[name] = at
+
+    def _call_in(self, now: datetime) -> None:
+        """Whose call is due reports with its next step. One that boots reports when it is up, without being asked."""
+        for name in [name for name, at in self._calls.items() if at <= now]:
+            del self._calls[name]
+            if not self.devices[name].booting:
+                self.devices[name].call_in()
+                self._due[name] = now
 
     def _step_devices(self) -> None:
         started = time.perf_counter()
         while due := self._due_now():
             now = self.time.now()
+
+            self._call_in(now)
 
             def step(name: str, now: datetime = now) -> tuple[str, datetime]:
                 return name, self.devices[name].step(now)
@@ -239,15 +258,16 @@ class Director:
         self.spent["devices"] += time.perf_counter() - started
 
     def _hear_bells(self, now: datetime | None = None) -> bool:
-        """Devices that were rung exchange at once."""
+        """Devices that were rung report in a moment."""
         heard = False
         for name, device in self.devices.items():
             rung = (self._bells / name).stat().st_mtime_ns
             if rung != self._rung[name]:
                 self._rung[name] = rung
-                device.call_in()
-                self._due[name] = now or self.time.now()
-                heard = True
+                # One that boots reports when it is up; nobody is there who could hear.
+                if not device.booting:
+                    self._calls[name] = (now or self.time.now()) + self._ring
+                    heard = True
         return heard
 
     # ------------------------------------------------ the controller
@@ -287,6 +307,7 @@ class Director:
         self._due = dict.fromkeys(self._due, datetime.now(UTC))
         while True:
             now = datetime.now(UTC)
+            self._call_in(now)
             for name in [name for name, due in self._due.items() if due <= now]:
                 self._due[name] = self.devices[name].step(datetime.now(UTC))
             self._hear_bells(now)

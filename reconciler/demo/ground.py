@@ -29,6 +29,7 @@ from reconciler.repo.load import load_folder
 from reconciler.repo.problem import InvalidInput
 from reconciler.repo.render import secret_refs
 from reconciler.server.tokens import hash_token, make_token
+from reconciler.simulate.timings import BUILD_S, PUBLISH_S, SIGN_S, TICK_S
 
 REPORT_EVERY, STALE_AFTER = "6h", "13h"
 APP = "video-ingest"
@@ -48,9 +49,9 @@ class Key:
 class Ground:
     """The folder and what is in it. `start` is the instant at which virtual time begins."""
 
-    def __init__(self, root: Path, fleet: Path, start: datetime, *, debug: bool = False) -> None:
-        """`debug` lets the controller check its status after every tick."""
-        self.debug = debug
+    def __init__(self, root: Path, fleet: Path, start: datetime, *, paced: bool = False, debug: bool = False) -> None:
+        """`debug` lets the controller check its status after every tick. `paced`: ticks and long work as `timings` has them."""
+        self.paced, self.debug = paced, debug
         self.root, self._source, self.start = root.absolute(), fleet, start
         self.remote, self.clone = self.root / "fleet.git", self.root / "fleet"
         self.devices, self.tokens = self.root / "devices", self.root / "tokens"
@@ -221,13 +222,18 @@ allowed:
   images: ["{self.images.as_uri()}/"]
   registries: [registry.demo]
 server: {{bind: "127.0.0.1:{self.port}", operators: operators.txt}}
-# Time is stepped: a gap of five minutes gathers the reports of a night's wave into ticks, as a second does in real time.
-loop: {{interval: 12h, storesPoll: 12h, gap: 5m}}
-clock: {{type: stepped, socket: {self.socket}}}
+# Time is stepped: a gap of minutes gathers the reports of a night's wave into ticks, as a second does in real time.
+loop: {{interval: 12h, storesPoll: 12h, gap: {f"{TICK_S}s" if self.paced else "5m"}}}
+clock: {{type: stepped, socket: {self.socket}{self._pace()}}}
 debug: {"true" if self.debug else "false"}
 """
         self.config.write_text(text)
         self._written = True
+
+    def _pace(self) -> str:
+        if not self.paced:
+            return ""
+        return f", every: {TICK_S}s, work: {{build: {BUILD_S}s, sign: {SIGN_S}s, publish: {PUBLISH_S}s}}"
 
     def on_system_clock(self) -> None:
         """Rewrite the settings for a controller that goes on in real time."""

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "review": frozenset({"model", "repo", "planner", "ports", "protocol", "simulate"}),
     # Changes to a fleet repo as a person would write them: edits that keep comments, a branch, a pull request.
     "propose": frozenset({"model", "repo", "ports"}),
-    "demo": frozenset({"model", "repo", "planner", "ports", "protocol", "agent", "controller"}),
+    "demo": frozenset({"model", "repo", "planner", "ports", "protocol", "agent", "controller", "simulate"}),
     "cli": frozenset(
         {"__init__", "model", "repo", "planner", "ports", "protocol", "controller", "server", "simulate"}
         | {"review", "propose", "demo"}
@@ -52,7 +52,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     "reconciler/cli/promote.py": (frozenset({"adapters"}), "names the clone's type: a rollback reads its history"),
     "reconciler/cli/signer.py": (frozenset({"adapters"}), "an entry point: the signer's own process"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
-    "reconciler/demo/story.py": (frozenset({"adapters", "server"}), "looks into the store, and revokes a token"),
+    "reconciler/demo/stage.py": (frozenset({"adapters", "server"}), "enrols devices, looks into the stores"),
     "reconciler/demo/ground.py": (frozenset({"adapters", "server"}), "makes tokens, pushes the app's releases"),
     "reconciler/demo/director.py": (frozenset({"adapters"}), "the other end of the stepped clock's socket"),
 }
