@@ -53,6 +53,8 @@ class Run:
     exposure: Exposure
     finished_at: datetime | None
     """When the last wave has proven what the merge asks of it; None where one never does."""
+    arrived_at: datetime | None
+    """When the last device is where the merge wants it; None where one never is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +85,25 @@ class ClockChange:
 def run_of(trace: Trace, desired: Desired, places: frozenset[Place]) -> Run:
     """What a trace says about the waves and releases of a merge."""
     entries = {(entry.wave, entry.key): entry for entry in calendar_of(trace)}
-    chosen = [entries[place] for place in entries if place in places]
-    ends = [entry.proven_at or (entry.last_arrived_at if not entry.devices else None) for entry in chosen]
-    finished = (
-        None
-        if any(end is None and entry.devices for end, entry in zip(ends, chosen, strict=True))
-        else max((end for end in ends if end is not None), default=None)
-    )
+    chosen = [entry for place, entry in entries.items() if place in places and entry.devices]
     return Run(
         trace.ended_at,
         entries,
         _local(trace.events, desired, places),
         exposure(trace.events, {key for _, key in places}),
-        finished,
+        _last([entry.proven_at for entry in chosen]),
+        _last([_there(entry) for entry in chosen if entry.arrived or entry.proven_at is None]),
     )
+
+
+def _there(entry: Entry) -> datetime | None:
+    """When the last of a wave's devices arrived; None while one that the wave waits for has not."""
+    return entry.last_arrived_at if entry.proven_at is not None or entry.arrived >= entry.devices else None
+
+
+def _last(instants: Sequence[datetime | None]) -> datetime | None:
+    known = [at for at in instants if at is not None]
+    return max(known) if known and len(known) == len(instants) else None
 
 
 def _local(events: Iterable[Event], desired: Desired, places: frozenset[Place]) -> dict[Place, tuple[Local, ...]]:

@@ -201,11 +201,19 @@ def _problem(problem: Problem) -> dict[str, Any]:
 # ---------------------------------------------------------------- making it
 
 
-def assumed(base: Desired, at: datetime) -> Observed:
-    """A settled fleet: everybody healthy on what BASE asks for."""
+def _assumed(base: Desired | None, at: datetime, versions: Mapping[str, str]) -> Observed:
+    """A settled fleet: everybody healthy on what BASE asks for, every secret there is in its first version."""
+    if base is None:
+        return Observed(Snapshot(at=at, secret_versions=versions), None, at)
     from reconciler.simulate.start import settled
 
-    return Observed(settled(base, at), None, at)
+    return Observed(settled(base, at).model_copy(update={"secret_versions": versions}), None, at)
+
+
+def _every_secret(base: Desired | None, head: Desired) -> dict[str, str]:
+    from reconciler.repo.render import secret_refs
+
+    return dict.fromkeys(secret_refs([*head.sites.values(), *(base.sites.values() if base is not None else ())]), "1")
 
 
 def observed_of(snapshot: Snapshot, source: str) -> Observed:
@@ -219,24 +227,28 @@ def observed_of(snapshot: Snapshot, source: str) -> Observed:
 
 def make(sides: Sides, observed: Observed | None, at: datetime, outside: Outside) -> Review:
     """The review of a merge at `at`. `observed` None: a settled fleet at BASE is assumed."""
-    from reconciler.simulate.start import start_of
-
     base, head = (sides.base.desired if sides.base is not None else None), sides.head.desired
+    versions = dict(observed.snapshot.secret_versions) if observed is not None else _every_secret(base, head)
+    if observed is None or any(device.config is not None for device in observed.snapshot.devices):
+        base = replace(base, config=_digests(base, versions, None)) if base is not None else None
+        head = replace(head, config=_digests(head, versions, base))
     if observed is None:
-        observed = assumed(base, at) if base is not None else Observed(Snapshot(at=at), None, at)
-    base, head, snapshot = _configured(base, head, observed)
-    commits = (base, head) if base is not None else (head,)
-    start = start_of(snapshot, at, *commits)
-    before = standing(base, start.observed, at) if base is not None else None
-    after = standing(head, start.observed, at)
+        observed = _assumed(base, at, versions)
+    snapshot = observed.snapshot
+    # Judged at the snapshot's own instant: a fleet does not fall silent because its snapshot lay about.
+    then = min(snapshot.at, at) if snapshot.at is not None else at
+    before = standing(base, snapshot, then) if base is not None else None
+    after = standing(head, snapshot, then, before)
     moves = moves_of(before, after)
     by_merge = frozenset((move.wave, move.key) for move in moves.moves if move.wave is not None) | _asked_anew(
         base, head
     )
     changes = changes_of(sides)
     places = by_merge | (moves.under_way if changes else frozenset())
-    silent = sum(device.silent for device in start.devices.values())
-    earliest, likely = _runs(base, head, snapshot, at, places, silent=silent)
+    # A fleet of which nobody has heard yet calls in when it is set up; there is no telling when.
+    unheard = observed.source is None and base is None
+    silent = 0 if unheard else int(after.state.silent.sum())
+    earliest, likely = _runs((base, head), snapshot, at, places, both=silent > 0, unheard=unheard)
     until = max((run.finished_at or run.ended_at for run in (earliest, likely) if run is not None), default=at)
     sites = sorted({site for move in moves.moves for site in move.sites})
     return Review(
@@ -266,15 +278,22 @@ def make(sides: Sides, observed: Observed | None, at: datetime, outside: Outside
 
 
 def _runs(
-    base: Desired | None, head: Desired, snapshot: Snapshot, at: datetime, places: frozenset[Place], *, silent: int
+    sides: tuple[Desired | None, Desired],
+    snapshot: Snapshot,
+    at: datetime,
+    places: frozenset[Place],
+    *,
+    both: bool,
+    unheard: bool,
 ) -> tuple[Run | None, Run | None]:
-    """Earliest and likely. They differ only by the devices that are silent now."""
+    """Earliest and likely. They differ only by the devices that are silent now: where none is, one forecast is both."""
     if not places:
         return None, None
     from reconciler.simulate.forecast import forecast
 
-    likely = run_of(forecast(head, snapshot, at, before=base, silent="stay"), head, places)
-    if not silent:
+    base, head = sides
+    likely = run_of(forecast(head, snapshot, at, before=base, silent="return" if unheard else "stay"), head, places)
+    if not both:
         return likely, likely
     return run_of(forecast(head, snapshot, at, before=base, silent="return"), head, places), likely
 
@@ -301,25 +320,6 @@ def _wave_sites(after: Standing) -> dict[str, int]:
         if wave is not None:
             out[wave] = out.get(wave, 0) + 1
     return out
-
-
-def _configured(base: Desired | None, head: Desired, observed: Observed) -> tuple[Desired | None, Desired, Snapshot]:
-    """Both sides with the digests of their configurations, where any device reports one to compare with."""
-    snapshot = observed.snapshot
-    if observed.source is not None and all(device.config is None for device in snapshot.devices):
-        return base, head, snapshot
-    from reconciler.repo.render import secret_refs
-
-    versions = dict(snapshot.secret_versions)
-    if observed.source is None:
-        # A settled fleet has every secret that git names, also those that only the head does.
-        every = secret_refs([*head.sites.values(), *(base.sites.values() if base is not None else ())])
-        versions = dict.fromkeys(every, "1") | versions
-        snapshot = snapshot.model_copy(update={"secret_versions": versions})
-    if base is None:
-        return None, replace(head, config=_digests(head, versions, None)), snapshot
-    base = base if base.config else replace(base, config=_digests(base, versions, None))
-    return base, replace(head, config=_digests(head, versions, base)), snapshot
 
 
 def _digests(desired: Desired, versions: Mapping[str, str], known: Desired | None) -> dict[str, str]:

@@ -115,10 +115,15 @@ class Standing:
         }
 
 
-def standing(desired: Desired, observed: Snapshot, at: datetime) -> Standing:
-    """Plan one side."""
+def standing(desired: Desired, observed: Snapshot, at: datetime, like: Standing | None = None) -> Standing:
+    """Plan one side. `like` is the other side, planned from the same snapshot: what it read of it is not read again."""
     roster = Roster(desired)
-    return Standing(roster, decide(roster, Columns.bind(roster, observed), micros(at)))
+    if like is None or roster.row_of.keys() - like.roster.row_of.keys() or roster.app_code != like.roster.app_code:
+        columns = Columns.bind(roster, observed)
+    else:
+        columns = like.state.obs.moved_to(roster)
+        columns.put_shared(observed)
+    return Standing(roster, decide(roster, columns, micros(at)))
 
 
 def moves_of(before: Standing | None, after: Standing) -> Moves:

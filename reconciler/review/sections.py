@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from reconciler.model.scalars import format_bandwidth, format_instant
 from reconciler.planner.windows import zone
-from reconciler.review.calendar import Local, Place, Run
+from reconciler.review.calendar import ClockChange, Local, Place, Run
 from reconciler.review.changes import Change
 from reconciler.review.make import Review
 from reconciler.review.moves import IMAGE
@@ -126,19 +126,28 @@ def _calendar(review: Review) -> Iterator[Section]:
                 _nights(likely, place),
             )
         )
-    notes = [
-        f"{change.zone}: the clocks change in the night of {change.night} ({change.before} to {change.after}); the window"
-        f" {change.window} has {change.minutes} min instead of {change.usual}"
-        for change in review.clock_changes[:10]
-    ]
-    if len(review.clock_changes) > 10:
-        notes.append(f"and {len(review.clock_changes) - 10} more windows in nights of a clock change")
+    notes = _clocks(review)
     if review.silent:
         notes.append(
             "where two instants are given: the earliest, if silent devices answered at once; and if they stay silent"
         )
     header = ("wave", "release", "devices", "starts", "last arrives", "proven", "local nights")
     yield Section("Calendar", header, rows, notes)
+
+
+def _clocks(review: Review) -> list[str]:
+    """One line a zone and night of a clock change: which windows are longer or shorter for it."""
+    nights: dict[tuple[str, str], list[ClockChange]] = {}
+    for change in review.clock_changes:
+        nights.setdefault((change.zone, change.night.isoformat()), []).append(change)
+    notes = []
+    for (name, night), several in nights.items():
+        other = [
+            f"{one.window} has {one.minutes} min instead of {one.usual}" for one in several if one.minutes != one.usual
+        ]
+        windows = f"the window {', '.join(other)}" if other else "no window is longer or shorter for it"
+        notes.append(f"{name}: clocks change on {night} ({several[0].before} to {several[0].after}); {windows}")
+    return notes
 
 
 def _both(entry: Entry, late: Entry, field: str) -> str:

@@ -137,8 +137,10 @@ def observed_line(review: Review) -> str:
     """What the rest stands on."""
     quiet = f"; {count(review.silent, 'device')} silent" if review.silent else ""
     if review.observed.source is None:
-        what = "a settled fleet at BASE" if review.base is not None else "a fleet that has never reported"
-        return f"observed: nothing was given; {what} is assumed{quiet}"
+        what = (
+            "a settled fleet at BASE is" if review.base is not None else "new devices that all call in at the merge are"
+        )
+        return f"observed: nothing was given; {what} assumed{quiet}"
     age = review.observed.age(review.at)
     if age is None or review.observed.taken_at is None:
         return f"observed: {review.observed.source}, of no known age{quiet}"
@@ -151,11 +153,14 @@ def _calendar(review: Review) -> str:
     ends = []
     for run in (review.earliest, review.likely):
         assert run is not None
-        ends.append(minute(run.finished_at) if run.finished_at is not None else "never, as things are")
-    merge = minute(review.at)
+        there = f"last device there {minute(run.arrived_at)}, " if run.arrived_at is not None else ""
+        ends.append(
+            f"{there}proven everywhere {minute(run.finished_at) if run.finished_at is not None else 'NEVER, as things are'}"
+        )
+    merge = f"calendar: merged {minute(review.at)}"
     if ends[0] == ends[1]:
-        return f"calendar: merged {merge}, proven everywhere {ends[0]}"
-    return f"calendar: merged {merge}, proven everywhere {ends[0]} at the earliest, {ends[1]} if the silent stay silent"
+        return f"{merge}; {ends[0]}"
+    return f"{merge}; earliest: {ends[0]}; if the silent stay silent: {ends[1]}"
 
 
 def _exposure(review: Review) -> str:
