@@ -22,12 +22,17 @@ KINDS: tuple[Kind, ...] = ("device", "site", "wave")
 Explanation = DeviceExplanation | SiteExplanation | WaveExplanation
 
 
+def _or(words: Sequence[str]) -> str:
+    """`device, site or wave`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 class UnknownName(LookupError):
     """Nothing of the kinds that were `asked` has this name; `known` are the names that there are, of every kind."""
 
     def __init__(self, name: str, asked: Sequence[Kind], known: Mapping[Kind, Sequence[str]]) -> None:
         self.name, self.known = name, known
-        super().__init__(f"{name!r} is no {', no '.join(asked)} of this fleet")
+        super().__init__(f"{name!r} is no {_or(asked)} of this fleet")
 
 
 class AmbiguousName(LookupError):

@@ -315,7 +315,7 @@ def frozen_links(view: View, depth: int) -> list[Link]:
         if opens <= until < closes:
             until = closes
             ask = fleet_ask("freezes", given.index((instant(opens), instant(closes), why)))
-            said = f"is frozen: {plain(why)}"
+            said = f"{'is' if opens <= view.now else 'stays'} frozen: {plain(why)}"
             ends = Change(f"the freeze ends at {format_instant(instant(closes))}", instant(closes))
             edit = Change("end the freeze earlier", None, ask)
             out.append(
