@@ -6,6 +6,7 @@ is made from it, so that the two can be held to each other. Source: design §4 a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -178,27 +179,41 @@ class Exposure:
 
 
 def exposure(events: Iterable[Event], keys: Iterable[str]) -> Exposure:
-    """Over all instants, of some releases. A device counts from the word to start until its wave proves it, or it leaves."""
+    """Over all instants, of some releases. A device counts from the word to start until its wave proves it, or it leaves; one that
+    is on two such releases (an image and an app) is one device."""
     wanted = frozenset(keys)
     on: dict[tuple[str | None, str], set[str]] = {}
     safe: set[tuple[str | None, str]] = set()
-    most, when, now = 0, None, 0
+    times: Counter[str] = Counter()
+    most, when = 0, None
     for event in events:
         if event.key not in wanted or event.key is None:
             continue
         place = (event.wave, event.key)
         members = on.setdefault(place, set())
-        before = 0 if place in safe else len(members)
+        before = len(members)
+        if place in safe:
+            continue
         if event.kind in (Kind.TOLD, Kind.ARRIVED) and event.device is not None:
             members.add(event.device)
+            times[event.device] += len(members) - before
         elif event.kind in (Kind.LEFT, Kind.ATTEMPT_FAILED, Kind.TIMED_OUT) and event.device is not None:
             members.discard(event.device)
+            _less(times, [event.device] if len(members) < before else [])
         elif event.kind is Kind.PROVEN:
             safe.add(place)
-        now += (0 if place in safe else len(members)) - before
-        if now > most:
-            most, when = now, event.at
+            _less(times, members)
+        if len(times) > most:
+            most, when = len(times), event.at
     return Exposure(most, when)
+
+
+def _less(times: Counter[str], devices: Iterable[str]) -> None:
+    """Each of these is on one release fewer; who is on none is not counted."""
+    for device in devices:
+        times[device] -= 1
+        if not times[device]:
+            del times[device]
 
 
 def _text(at: datetime | None) -> str | None:
