@@ -127,7 +127,7 @@ class _Told:
                 "diff": self.diff,
                 "warnings": [str(problem) for problem in self.warnings],
                 **self.facts,
-                "next": self.next,
+                "next": [*self.change.hints, *self.next],
             }
             click.echo(json.dumps(document, indent=2, ensure_ascii=False))
             return
@@ -137,9 +137,10 @@ class _Told:
         click.echo(f"\n{self.diff}")
         for line in self.lines:
             click.echo(line)
-        if self.next:
+        following = [*self.change.hints, *self.next]
+        if following:
             click.echo("next:")
-            for line in self.next:
+            for line in following:
                 click.echo(f"  {line}")
 
 

@@ -30,8 +30,8 @@ class Declined(TerminalError):
 class Change:
     """Files of the fleet repo with their new bytes (None: removed), paths below its folder.
 
-    `title` is the commit's first line, `says` what a reader must know, a sentence each, `branch` the branch it is proposed on.
-    `modes` are git modes where they change too.
+    `title` is the commit's first line, `says` what a reader of the commit must know, a sentence each, `hints` what only who asked
+    for it may want to do, `branch` the branch it is proposed on. `modes` are git modes where they change too.
     """
 
     title: str
@@ -39,6 +39,7 @@ class Change:
     files: Mapping[str, bytes | None]
     says: tuple[str, ...] = ()
     body: str = ""
+    hints: tuple[str, ...] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
 
 

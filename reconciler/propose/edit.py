@@ -115,6 +115,8 @@ def _splices(text: str, root: Node, edit: Edit) -> list[Splice]:
         if isinstance(edit, Append):
             return _append(text, _at(root, edit.where), edit.value)
         holder, key = _at(root, edit.where[:-1]), edit.where[-1]
+        if holder.kind != "mapping":
+            raise KeyError(f"mapping that holds {key}")
         number = holder.index(str(key))
         if isinstance(edit, Remove):
             if number is None:

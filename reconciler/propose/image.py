@@ -48,7 +48,7 @@ def bump(
                 f"{origin} has no base, so no snapshot can be set in it", remedy="write the base there by hand"
             )
         edits.append(Set(("spec", "base", "snapshot"), snapshot, ("distribution", "suite")))
-    says = []
+    says, hints = [f"made from {old.release}"], []
     if packages and not spec.packages:
         edits.append(Set(("spec", "packages"), dict(packages), ("family", "recipe", "base")))
     for name, version in packages.items() if spec.packages else ():
@@ -62,13 +62,13 @@ def bump(
         edits.append(Remove(("spec", "withdrawn")))
         says.append(f"{old.release} is withdrawn; the new release is not")
     if not packages and snapshot is None:
-        says.append(f"same pins and snapshot as {old.release}; --package NAME=VERSION and --snapshot change them")
-    says.append(f"comments are those of {old.release}: read them, they may tell of the old release")
-    says.append(f"it is built when a wave asks for it: `reconciler promote {release}` after the merge")
+        hints.append(f"same pins and snapshot as {old.release}; --package NAME=VERSION and --snapshot change them")
+    hints.append(f"comments are those of {old.release}: read them, they may tell of the old release")
+    hints.append(f"it is built when a wave asks for it; after the merge: reconciler promote {release}")
     suffix = origin.rpartition(".")[2]
     path = new_path(base, "Image", release).rpartition(".")[0] + f".{suffix}"
     data = edited(base.read(origin), *edits)
-    return Change(f"Add release {release}", f"image/{release}", {path: data}, tuple(says))
+    return Change(f"Add release {release}", f"image/{release}", {path: data}, tuple(says), hints=tuple(hints))
 
 
 def _source(base: Base, named: str | None) -> Wanted:

@@ -60,14 +60,11 @@ def pin(base: Base, site: str, release: str, devices: Sequence[str], why: str) -
         raise Declined(
             f"site {site} is pinned to {release} already, for this very reason", remedy="there is nothing to do"
         )
-    who = ", ".join(devices) if devices else "all its devices"
-    says = [
-        f"{who} of {site} follow the pin and leave the count of their wave",
-        f"to end it: `reconciler pin {site} --remove`",
-    ]
-    return Change(
-        f"Pin {site} to {release}", f"pin/{site}-{release}", _one(base, document, edits), tuple(says), f"Why: {why}"
-    )
+    who = ", ".join(devices) if devices else f"all devices of {site}"
+    says = (f"{who}: {release} from now on, whatever the wave asks for; they leave the wave's count",)
+    files = _one(base, document, edits)
+    hints = (f"to end it: reconciler pin {site} --remove",)
+    return Change(f"Pin {site} to {release}", f"pin/{site}-{release}", files, says, f"Why: {why}", hints)
 
 
 def unpin(base: Base, site: str) -> Change:
@@ -121,18 +118,19 @@ def pause(base: Base, wave: str | None, off: bool) -> Change:
         now = spec.waves[number].paused
     if now is not off:
         raise Declined(f"{what} is {'not paused' if off else 'paused already'}", remedy="there is nothing to do")
-    says = [
-        f"{what} goes on where it stands"
-        if off
-        else f"nothing moves forward in {what}: no promotion, retag or restart; rollback is always possible, and what "
-        "is being flashed is not cut off"
-    ]
-    says += (
-        _other_pauses(base, wave) if off else [f"to go on: `reconciler pause --off{f' --wave {wave}' if wave else ''}`"]
-    )
+    hints: list[str] = []
+    if off:
+        says = [f"{what} goes on where it stands", *_other_pauses(base, wave)]
+    else:
+        says = [
+            f"nothing moves forward in {what}: no promotion, retag or restart",
+            "rollback is always possible, and what is being flashed is not cut off",
+        ]
+        hints = [f"to go on: reconciler pause --off{f' --wave {wave}' if wave else ''}"]
     verb = "Resume" if off else "Pause"
     branch = f"{'resume' if off else 'pause'}/{wave or 'fleet'}"
-    return Change(f"{verb} {what}", branch, {path: edited(base.read(path), edit)}, tuple(says))
+    files: dict[str, bytes | None] = {path: edited(base.read(path), edit)}
+    return Change(f"{verb} {what}", branch, files, tuple(says), hints=tuple(hints))
 
 
 def _other_pauses(base: Base, ended: str | None) -> list[str]:

@@ -22,6 +22,9 @@ class Clone(Protocol):
     def below(self) -> str:
         """The fleet folder's path in the repository, with a `/` at its end; empty where it is the repository's top."""
 
+    base_branch: str
+    """Name of the branch that proposals are for."""
+
     @property
     def shallow(self) -> bool:
         """Whether the history here is cut off."""

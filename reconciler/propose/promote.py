@@ -32,10 +32,13 @@ def promote(base: Base, release: str, wave: str | None = None, every: bool = Fal
     who = "all waves" if len(names) == len(waves) > 1 else f"wave{'s' if len(names) > 1 else ''} {', '.join(names)}"
     scope = "all" if every else names[0]
     says = [f"{_from(wanted, waves[number])} → {wanted.release} in wave {waves[number].name!r}" for number in chosen]
-    if wave is None and not every:
-        says.append(f"wave {names[0]!r} is the next that did not ask for {wanted}; --wave or --all name others")
     says += _remarks(base, wanted, waves, chosen)
-    return Change(f"Promote {wanted} to {who}", f"promote/{wanted.branch}-{scope}", {path: data}, tuple(says))
+    hints = []
+    if wave is None and not every:
+        hints.append(f"wave {names[0]!r} is the next that did not ask for {wanted}; --wave or --all name others")
+    return Change(
+        f"Promote {wanted} to {who}", f"promote/{wanted.branch}-{scope}", {path: data}, tuple(says), hints=tuple(hints)
+    )
 
 
 def _below(wanted: Wanted, wave: WaveSpec) -> bool:

@@ -94,6 +94,11 @@ def publish(
     Declined: a branch of this name holds something else. TransientError, TerminalError: as the clone raises them.
     """
     change = proposal.change
+    if branch == clone.base_branch:
+        raise Declined(
+            f"a change is not put on {branch!r}, the branch in force, but proposed for it",
+            remedy="name another branch with --branch",
+        )
     for number in range(1, _MOST_BRANCHES):
         name = branch or (change.branch if number == 1 else f"{change.branch}-{number}")
         found = clone.branch(name, remote=push)
@@ -109,8 +114,12 @@ def publish(
         return Published(name, found, existed=True)
     else:
         raise Declined(f"{change.branch} and its next numbers are taken", remedy="name a branch with --branch")
-    commit = None if not push else clone.branch(name, remote=False)
-    if commit is None or not _holds(clone, commit, proposal.base, make):
+    commit = clone.branch(name, remote=False) if push else None
+    if commit is not None and not _holds(clone, commit, proposal.base, make):
+        if clone.merge_base(commit, proposal.base) != commit:
+            raise _taken(clone, name, commit, False, False)
+        commit = None
+    if commit is None:
         text = message or "\n\n".join(part for part in (change.title, change.body, _bullets(change.says)) if part)
         commit = clone.commit(proposal.base, change.files, change.modes, text + "\n")
     if push:

@@ -58,7 +58,12 @@ def revert_commit(clone: Clone, base: Base, sha: str, revision: str) -> Change:
             f"{outside} file{'s' if outside > 1 else ''} that it changed outside the fleet folder stay as they are"
         )
     return Change(
-        f'Revert "{subject}"', f"revert/{bad.sha[:12]}", files, tuple(says), f"This reverts commit {bad.sha}.", modes
+        f'Revert "{subject}"',
+        f"revert/{bad.sha[:12]}",
+        files,
+        tuple(says),
+        f"This reverts commit {bad.sha}.",
+        modes=modes,
     )
 
 

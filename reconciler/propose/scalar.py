@@ -49,7 +49,8 @@ def text_written(value: str, *, flow: bool = False, style: str | None = None) ->
     if style not in ('"', "'") and clean and is_plain(value, flow=flow):
         return value
     quoted = json.dumps(value, ensure_ascii=False)
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
+    # Beyond U+FFFF the escapes of JSON and of YAML differ; there the character itself is right in both.
+    return "".join(c if c.isprintable() or c > "\uffff" else json.dumps(c)[1:-1] for c in quoted)
 
 
 def is_plain(value: str, *, flow: bool = False) -> bool:

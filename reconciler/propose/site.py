@@ -45,7 +45,7 @@ def add_site(base: Base, new: NewSite, wave: str | None = None) -> Change:
     schema, line_break = _as_neighbours(base)
     text = line_break.join([*([schema] if schema else []), *_lines(new)]) + line_break
     files: dict[str, bytes | None] = {path: text.encode("utf-8")}
-    says = []
+    says, hints = [], []
     if wave is not None:
         number = find_wave(base, wave)
         if base.waves.waves[number].sites is None:
@@ -57,13 +57,13 @@ def add_site(base: Base, new: NewSite, wave: str | None = None) -> Change:
         files[rollout] = edited(base.read(rollout), Append(("spec", "waves", number, "sites"), new.name))
         says.append(f"{new.name} is listed in wave {wave!r}")
     elif new.lab:
-        says.append("a lab site is never drawn for a percentage: --wave WAVE lists it in one")
+        hints.append("a lab site is never drawn for a percentage: --wave WAVE lists it in one")
     else:
-        says.append("percentage waves draw it, and the last takes every site that no other has: it needs no list")
+        hints.append("percentage waves draw it, and the last takes every site that no other has: it needs no list")
     if new.vpn is not None:
-        says.append(f"the secret {new.vpn[1]} must exist before the site's devices are configured")
-    says.append(f"after the merge, enrol its devices: `reconciler token add {new.devices[0]}`")
-    return Change(f"Add site {new.name}", f"site/{new.name}", files, tuple(says))
+        hints.append(f"the secret {new.vpn[1]} must exist before the site's devices are configured")
+    hints.append(f"after the merge, enrol its devices: reconciler token add {' '.join(new.devices)}")
+    return Change(f"Add site {new.name}", f"site/{new.name}", files, tuple(says), hints=tuple(hints))
 
 
 def _as_neighbours(base: Base) -> tuple[str, str]:
