@@ -81,7 +81,9 @@ def from_revisions(trees: Revisions, base: str, head: str | None, folder: Path) 
         label, shown = "the work tree", "" if str(folder) == "." else f"{folder}/"
     relation = "first" if before is None else "follows"
     if before is not None and after is not None:
-        head_files, read, relation = _after_merge(trees, (before, after), head is None, (base_files, head_files), read)
+        head_files, read, relation = _after_merge(
+            trees, (before, after), head is None, (base_files, head_files), read, shown
+        )
     loaded = _base(trees, base, before, base_files)
     side = _head(loaded, head_files, read, label, after if head is not None else None, shown)
     return Sides(loaded, side, relation if loaded is not None else "first", shown)
@@ -185,7 +187,7 @@ _Trees = tuple[Mapping[str, Entry], Mapping[str, Entry]]
 
 
 def _after_merge(
-    trees: Revisions, commits: tuple[Commit, Commit], work_tree: bool, files: _Trees, read: Read
+    trees: Revisions, commits: tuple[Commit, Commit], work_tree: bool, files: _Trees, read: Read, shown: str
 ) -> tuple[Mapping[str, Entry], Read, str]:
     """The files after the merge, how to read them, and how the two sides stand to each other."""
     before, after = commits
@@ -220,7 +222,7 @@ def _after_merge(
         contents[_blob(merged)] = merged
         out[path] = File(path, _blob(merged), "100644", len(merged))
     if problems:
-        raise InvalidInput(problems)
+        raise InvalidInput(replace(problem, path=f"{shown}{problem.path}") for problem in problems)
 
     of_head = {entry.blob for entry in files[1].values()}
 
