@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from reconciler.adapters.forge_github import GithubForge
     from reconciler.adapters.git_clone import GitClone
-    from reconciler.ports import Forge, PullRequest
+    from reconciler.ports import PullRequest
     from reconciler.propose.base import Base, Change
     from reconciler.propose.publish import Proposal, Published
     from reconciler.repo.problem import Problem
@@ -37,6 +38,7 @@ class Options:
     push: bool
     fetch: bool
     write: bool
+    observed: Path | None
     token_file: Path | None
     api: str | None
     repository: str | None
@@ -69,6 +71,8 @@ _OPTIONS = (
     click.option("--no-push", is_flag=True, help="Make the branch in this clone alone."),
     click.option("--no-fetch", is_flag=True, help="Start from what was fetched last."),
     click.option("--write", is_flag=True, help="Write into the work tree instead; commit nothing. Needs no git."),
+    click.option("--observed", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+                 help="Observed snapshot, for what the pull request says its merge will do. [a settled fleet]"),
     click.option("--token-file", type=click.Path(path_type=Path), metavar="FILE",
                  help="Token that may open pull requests. [environment GITHUB_TOKEN]"),
     click.option("--github-api", metavar="URL", help="Address of the GitHub API. [https://api.github.com]"),
@@ -83,13 +87,13 @@ def proposing(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def called(**given: Any) -> None:
         names = {"fleet", "remote", "base", "branch", "message", "dry_run", "no_push", "no_fetch", "write"}
-        names |= {"token_file", "github_api", "repository", "output"}
+        names |= {"observed", "token_file", "github_api", "repository", "output"}
         own = {name: given.pop(name) for name in names}
         if own["write"] and (own["branch"] or own["message"]):
             raise click.UsageError("--write commits nothing, so it takes no --branch and no --message")
         options = Options(
             own["fleet"] or _nearest(), own["remote"], own["base"], own["branch"], own["message"], own["dry_run"],
-            not own["no_push"], not own["no_fetch"], own["write"], own["token_file"], own["github_api"],
+            not own["no_push"], not own["no_fetch"], own["write"], own["observed"], own["token_file"], own["github_api"],
             own["repository"], own["output"],
         )  # fmt: skip
         command(options, **given)
@@ -219,19 +223,40 @@ def _publish(
 
     push = options.push and clone.remote is not None
     forge = _forge(options, clone) if push else None
-
-    def closed(name: str) -> bool:
-        found = forge.pull_request(name) if forge is not None else None
-        return found is not None and found.state != "open"
-
-    published = publish(
-        clone, proposal, made, branch=options.branch, push=push, message=options.message, closed=closed
-    )  # fmt: skip
     request = None
-    if forge is not None:
-        body = _body(options, clone, proposal, published)
-        request = forge.open_pull_request(published.branch, clone.base_branch, proposal.change.title, body)
+    try:
+
+        def closed(name: str) -> bool:
+            found = forge.pull_request(name) if forge is not None else None
+            return found is not None and found.state != "open"
+
+        published = publish(
+            clone, proposal, made, branch=options.branch, push=push, message=options.message, closed=closed
+        )  # fmt: skip
+        if forge is not None:
+            request = _requested(options, clone, proposal, published, forge)
+    finally:
+        if forge is not None:
+            forge.close()
     _tell(options, clone, published, request, told)
+
+
+def _requested(
+    options: Options, clone: GitClone, proposal: Proposal, published: Published, forge: GithubForge
+) -> PullRequest:
+    """The pull request, once the branch is pushed. What fails here says that the branch stands: a repeat goes on from it."""
+    from reconciler.ports import TerminalError, TransientError
+
+    try:
+        there = forge.pull_request(published.branch)
+        if there is not None:
+            return there
+        body = _body(options, proposal, published.commit)
+        return forge.open_pull_request(published.branch, clone.base_branch, proposal.change.title, body)
+    except (TransientError, TerminalError) as error:
+        more = f"branch {published.branch} is pushed; run the same command again for its pull request"
+        remedy = f"{error.remedy}; {more}" if error.remedy else more
+        raise type(error)(error.wrong, needed_for=error.needed_for, remedy=remedy) from error
 
 
 def _tell(options: Options, clone: GitClone, published: Published, request: PullRequest | None, told: _Told) -> None:
@@ -281,38 +306,61 @@ def _how_to_merge(options: Options, clone: GitClone, branch: str) -> list[str]:
     return [f"open a pull request from {branch} to {clone.base_branch} at {url}"]
 
 
-def _body(options: Options, clone: GitClone, proposal: Proposal, published: Published) -> str:
-    """The pull request's text: what was asked, and what its merge will do."""
+def _body(options: Options, proposal: Proposal, commit: str) -> str:
+    """The pull request's text: what was asked, and what its merge will do; where that cannot be told, the plain diff."""
     change = proposal.change
     parts = [change.body, "\n".join(f"- {line}" for line in change.says)]
-    parts.append(f"```diff\n{proposal.diff}```")
+    parts.append(_review(options, proposal.base, commit) or f"```diff\n{proposal.diff}```")
     return "\n\n".join(part for part in parts if part)
 
 
-def _forge(options: Options, clone: GitClone) -> Forge | None:
+def _review(options: Options, base: str, commit: str) -> str | None:
+    """What `reconciler diff --output markdown` says of a commit on its base, or None where it cannot say it."""
+    from datetime import UTC, datetime
+
+    from reconciler.adapters.git_trees import GitTrees
+    from reconciler.ports import PortError
+    from reconciler.repo.problem import InvalidInput
+    from reconciler.review.make import Outside, make, observed_of
+    from reconciler.review.markdown import as_markdown
+    from reconciler.review.sides import from_revisions
+
+    known = None
+    if options.observed is not None:
+        from reconciler.repo.snapshot import load_snapshot
+
+        known = observed_of(load_snapshot(options.observed), options.observed.name)
+    try:
+        sides = from_revisions(GitTrees(options.folder), base, commit, options.folder)
+        return as_markdown(make(sides, known, datetime.now(UTC).replace(microsecond=0), Outside()))
+    except (PortError, InvalidInput) as error:
+        click.echo(f"warning: the pull request shows the plain diff, since the review was not made: {error}", err=True)
+        return None
+
+
+def _forge(options: Options, clone: GitClone) -> GithubForge | None:
     """GitHub, where a token is given and the repository is known there; else nothing, and the output says what to do."""
     from reconciler.propose.publish import github_repository
 
-    token = _token(options)
     repository = options.repository or github_repository(clone.url())
-    if token is None:
-        if options.api or options.repository:
+    named = options.api is not None or options.repository is not None
+    if options.token_file is None and not os.environ.get("GITHUB_TOKEN"):
+        if named:
             raise click.UsageError("a pull request needs a token: set GITHUB_TOKEN, or give --token-file FILE")
         return None
     if repository is None:
-        if options.api or options.token_file:
+        if named or options.token_file is not None:
             raise click.UsageError(
                 "the remote is no address of GitHub; name the repository with --repository OWNER/NAME"
             )
         return None
-    return None
+    from reconciler.adapters.forge_github import GithubForge, token_from
+    from reconciler.adapters.github_api import API_URL
+
+    token = _from_environment if options.token_file is None else token_from(options.token_file)
+    token()
+    return GithubForge(repository, token, api_url=options.api or API_URL)
 
 
-def _token(options: Options) -> str | None:
-    if options.token_file is None:
-        return os.environ.get("GITHUB_TOKEN") or None
-    try:
-        return options.token_file.read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not text"
-        raise click.BadParameter(f"{options.token_file} cannot be read ({why})", param_hint="--token-file") from None
+def _from_environment() -> str:
+    return os.environ.get("GITHUB_TOKEN", "").strip()

@@ -2,8 +2,7 @@
 
 Decides on which branch a change is proposed, and that a repeat of it is not a second proposal: a branch of its name that holds
 what this change would have written there is taken as it is; one that is merged or closed gives way to the next number; one with
-other content is left alone. Called by the command line. Knows git through `propose.ports.Clone`, pull requests through
-`ports.Forge`.
+other content is left alone. Called by the command line, which opens the pull request. Knows git through `propose.ports.Clone`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from reconciler.ports import Forge, PullRequest, TerminalError, TreeEntry
+from reconciler.ports import TerminalError, TreeEntry
 from reconciler.propose.base import Base, Change, Declined
 from reconciler.propose.diff import unified
 from reconciler.propose.ports import Clone
@@ -22,6 +21,7 @@ Make = Callable[[Base, str], Change]
 """The change that was asked for, made from a fleet repo as it is in a commit."""
 
 _MOST_BRANCHES = 20
+_OTHER = "propose on another branch, with --branch NAME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,6 @@ class Published:
     branch: str
     commit: str
     existed: bool
-    pull_request: PullRequest | None = None
 
 
 def base_of(clone: Clone, sha: str, where: str = "") -> Base:
@@ -102,22 +101,22 @@ def publish(
     for number in range(1, _MOST_BRANCHES):
         name = branch or (change.branch if number == 1 else f"{change.branch}-{number}")
         found = clone.branch(name, remote=push)
-        if found is None:
-            if branch is None and push and closed(name):
-                continue
-            break
-        over = clone.merge_base(found, proposal.base) == found or (push and closed(name))
+        over = (found is not None and clone.merge_base(found, proposal.base) == found) or (push and closed(name))
         if over and branch is None:
             continue
-        if over or not _holds(clone, found, proposal.base, make):
-            raise _taken(clone, name, found, over, push)
+        if over:
+            raise Declined(f"branch {name!r} is merged, or its pull request is closed", remedy=_OTHER)
+        if found is None:
+            break
+        if not _holds(clone, found, proposal.base, make):
+            raise _taken(clone, name, found)
         return Published(name, found, existed=True)
     else:
         raise Declined(f"{change.branch} and its next numbers are taken", remedy="name a branch with --branch")
     commit = clone.branch(name, remote=False) if push else None
     if commit is not None and not _holds(clone, commit, proposal.base, make):
         if clone.merge_base(commit, proposal.base) != commit:
-            raise _taken(clone, name, commit, False, False)
+            raise _taken(clone, name, commit)
         commit = None
     if commit is None:
         text = message or "\n\n".join(part for part in (change.title, change.body, _bullets(change.says)) if part)
@@ -153,17 +152,13 @@ def _holds(clone: Clone, found: str, base: str, make: Make) -> bool:
     return all(there[clone.below + path] == data for path, data in wanted.files.items())
 
 
-def _taken(clone: Clone, name: str, found: str, over: bool, push: bool) -> Declined:
+def _taken(clone: Clone, name: str, found: str) -> Declined:
     commit = clone.resolve(found)
     title = commit.message.partition("\n")[0]
-    what = "is merged already" if over else "exists with other content"
-    remedy = f"propose on another with --branch NAME, or delete that one{' on the remote' if push else ''} first"
-    return Declined(f"branch {name!r} {what} ({found[:12]} {title!r} by {commit.author})", remedy=remedy)
-
-
-def open_pull_request(forge: Forge, published: Published, base: str, title: str, body: str) -> PullRequest:
-    """The pull request of a branch that is pushed: opened, or the one that is there."""
-    return forge.open_pull_request(published.branch, base, title, body)
+    return Declined(
+        f"branch {name!r} exists with other content ({found[:12]} {title!r} by {commit.author})",
+        remedy=f"{_OTHER}, or delete that one first",
+    )
 
 
 _GITHUB = re.compile(r"^(?:https://|ssh://git@|git@)(?P<host>github\.com)[:/](?P<name>[^/\s]+/[^/\s]+?)(?:\.git)?/?$")

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from reconciler.cli.main import cli
 from reconciler.ports import TerminalError, TransientError
 from reconciler.repo.problem import InvalidInput
+from tests.support.github import GithubServer
 from tests.support.gitrepo import Repo
 
 FLEET = Path(__file__).resolve().parents[2] / "fleet"
@@ -162,7 +163,7 @@ def test_a_merged_branch_gives_way_to_the_next_number(place: Place) -> None:
     place.run("pause", "--off")
     place.merge("resume/fleet")
     assert "branch pause/fleet-2 pushed" in place.run("pause").stdout
-    assert "is merged already" in place.refused("pause", "--branch", "pause/fleet")
+    assert "is merged, or" in place.refused("pause", "--branch", "pause/fleet")
 
 
 def test_dry_run_no_push_and_write(place: Place) -> None:
@@ -326,3 +327,53 @@ def test_the_address_of_github_leads_to_the_form(place: Place) -> None:
     result = place.run("pause")
     assert place.clone.git("ls-remote", "--heads", "origin").count("pause/fleet") == 1
     assert "https://github.com/acme/fleet/compare/main...pause/fleet?expand=1" in result.stdout
+
+
+@pytest.fixture
+def hub(place: Place) -> Iterator[GithubServer]:
+    """A GitHub on loopback that shows the branches of the remote as it looks."""
+    place.clone.git("config", "credential.helper", "")
+    with GithubServer() as server:
+        yield server
+
+
+def github(place: Place, hub: GithubServer, *words: str) -> list[str]:
+    token = place.clone.path.parent / "token"
+    token.write_text("ghp_secret\n")
+    return [*words, "--github-api", hub.url, "--repository", hub.repository, "--token-file", str(token)]
+
+
+def test_the_pull_request_is_opened_once_and_says_what_the_merge_will_do(place: Place, hub: GithubServer) -> None:
+    hub.push("promote/v1.4.2-lab")
+    words = github(place, hub, "promote", "v1.4.2")
+    result = place.run(*words)
+    [pull] = hub.pulls
+    assert (pull["title"], pull["base"]["ref"]) == ("Promote v1.4.2 to wave lab", "main")
+    assert pull["head"]["ref"] == "promote/v1.4.2-lab"
+    assert "v1.4.1 → v1.4.2 in wave 'lab'" in pull["body"]
+    assert "LAB-0001" in pull["body"]
+    assert f"pull request {pull['number']}: {pull['html_url']}" in result.stdout
+    again = json.loads(place.run(*words, "--output", "json").stdout)
+    assert again["pullRequest"] == {"number": pull["number"], "url": pull["html_url"]}
+    assert len(hub.pulls) == 1
+    assert "ghp_secret" not in result.output
+
+
+def test_a_closed_pull_request_gives_way_to_the_next_number(place: Place, hub: GithubServer) -> None:
+    hub.push("pause/fleet")
+    hub.push("pause/fleet-2")
+    place.run(*github(place, hub, "pause"))
+    hub.pulls[0]["state"] = "closed"
+    place.run(*github(place, hub, "pause"))
+    assert [pull["head"]["ref"] for pull in hub.pulls] == ["pause/fleet", "pause/fleet-2"]
+    assert "its pull request is closed" in place.refused(*github(place, hub, "pause", "--branch", "pause/fleet"))
+
+
+def test_what_the_forge_refuses_leaves_the_branch_and_says_so(place: Place, hub: GithubServer) -> None:
+    hub.push("pause/fleet")
+    hub.fail(403, method="POST", path="pulls", body={"message": "Resource not accessible by personal access token"})
+    said = place.refused(*github(place, hub, "pause"))
+    assert "branch pause/fleet is pushed; run the same command again" in said
+    assert "ghp_secret" not in said
+    place.run(*github(place, hub, "pause"))
+    assert len(hub.pulls) == 1
