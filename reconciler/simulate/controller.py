@@ -96,12 +96,13 @@ class SimController:
         self._make_world(observed, signer)
         self.store = MemoryStore()
         self.store.load(observed, head)
-        self.witness = Witness(listener, self._wave_of)
+        self.witness = Witness(listener, self.wave_of)
         self.witness.in_force(self._in_force)
         self.witness.watch(observed.devices, self._stale, clock.at)
         self.service = Service(self.store, self._policy, self._config_of, self._heard)
         self._news_at: datetime | None = clock.at
         self._ticked_at: datetime | None = None
+        self._due_at: datetime | None = None
         self.ticks = 0
         """Passes of the loop since the beginning."""
         self._give_standing_words(observed)
@@ -176,6 +177,8 @@ class SimController:
             ended = life.jobs.next_at()
             if not more and (ended is None or ended > now):
                 break
+        # Asked now: the loop answers with no instant before its clock's, which moves on with the devices.
+        self._due_at = life.loop.next_due(now)
 
     def next_at(self) -> datetime | None:
         """When to tick next, if no device is heard of before: a multiple of TICK_S. None while it is down."""
@@ -184,8 +187,7 @@ class SimController:
             return None
         if self._ticked_at is None:
             return on_grid(self.clock.at)
-        instants = [life.loop.next_due(self._ticked_at)]
-        instants += [at for at in (self._news_at, life.jobs.next_at()) if at is not None]
+        instants = [at for at in (self._due_at, self._news_at, life.jobs.next_at()) if at is not None]
         pushed = self.git.next_push_at(life.pushed_at or self._ticked_at)
         if pushed is not None:
             instants.append(pushed)
@@ -245,6 +247,16 @@ class SimController:
         """The last plan; None before the first tick, and while it is down."""
         return None if self._life is None else self._life.loop.plan
 
+    @property
+    def live(self) -> Live | None:
+        """The planner with its memory; None while it is down."""
+        return None if self._life is None else self._life.live
+
+    @property
+    def busy(self) -> bool:
+        """Whether long work is under way, or something was heard that no tick has seen yet."""
+        return self._life is not None and (self._life.jobs.busy or self._news_at is not None)
+
     def asked(self) -> Asked:
         """(wave, key, devices) of what the commit in force asks for, in the waves' order."""
         return () if self._life is None else asked_of(self._life.live)
@@ -254,7 +266,8 @@ class SimController:
         life = self._life
         return {} if life is None or life.loop.plan is None else held_of(life.live, life.loop.plan)
 
-    def _wave_of(self, site: str) -> str | None:
+    def wave_of(self, site: str) -> str | None:
+        """Name of the wave that a site is in, as the planner has it now; None while it is down."""
         return None if self._life is None else self._life.live.wave_of(site)
 
     @property

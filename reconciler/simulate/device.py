@@ -25,6 +25,7 @@ TIMING = Timing(spread_s=SPREAD_S, report_jitter=0)
 """As on a real device, but in step: the forecast has to know when a report comes."""
 SPINS = 100
 """Steps at one instant after which a device is said to run in a circle."""
+_NEXT = timedelta(seconds=1)
 _ON_THE_LINE = frozenset({State.FETCHING, State.PULLING})
 _AT_A_SLOT = frozenset({State.WRITING, State.WRITTEN, State.REBOOTING, State.TRIAL, State.RETURNING})
 
@@ -79,6 +80,16 @@ class SimDevice:
         return self._is_parked
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether it has more to do by itself than to go on reporting, or to see its assignment expire."""
+        if self._begins_at or self._called_at or self._health_at or self.link.late:
+            return True
+        agent = self._agent
+        if agent is None:
+            return False
+        return agent.work.state is not State.IDLE or not (self._is_parked or self._is_silent)
+
+    @property
     def wakes_at(self) -> datetime | None:
         """When to step it next; None: not by itself."""
         found, health_at = self._due_at, self._health_at
@@ -116,9 +127,8 @@ class SimDevice:
         """Something new waits for it since `after`: it hears of it with its next report after that."""
         if self._is_parked:
             agent = self._living()
-            agent.pass_reports(after + timedelta(seconds=1), answered=True)
-            if agent.reports_at is not None:
-                self.ring(agent.reports_at)
+            agent.pass_reports(after + _NEXT, answered=True)
+            self._due_at = _first(self._due_at, agent.reports_at)
 
     def cut_line(self, now: datetime) -> None:
         """Its line is down from now on."""
@@ -131,25 +141,26 @@ class SimDevice:
         self.reach_changed(now, was_reaching=before)
 
     def reach_changed(self, now: datetime, *, was_reaching: bool) -> None:
-        """The line, or what it leads to, went down or came back. Reports that were due before now are accounted for."""
+        """The line, or what it leads to, went down or came back. Reports that were due until now, this instant included, met
+        what was there before."""
         is_reaching = self.link.is_reaching
         if was_reaching == is_reaching or self._begins_at is not None:
             return
         if not is_reaching:
-            self._unpark(now)
+            self._unpark(now + _NEXT)
             agent, self._is_silent = self._agent, True
             self._due_at = None if agent is None else agent.work_wakes_at
             if agent is not None and agent.work.state in _ON_THE_LINE:
                 self._due_at = now
         elif self._is_silent:
             agent = self._living()
-            agent.pass_reports(now, answered=False)
+            agent.pass_reports(now + _NEXT, answered=False)
             self._is_silent = False
             self._due_at = _first(agent.work_wakes_at, agent.reports_at)
 
     def power_cut(self, now: datetime, off_s: int = 0) -> None:
         """The power goes, for `off_s` seconds: what was not durable is lost, and the machine boots."""
-        self._end_life(now)
+        self._end_life(now + _NEXT)
         if self.hardware.flags().trial is None:
             self.hardware.end("dropped")
         self.supply.lose_power()
@@ -233,8 +244,8 @@ class SimDevice:
             self._agent = agent
         return self._agent
 
-    def _end_life(self, now: datetime) -> None:
-        self._unpark(now)
+    def _end_life(self, until: datetime) -> None:
+        self._unpark(until)
         if self._agent is not None:
             self._agent.work.end()
         self._agent = self._due_at = self._quiet_since = self._called_at = None
@@ -248,12 +259,12 @@ class SimDevice:
         every = agent.report_every_s
         self.watch.parked(self.name, agent.reports_at - timedelta(seconds=every), every)
 
-    def _unpark(self, now: datetime) -> None:
-        """Its reports are played again from now on; those before now were answered."""
+    def _unpark(self, until: datetime) -> None:
+        """Its reports are played again; those that were due before `until` were answered."""
         if not self._is_parked:
             return
         agent, self._is_parked = self._living(), False
-        agent.pass_reports(now, answered=True)
+        agent.pass_reports(until, answered=True)
         assert agent.reports_at is not None
         self.watch.woken(self.name, agent.reports_at - timedelta(seconds=agent.report_every_s))
 

@@ -22,7 +22,7 @@ from reconciler.simulate.forecast_devices import Devices, Job, Unit, Work, arriv
 from reconciler.simulate.forecast_record import JOB_S, Marks, Record
 from reconciler.simulate.forecast_wakes import next_wake
 from reconciler.simulate.outcome import asked_of, held_of
-from reconciler.simulate.start import Doing, Silent, Start, start_of
+from reconciler.simulate.start import Doing, Silent, Start, leaves_out, start_of
 from reconciler.simulate.timings import TICK_S, timings
 from reconciler.simulate.trace import Event, Kind, Trace
 
@@ -93,7 +93,8 @@ class Forecast:
         self._every = self.desired.fleet.report_every
         self._devices = Devices(self.desired, self.start.devices, timings(self.desired.fleet), self._start_s)
         self._sites = {name: site for site, spec in self.desired.sites.items() for name in spec.devices}
-        self._due: list[tuple[int, str, Job | None]] = []
+        self._due: list[tuple[int, str, int, Job | None]] = []
+        self._scheduled = 0
         self._tasks: list[_Task] = []
         self._open: set[str] = set()
         self._free_s = 0
@@ -106,7 +107,7 @@ class Forecast:
         for name in self._first_reports():
             returns_at = self.start.devices[name].returns_at
             assert returns_at is not None
-            heapq.heappush(self._due, (seconds_of(returns_at), name, None))
+            self._schedule(seconds_of(returns_at), name, None)
         self._go_on()
 
     def run(self) -> Trace:
@@ -138,7 +139,7 @@ class Forecast:
             if start.returns_at is None or name not in self._sites:
                 continue
             known = seen.get(name)
-            if known is None or start.silent or _leaves_out(known):
+            if known is None or start.silent or leaves_out(known):
                 yield name
 
     def _go_on(self) -> None:
@@ -148,9 +149,14 @@ class Forecast:
                 continue
             job = self._devices.goes_on(self._devices.unit(name, self._sites[name]), start)
             if job is not None:
-                heapq.heappush(self._due, (job.ends, name, job))
+                self._schedule(job.ends, name, job)
 
     # ------------------------------------------------ time
+
+    def _schedule(self, at: int, name: str, job: Job | None) -> None:
+        """A report that will tell something new."""
+        self._scheduled += 1
+        heapq.heappush(self._due, (at, name, self._scheduled, job))
 
     def _next(self, tick: int) -> int | None:
         """The next tick at which there is anything to do; None: never."""
@@ -179,7 +185,7 @@ class Forecast:
     def _hear(self, tick: int) -> None:
         """Reports that tell something new, up to a tick."""
         while self._due and self._due[0][0] <= tick:
-            at, name, job = heapq.heappop(self._due)
+            at, name, _, job = heapq.heappop(self._due)
             unit = self._devices.unit(name, self._sites[name])
             if job is None:
                 self._first_report(unit, at)
@@ -263,7 +269,7 @@ class Forecast:
         wave = self.live.wave_of(site)
         self.events.append(Event(at, Kind.TOLD, wave, site, name, key, detail or ""))
         if job is not None:
-            heapq.heappush(self._due, (job.ends, name, job))
+            self._schedule(job.ends, name, job)
         return name, mark
 
     def _call_off(self, tick: int, plan: Plan, told: set[str]) -> Iterator[tuple[str, Marks]]:
@@ -335,12 +341,6 @@ class Forecast:
 def _grid(seconds: int) -> int:
     """The first tick not before an instant."""
     return -(-seconds // TICK_S) * TICK_S
-
-
-def _leaves_out(seen: DeviceObservation) -> bool:
-    """Whether an observation does not say what any report would."""
-    undated = seen.health_since is None or (seen.image is not None and seen.image_since is None)
-    return undated or seen.health is Health.UNKNOWN
 
 
 def _configured(desired: Desired, observed: Snapshot) -> Desired:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -113,6 +113,8 @@ class Content:
     size: int = 0
     image: str | None = None
     """Digest of its bytes where they are a whole image; None: empty, half-written or flipped."""
+    marked: bool = False
+    """Whether these bytes were marked good: from the instant at which they boot by default, though it be recorded a step later."""
     boots: bool = True
     data: bytes | None = None
     """Bytes, where real ones were written."""
@@ -123,7 +125,7 @@ class MemoryHardware:
     cut there: the step did not happen."""
 
     __slots__ = (
-        "_apps", "_booted", "_boots", "_config", "_configs", "_flags", "_kept_apps", "_version", "app_since", "clock",
+        "_apps", "_booted", "_boots", "_config", "_configs", "_first_boot", "_flags", "_kept_apps", "_version", "app_since", "clock",
         "conditions", "doing", "image_since", "keys", "memory", "name", "on_step", "sick", "slots_held", "watch",
     )  # fmt: skip
 
@@ -152,6 +154,7 @@ class MemoryHardware:
         self.sick: str | None = None
         """A slot that is critical while it is on trial, as a fault decided for this attempt."""
         self._booted, self._boots = "a", 0
+        self._first_boot: str | None = None
         self._flags, self._version = BootFlags("a"), ImageVersion()
         self._config: str | None = None
         self._configs: tuple[str, ...] = ()
@@ -176,7 +179,7 @@ class MemoryHardware:
         for slot in (*order, flags.default):
             held = self.slots_held[slot]
             if held.image is not None:
-                yield held.image, held.record.good
+                yield held.image, held.marked
 
     def running(self) -> Mapping[str, str]:
         """App → digest of what runs."""
@@ -185,7 +188,7 @@ class MemoryHardware:
     def is_default_sound(self) -> bool:
         """Whether the slot that boots by default was marked good and holds the very bytes that are recorded."""
         held = self.slots_held[self._flags.default]
-        return held.record.good and held.image is not None and held.image == held.record.digest
+        return held.marked and held.image is not None and held.image == held.record.digest
 
     def spoil(self, slot: str) -> None:
         """Flip a bit of a slot."""
@@ -217,7 +220,7 @@ class MemoryHardware:
         return slot
 
     def boot_id(self) -> str:
-        return f"{self.name}.{self._boots}"
+        return self._first_boot if self._boots == 0 and self._first_boot else f"{self.name}.{self._boots}"
 
     def booted(self) -> str:
         return self._booted
@@ -248,10 +251,11 @@ class MemoryHardware:
             self.step("write flags")
             self._flags = BootFlags(slot)
         held = self.slots_held[slot]
+        held.marked = True
+        self.end("good")
         if not held.record.good:
             self.step("write slots")
             held.record = Slot(held.record.release, held.record.digest, True)
-        self.end("good")
 
     def reboot(self) -> None:
         """Nothing to do: whoever runs the agent sees that it asked, and calls `boot`."""
@@ -285,7 +289,7 @@ class MemoryHardware:
         if held.record != Slot():
             raise HardwareError(f"slot {slot} is still recorded as holding something")
         self.step(f"open slot-{slot}")
-        held.image, held.data, held.boots = None, None, True
+        held.image, held.data, held.marked, held.boots = None, None, False, True
 
     def begin_image(self, slot: str, release: str) -> None:
         """Begin to write an image that has no bytes: the slot holds nothing whole until `end_image`."""
@@ -438,10 +442,15 @@ class MemoryHardware:
     ) -> None:
         """Slot → (release, digest) of good images, one of them booted and the default."""
         for slot, (release, digest) in held.items():
-            self.slots_held[slot] = Content(Slot(release, digest, True), 1, digest)
+            self.slots_held[slot] = Content(Slot(release, digest, True), 1, digest, marked=True)
         self._booted, self._flags = booted, BootFlags(booted)
         self._version = ImageVersion(held[booted][0] if booted in held else None, previous)
         self.image_since = since
+
+    def install_boot(self, boot_id: str, sequence: int) -> None:
+        """The boot that it runs under, and the last report of it: a recorder knows both."""
+        self._first_boot = boot_id
+        self.memory = replace(self.memory, sequence_reserved=sequence)
 
     def install_app(self, app: str, digest: str, since: datetime | None) -> None:
         """A release of an app that runs."""

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from reconciler.model.desired import Desired
+from reconciler.model.observed import Health, Snapshot
 from reconciler.model.plan import Reason
 from reconciler.model.scalars import format_instant, release_key
 from reconciler.simulate import rules
@@ -85,6 +86,8 @@ class Truth:
     run_since: datetime | None = None
     """Since when its reports show the present image in unbroken good health."""
     heard_at: datetime | None = None
+    parked: bool = False
+    """It goes on reporting the same, which nobody tells."""
     serial: tuple[int, int] | None = None
     doing: str | None = None
     doing_since: datetime | None = None
@@ -126,10 +129,29 @@ class Oracle:
 
     # ------------------------------------------------ what is told to it
 
-    def known_before(self, proven: Iterable[tuple[str, str]], stopped: Mapping[str, datetime]) -> None:
-        """Proofs and failures that were on record when the run began."""
-        self._proven |= set(proven)
-        self._stopped |= stopped
+    def remember(self, observed: Snapshot) -> None:
+        """What the record of the beginning says of devices and releases: evidence that was there before the run."""
+        for seen in observed.devices:
+            device = self.devices.get(seen.name)
+            if device is None:
+                continue
+            device.heard_at, device.serial = seen.last_seen, seen.serial
+            device.failures = dict(seen.failed_attempts)
+            device.app_since = {app: running.since for app, running in seen.apps.items() if running.since is not None}
+            if seen.health is Health.CRITICAL:
+                device.critical_since = seen.health_since
+                earlier = (
+                    seen.image_since is not None
+                    and seen.health_since is not None
+                    and seen.health_since < seen.image_since
+                )
+                device.critical_before = seen.health_before_update is Health.CRITICAL or earlier
+            elif seen.health_since is not None and seen.image_since is not None:
+                device.run_since = max(seen.health_since, seen.image_since)
+            self._rescued |= {(seen.name, release) for release in seen.rescued_from}
+        open_proofs = [verdict for verdict in observed.proofs if not verdict.closed]
+        self._proven |= {(verdict.wave, verdict.key) for verdict in open_proofs}
+        self._stopped |= {verdict.key: verdict.at for verdict in observed.failures if not verdict.closed}
 
     def merged(self, desired: Desired) -> None:
         """A commit came into force. What was proven or stopped of releases that nobody asks for any more is closed."""
@@ -176,15 +198,20 @@ class Oracle:
         self._check_window(at, device, release, waived=waived)
         self._check_budget(at, device, wave)
 
-    def ended(self, at: datetime, name: str, release: str | None, *, good: bool) -> None:
-        """What a device began is over: the new slot is good, or it is not and `release` runs as before."""
+    def reboots(self, at: datetime, name: str, release: str, *, waived: bool) -> None:
+        """What a device has written it will now boot."""
+        self._check_window(at, self.devices[name], release, waived=waived)
+
+    def ended(self, at: datetime, name: str, release: str | None, *, good: bool, counts: bool) -> None:
+        """What a device began is over: its new slot with `release` is good, or the old one runs as before. `counts`: that was
+        an attempt."""
         device = self.devices[name]
         if good:
             if device.image is not None:
                 device.past.add(device.image)
             device.critical_before = device.critical_since is not None
             device.image, device.run_since = release, None
-        elif device.doing is not None:
+        elif device.doing is not None and counts:
             device.failures[device.doing] = device.failures.get(device.doing, 0) + 1
         device.doing, device.doing_since, device.timed_out = None, None, False
         self._doing.get(self._wave_of.get(device.site) or "", set()).discard(name)
@@ -211,6 +238,10 @@ class Oracle:
         device.heard_at = at
         if device.run_since is None and device.critical_since is None and device.doing is None:
             device.run_since = at
+
+    def parks(self, name: str, *, parked: bool) -> None:
+        """From now on its reports go on saying the same, or are heard one by one again."""
+        self.devices[name].parked = parked
 
     def accepted(self, at: datetime, name: str, serial: tuple[int, int]) -> None:
         """A device put an assignment in force."""
@@ -329,7 +360,7 @@ class Oracle:
             since = self._shown_since(device, app if at_sign else None, key)
             if self._has_failed(at, device, key):
                 failed += 1
-            elif device.heard_at is None or at - device.heard_at > stale:
+            elif not device.parked and (device.heard_at is None or at - device.heard_at > stale):
                 silent += 1
                 if device.heard_at is not None and device.heard_at + soak > at:
                     self._broken(

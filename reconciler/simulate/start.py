@@ -216,6 +216,12 @@ def _carried_on(seen: DeviceObservation, heard: datetime, config: str | None) ->
     return seen.model_copy(update=changes)
 
 
+def leaves_out(seen: DeviceObservation) -> bool:
+    """Whether an observation does not say what any report would: then the first report is news."""
+    undated = seen.health_since is None or (seen.image is not None and seen.image_since is None)
+    return undated or seen.health is Health.UNKNOWN
+
+
 # ---------------------------------------------------------------- a fleet at rest
 
 
