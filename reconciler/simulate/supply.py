@@ -88,15 +88,16 @@ class MemorySupply:
         have = self._part[1] if self._part is not None and self._part[0] == image.digest else 0.0
         began = self._hardware.clock.at - timedelta(seconds=have)
         # There is room for one artifact: another one goes when this one comes.
-        self._cached, self._part = None, (image.digest, have)
-        while True:
-            if not self._link.is_up:
-                raise TransportError("the line is down")
-            have = min((self._hardware.clock.at - began).total_seconds(), whole)
-            self._part = (image.digest, have)
-            if have >= whole:
-                break
-            yield whole - have
+        self._cached = None
+        try:
+            while (left := whole - (self._hardware.clock.at - began).total_seconds()) > 0 or not self._link.is_up:
+                if not self._link.is_up:
+                    raise TransportError("the line is down")
+                yield left
+        finally:
+            # However it ends: cut off, called off, or done.
+            have = (self._hardware.clock.at - began).total_seconds()
+            self._part = (image.digest, min(have, whole))
         given = self._depot.gives.get(image.digest, image.digest)
         self._part = None
         if given is None:
