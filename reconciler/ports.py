@@ -7,7 +7,7 @@ crosses a port. Names, values and instants in the arguments are plain text, byte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -114,10 +114,18 @@ class GitSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PastFile:
+    """A file as a commit has it; `path` is from the top of the repository."""
+
+    sha: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class LineOrigin:
     """The commit that wrote a line as it stands. `sha` is None where it is not committed yet; `at` is when it was authored.
 
-    `oldest`: history ends there (a shallow clone), so the line may be older.
+    `oldest`: history ends there (a shallow clone), so the line may be older. `before` is the file just before that commit.
     """
 
     sha: str | None
@@ -125,13 +133,17 @@ class LineOrigin:
     at: datetime | None = None
     summary: str | None = None
     oldest: bool = False
+    before: PastFile | None = None
 
 
 class LineHistory(Protocol):
-    """Who wrote which line of a fleet repo's files."""
+    """Who wrote which line of a fleet repo's files. TransientError, TerminalError: git does not tell."""
 
-    def lines(self, path: str, numbers: Sequence[int]) -> Mapping[int, LineOrigin]:
-        """Line numbers (from 1) of a file → where they come from. TransientError, TerminalError: git does not tell."""
+    def lines(self, file: str | PastFile, numbers: Sequence[int]) -> Mapping[int, LineOrigin]:
+        """Line numbers (from 1) of a file → where they come from. A bare path is that of the file as it is read now."""
+
+    def text(self, file: PastFile) -> bytes:
+        """The file's bytes as the commit has them."""
 
 
 # ---------------------------------------------------------------- stores of releases, apps, secrets; the doorbell
@@ -379,6 +391,19 @@ class Decision:
     observations: tuple[DeviceObservation, ...] = ()
     tags_set: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     conditions: tuple[ConditionRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Everything recorded, as it stood at one instant: what `Store.snapshot` gives, without holding a fleet in memory.
+
+    `facts` is all but the devices; `devices` are read as they are asked for, each the contract's JSON of one device, by name.
+    `cursor` grows with every change of a device.
+    """
+
+    cursor: int
+    facts: Snapshot
+    devices: Iterator[str]
 
 
 class Store(Protocol):

@@ -227,14 +227,15 @@ def candidates(listing: Listing, family: str | None) -> dict[str, str]:
 def judge(
     index: Index, listing: Listing, family: str | None, read_sums: Callable[[str, Stored], bytes]
 ) -> dict[str, Artifact]:
-    """Every release's state and digest. `read_sums` gives SHA256SUMS of a folder that is not published yet."""
+    """Every release's state, digest and size. `read_sums` gives SHA256SUMS of a folder that is not published yet."""
     out: dict[str, Artifact] = {}
     for entry in index.releases:
         parts = folder_release(entry.folder)
         if family is not None and (parts is None or parts[0] != family):
             continue
         state = ArtifactState.BROKEN if published_fault(entry, listing) else ArtifactState.PUBLISHED
-        out[entry.release] = Artifact(state=state, digest=entry.digest)
+        size = next((file.size for file in entry.files if IMAGE_FILE.search(file.name)), None)
+        out[entry.release] = Artifact(state=state, digest=entry.digest, size=size)
     notes = {note.folder: note.seen for note in index.broken}
     for release, folder in candidates(listing, family).items():
         if release in out:
@@ -242,16 +243,18 @@ def judge(
         files = listing[folder]
         try:
             listed = parse_sums(read_sums(folder, files[SUMS]), where=f"{folder}/{SUMS}")
-            digest = image_digest(listed, where=f"{folder}/{SUMS}")
+            name = image_file(listed, where=f"{folder}/{SUMS}")
         except TerminalError:
             out[release] = Artifact(state=ArtifactState.BROKEN)
             continue
+        digest, stored = "sha256:" + listed[name], files.get(name)
+        size = stored.size if stored is not None else None
         noted = folder in notes and notes[folder] == seen_listing(files)
         if noted or any(name not in files for name in listed):
-            out[release] = Artifact(state=ArtifactState.BROKEN, digest=digest)
+            out[release] = Artifact(state=ArtifactState.BROKEN, digest=digest, size=size)
         else:
             state = ArtifactState.SIGNED if SIGNATURE in files else ArtifactState.BUILT
-            out[release] = Artifact(state=state, digest=digest)
+            out[release] = Artifact(state=state, digest=digest, size=size)
     return out
 
 

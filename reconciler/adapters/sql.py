@@ -21,7 +21,7 @@ from reconciler.adapters.sql_engine import BUSY_TIMEOUT_S, Database, chunked, op
 from reconciler.adapters.sql_migrate import HEAD, migrate, revision_of
 from reconciler.adapters.sql_schema import commits, counters, plans, tokens
 from reconciler.model.observed import DeviceObservation, Snapshot
-from reconciler.ports import AssignmentRow, Changes, ConditionRow, Decision, Intent, TerminalError
+from reconciler.ports import AssignmentRow, Changes, ConditionRow, Decision, Export, Intent, TerminalError
 
 
 def open_store(place: str | Path, *, create: bool = True, busy_timeout_s: float = BUSY_TIMEOUT_S) -> SqlStore:
@@ -77,6 +77,13 @@ class SqlStore:
         with self._db.read("the observed snapshot") as connection:
             devices = recorded.everything(connection)
             return self._facts(connection).model_copy(update={"devices": devices})
+
+    @contextmanager
+    def export(self) -> Iterator[Export]:
+        """The same, a few devices at a time. All of it is of one instant: until it is left, one reader's view is held open."""
+        with self._db.read("the observed snapshot") as connection:
+            cursor = recorded.last_change(connection)
+            yield Export(cursor, self._facts(connection), recorded.documents(connection))
 
     def facts(self) -> Snapshot:
         """The same without the devices: it costs what was decided, not the fleet."""

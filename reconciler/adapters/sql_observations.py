@@ -6,7 +6,7 @@ A report replaces the observation; a tick only adds its marks (`model.amend`). W
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,6 +137,19 @@ def everything(connection: Connection) -> tuple[DeviceObservation, ...]:
     """Every observation, by name."""
     query = select(observations.c.device, observations.c.document).order_by(observations.c.device)
     return tuple(from_document(device, document) for device, document in connection.execute(query))
+
+
+def last_change(connection: Connection) -> int:
+    """The number of the last change of any device."""
+    query = select(counters.c.value).where(counters.c.name == "change")
+    return int(connection.execute(query).scalar_one())
+
+
+def documents(connection: Connection, at_once: int = 1000) -> Iterator[str]:
+    """Every observation as its JSON, by name, `at_once` rows in memory."""
+    query = select(observations.c.document).order_by(observations.c.device)
+    for (document,) in connection.execution_options(yield_per=at_once).execute(query):
+        yield document
 
 
 def apply(connection: Connection, patches: Iterable[DeviceObservation], facts: Facts) -> None:

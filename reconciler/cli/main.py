@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("plan", "plan", "Show what the loop would do now, and what it holds and why."),
     "explain": ("explain", "explain", "Say why a device, a site or a wave is where it is, and what would change it."),
     "status": ("status", "status", "Show where every wave stands, what is held and why."),
+    "snapshot": ("snapshot", "snapshot", "Write what is observed, for `diff`, `plan` and `simulate`."),
     "token": ("token", "token", "Enrol devices and operators; revoke and list their tokens."),
     "run": ("run", "run", "Run the loop and the HTTP service."),
     "adopt": ("adopt", "adopt", "Record proofs for what a running fleet already runs in health."),

@@ -68,7 +68,7 @@ def _serve(program: Program, log: Any) -> HttpServer:
     from reconciler.server.options import Limits, Options
     from reconciler.server.run import HttpServer, Tls
     from reconciler.server.serving import Serving
-    from reconciler.server.tokens import read_hashes
+    from reconciler.server.tokens import Scope, read_hashes
 
     settings, loop, images = program.settings, program.loop, program.images
     place, operators = settings.server, settings.server.operators
@@ -92,6 +92,9 @@ def _serve(program: Program, log: Any) -> HttpServer:
         artifact=artifact,
         metrics_open=place.local,
         operators=(lambda: read_hashes(operators)) if operators is not None else frozenset,
+        readers=(lambda: read_hashes(operators, Scope.READ)) if operators is not None else frozenset,
+        export=program.store.export,
+        stores=lambda: loop.world.observed if loop.world is not None else None,
         not_ready=lambda: () if loop.world is not None else ("a commit in force, and the image store",),
         reported=program.clock.wake,
         tls=place.tls is not None,

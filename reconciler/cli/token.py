@@ -133,7 +133,14 @@ def list_tokens(config: Path, output: str) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The file of operators' hashes; `server.operators` of the settings unless said.",
 )
-def operator(name: str, config: Path, path: Path | None) -> None:
+@click.option(
+    "--scope",
+    type=click.Choice(["all", "read"]),
+    default="all",
+    show_default=True,
+    help="`read`: plan, status and the observed snapshot alone, as the checks of a pull request need them.",
+)
+def operator(name: str, config: Path, path: Path | None, scope: str) -> None:
     """Make a token for an operator called NAME, add its hash to the file of operators, and print the token once."""
     from reconciler.adapters import durable
     from reconciler.server.tokens import hash_token, make_token, read_hashes
@@ -150,7 +157,8 @@ def operator(name: str, config: Path, path: Path | None) -> None:
         before = path.read_text(encoding="utf-8")
         before += "" if before.endswith("\n") or not before else "\n"
     made = make_token()
-    text = f"{before}{hash_token(made)}  # {name}, {format_instant(datetime.now(UTC).replace(microsecond=0))}\n"
+    word = "" if scope == "all" else f" {scope}"
+    text = f"{before}{hash_token(made)}{word}  # {name}, {format_instant(datetime.now(UTC).replace(microsecond=0))}\n"
     with durable.os_errors(f"write {path}", needed_for="adding an operator"):
         durable.write_atomic(path, [text.encode()], 0o600)
     click.echo(made)

@@ -38,13 +38,13 @@ from reconciler.ports import (
     Registry,
     Secrets,
     Signer,
-    Store,
     TerminalError,
     TransientError,
 )
 
 if TYPE_CHECKING:
     from reconciler.adapters.aws import Aws
+    from reconciler.adapters.sql import SqlStore
 
 _JOB_STOP_S = 30.0
 Working = Callable[[], AbstractContextManager[None]]
@@ -88,7 +88,7 @@ def make_folder(path: Path, needed_for: str) -> Path:
     return path
 
 
-def make_store(settings: s.Settings, *, create: bool) -> Store:
+def make_store(settings: s.Settings, *, create: bool) -> SqlStore:
     """The store. TerminalError: there is none and `create` is False."""
     from reconciler.adapters.sql import open_store
 

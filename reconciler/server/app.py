@@ -1,7 +1,8 @@
 """The HTTP API: which routes there are, and who may use them. Built by `create_app`, run by `server.run`.
 
 Devices (a bearer token each): `POST /v1/exchange`, `GET /v1/config`, `GET /v1/artifacts/{folder}/{file}`. Operators
-(their own tokens): `GET /v1/plan`, `GET /v1/status`, `GET /metrics`. Anybody: `GET /healthz`, `GET /readyz`. Nothing
+(their own tokens): `GET /v1/plan`, `GET /v1/status`, `GET /v1/observed`, `GET /metrics`; with the scope `read`, all of these but
+the metrics. Anybody: `GET /healthz`, `GET /readyz`. Nothing
 here changes what is decided; a report is the only thing that is written. Source: design §5 and §6; the limits are
 `options.Limits`.
 """
@@ -27,8 +28,9 @@ from reconciler.server.batch import Batcher
 from reconciler.server.exchange import exchange
 from reconciler.server.limits import Lately, RateLimiter, read_body
 from reconciler.server.metrics import CONTENT_TYPE, Metrics
+from reconciler.server.observed import Exporter
 from reconciler.server.options import Options
-from reconciler.server.tokens import bearer, hash_token, is_among
+from reconciler.server.tokens import Scope, bearer, hash_token, is_among
 
 T = TypeVar("T")
 
@@ -59,16 +61,30 @@ class Callers:
         return device
 
     async def operator(self, request: Request) -> None:
-        """An operator's token. Refusal 401 or 429."""
+        """An operator's token of every scope. Refusal 401, 403 (it may only read the rollout) or 429."""
+        if await self._scope(request) is not Scope.ALL:
+            raise Refusal(
+                403, "this token may not read that", "use a token that `reconciler token operator` made without --scope"
+            )
+
+    async def reader(self, request: Request) -> None:
+        """An operator's token, of any scope. Refusal 401 or 429."""
+        await self._scope(request)
+
+    async def _scope(self, request: Request) -> Scope:
         token_hash = self._token_hash(request)
         try:
             operators = await run_in_threadpool(self._options.operators)
+            readers = await run_in_threadpool(self._options.readers)
         except PortError as error:
             raise refusal_of(error) from None
-        if not is_among(token_hash, operators):
+        # Both are compared, so that how long it takes says nothing.
+        whole, narrow = is_among(token_hash, operators), is_among(token_hash, readers)
+        if not whole and not narrow:
             raise self._not_known(request)
         self._recognised.add(token_hash)
         self._devices.check(token_hash)
+        return Scope.ALL if whole else Scope.READ
 
     async def scraper(self, request: Request) -> None:
         """Whoever may read the metrics."""
@@ -196,16 +212,23 @@ def _serve_devices(
 
 
 def _serve_operators(app: FastAPI, options: Options, callers: Callers, metrics: Metrics) -> None:
-    @app.get("/v1/plan", dependencies=[Depends(callers.operator)])
+    exporter = Exporter(options)
+
+    @app.get("/v1/plan", dependencies=[Depends(callers.reader)])
     async def get_plan() -> Response:
         plan = await _from_store(options.store.last_plan)
         if plan is None:
             raise Refusal(404, "no plan yet", "wait for the first tick")
         return Response(plan, media_type="application/json")
 
-    @app.get("/v1/status", dependencies=[Depends(callers.operator)])
+    @app.get("/v1/status", dependencies=[Depends(callers.reader)])
     async def get_status() -> Response:
         return JSONResponse(await _from_store(lambda: status_of(options.store, options.now()).to_dict()))
+
+    @app.get("/v1/observed", dependencies=[Depends(callers.reader)])
+    async def get_observed(request: Request) -> Response:
+        known = request.headers.get("if-none-match", "")
+        return await _from_store(lambda: exporter.answer(known))
 
     @app.get("/metrics", dependencies=[Depends(callers.scraper)])
     async def get_metrics() -> Response:

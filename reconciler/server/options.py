@@ -7,12 +7,14 @@ from worker threads and may block; what they raise as a `PortError` becomes an a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from reconciler.controller.reports import Sources
-from reconciler.ports import Store
+from reconciler.model.observed import Snapshot
+from reconciler.ports import Export, Store
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.exchange import SiteConfig
 
@@ -57,7 +59,9 @@ class Options:
     `config` renders the files of a device's own site, secrets resolved in memory, or None where git knows no such
     device; `sources` gives the addresses for an assignment; `artifact` finds a file of the directory image store
     (TerminalError: absent), None where artifacts are served elsewhere; `operators` are the sha256 hashes of the
-    tokens that may read plan, status and metrics; `metrics_open` lets anybody who reaches the service read the
+    tokens that may read everything that operators read, `readers` those that may read plan, status and the observed
+    snapshot alone; `export` and `stores` are what the snapshot is made of: everything recorded, and what the loop last saw
+    in the stores (None: nothing yet); `metrics_open` lets anybody who reaches the service read the
     metrics; `not_ready` names what keeps the service from being ready, nothing if it is; `reported` is told after
     reports were recorded, so that the loop wakes.
     """
@@ -69,6 +73,9 @@ class Options:
     config: Callable[[str], SiteConfig | None] = _no_config
     artifact: Callable[[str, str], Path] | None = None
     operators: Callable[[], frozenset[str]] = frozenset
+    readers: Callable[[], frozenset[str]] = frozenset
+    export: Callable[[], AbstractContextManager[Export]] | None = None
+    stores: Callable[[], Snapshot | None] = lambda: None
     metrics_open: bool = False
     not_ready: Callable[[], Sequence[str]] = tuple
     reported: Callable[[], None] = lambda: None

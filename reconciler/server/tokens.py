@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 
 from reconciler.ports import TerminalError
@@ -21,6 +22,14 @@ PREFIX = "edge_"
 
 _TOKEN = re.compile(r"edge_[A-Za-z0-9_-]{43}")
 _HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class Scope(StrEnum):
+    """What an operator's token may ask for."""
+
+    ALL = "all"
+    READ = "read"
+    """Plan, status and the observed snapshot; nothing else, and nothing that will come later. For a pull request's checks."""
 
 
 def make_token() -> str:
@@ -48,8 +57,11 @@ def is_among(token_hash: str, hashes: Iterable[str]) -> bool:
     return found
 
 
-def read_hashes(path: Path) -> frozenset[str]:
-    """Hashes of a file: one a line, `#` begins a note. TerminalError: unreadable, or a line is no hash."""
+def read_hashes(path: Path, scope: Scope = Scope.ALL) -> frozenset[str]:
+    """Hashes of a file that have a scope: `HASH [SCOPE]` a line, all where none is written; `#` begins a note.
+
+    TerminalError: unreadable, a line is no hash, or a scope is unknown.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -61,16 +73,25 @@ def read_hashes(path: Path) -> frozenset[str]:
         ) from None
     hashes = set()
     for number, line in enumerate(lines, start=1):
-        text = line.partition("#")[0].strip()
-        if text and not _HASH.fullmatch(text):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if not _HASH.fullmatch(words[0]):
             # The line is not shown: it may be a token that somebody put there by mistake.
             raise TerminalError(
                 f"{path}:{number}:1: is not the sha256 of a token",
                 needed_for="knowing the operators",
                 remedy="write 64 lower-case hexadecimal digits, as `reconciler token operator` does",
             )
-        if text:
-            hashes.add(text)
+        if len(words) > 2 or words[-1] not in (words[0], *Scope):
+            # A scope that is not understood is no scope: a narrow token must not become a wide one by a mistake in writing.
+            raise TerminalError(
+                f"{path}:{number}:{line.index(words[1]) + 1}: is not a scope",
+                needed_for="knowing the operators",
+                remedy=f"write one of {', '.join(Scope)} after the hash, or nothing for all",
+            )
+        if (words[1] if len(words) == 2 else Scope.ALL) == scope:
+            hashes.add(words[0])
     return frozenset(hashes)
 
 

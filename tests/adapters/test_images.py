@@ -70,6 +70,14 @@ def test_the_index_says_what_was_read_back(place: Place, store: FolderImageStore
     assert names == ["SHA256SUMS", "SHA256SUMS.gpg", IMAGE, "manifest.json", "packages.txt"]
 
 
+def test_a_release_has_the_size_that_a_device_downloads_at_every_step(store: FolderImageStore, tmp_path: Path) -> None:
+    store.stage("v1.4.2", FOLDER, pack(tmp_path / "built", image=b"x" * 12_345))
+    assert store.artifacts()["v1.4.2"].size == 12_345
+    store.attach_signature("v1.4.2", SIGNATURE)
+    store.publish("v1.4.2")
+    assert store.artifacts()["v1.4.2"].size == 12_345
+
+
 def test_every_step_may_be_repeated_also_after_a_restart(place: Place, tmp_path: Path) -> None:
     for _ in range(2):
         published(place.open(now=lambda: NOW), tmp_path / "built")

@@ -18,6 +18,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from reconciler.adapters import sql_migrate
 from reconciler.adapters.sql import SqlStore, open_store
 from reconciler.adapters.sql_schema import metadata
+from reconciler.model.observed import DeviceObservation
 from reconciler.ports import Store, TerminalError, TransientError
 from tests.adapters.store_contract import NOW, Opener, StoreContract, seen
 
@@ -37,6 +38,21 @@ def stores(tmp_path: Path) -> Iterator[Callable[[], Store]]:
 
 class TestSqlStore(StoreContract):
     """The contract, over SQLite."""
+
+
+def test_an_export_is_of_one_instant_and_reads_devices_as_they_are_asked_for(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store.db")
+    names = [f"SITE-{number:04}-1" for number in range(2500)]
+    store.observe([seen(name) for name in names], sequences={})
+    with store.export() as export:
+        store.observe([seen(names[-1], image="v9"), seen("SITE-9999-1")], sequences={})
+        found = [DeviceObservation.model_validate_json(text) for text in export.devices]
+    assert found == [seen(name) for name in names]
+    assert export.facts == store.facts()
+    with store.export() as later:
+        assert later.cursor > export.cursor
+        assert sum(1 for _ in later.devices) == 2501
+    store.close()
 
 
 def test_sqlite_keeps_commits_over_a_power_cut(tmp_path: Path) -> None:

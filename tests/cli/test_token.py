@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from reconciler.adapters.sql import open_store
 from reconciler.cli.main import cli
 from reconciler.ports import TerminalError
-from reconciler.server.tokens import hash_token, read_hashes
+from reconciler.server.tokens import Scope, hash_token, read_hashes
 from tests.support.settings import write_settings
 
 
@@ -102,6 +102,9 @@ def test_an_operators_token_is_added_to_their_file(config: Path, tmp_path: Path)
     assert read_hashes(path) == {hash_token(first), hash_token(second)}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "# alice, " in path.read_text()
+    narrow = run(config, "operator", "checks", "--file", str(path), "--scope", "read").stdout.strip()
+    assert read_hashes(path, Scope.READ) == {hash_token(narrow)}
+    assert read_hashes(path) == {hash_token(first), hash_token(second)}
     path.write_text("not a hash\n")
     result = run(config, "operator", "eve", "--file", str(path))
     assert isinstance(result.exception, TerminalError) and "is not the sha256" in str(result.exception)

@@ -50,6 +50,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
     "reconciler/cli/promote.py": (frozenset({"adapters"}), "names the clone's type: a rollback reads its history"),
+    "reconciler/cli/snapshot.py": (frozenset({"adapters"}), "writes its file durably, as the store would"),
     "reconciler/cli/signer.py": (frozenset({"adapters"}), "an entry point: the signer's own process"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
     "reconciler/demo/stage.py": (frozenset({"adapters", "server"}), "enrols devices, looks into the stores"),

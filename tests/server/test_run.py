@@ -16,14 +16,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from reconciler.adapters.sql import open_store
 from reconciler.ports import TerminalError
 from reconciler.server.app import create_app
 from reconciler.server.options import Options
 from reconciler.server.run import HttpServer, Tls, is_loopback
-from reconciler.server.tokens import bearer, hash_token, make_token, read_hashes, write_token
+from reconciler.server.tokens import Scope, bearer, hash_token, make_token, read_hashes, write_token
 from tests.server.service import NOW
 
 
@@ -52,7 +53,7 @@ def certificate(folder: Path) -> Tls:
     return tls
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
+async def app(scope: AsgiScope, receive: Receive, send: Send) -> None:
     if scope["type"] == "lifespan":
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -114,7 +115,7 @@ def test_a_port_in_use_is_an_error_with_a_remedy() -> None:
 
 
 def test_a_service_that_fails_to_start_says_so() -> None:
-    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+    async def failing(scope: AsgiScope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no"})
 
@@ -125,7 +126,7 @@ def test_a_service_that_fails_to_start_says_so() -> None:
 def test_stopping_answers_what_is_being_served_and_leaves_no_thread() -> None:
     entered, go_on = threading.Event(), threading.Event()
 
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+    async def slow(scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             import asyncio
 
@@ -168,6 +169,18 @@ def test_a_file_of_operators_is_read_strictly(tmp_path: Path) -> None:
     assert token not in str(caught.value)
     with pytest.raises(TerminalError, match="No such file"):
         read_hashes(tmp_path / "absent")
+
+
+def test_a_scope_stands_after_the_hash_and_none_is_all(tmp_path: Path) -> None:
+    path = tmp_path / "operators"
+    old, whole, narrow = (hash_token(make_token()) for _ in range(3))
+    path.write_text(f"{old}\n{whole} all # alice\n{narrow}  read  # the pull requests' checks\n")
+    assert read_hashes(path) == {old, whole}
+    assert read_hashes(path, Scope.READ) == {narrow}
+    for word in ("reed", "read all", "READ"):
+        path.write_text(f"{old}\n{narrow} {word}\n")
+        with pytest.raises(TerminalError, match=r"operators:2:66: is not a scope.*all, read"):
+            read_hashes(path)
 
 
 def test_a_tokens_file_is_its_owners_alone_and_never_overwritten(tmp_path: Path) -> None:
