@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from reconciler.adapters.git_remote import check_sha, printable
-from reconciler.ports import LineOrigin, TerminalError, TransientError
+from reconciler.ports import LineOrigin, PastFile, TerminalError, TransientError
 
 NEEDED_FOR = "naming the commit and the author that asked for it"
 _ENV = {
@@ -50,17 +50,19 @@ class GitBlame:
     timeout_s: float = 20.0
     program: Sequence[str] = field(default=("git",))
 
-    def lines(self, path: str, numbers: Sequence[int]) -> Mapping[int, LineOrigin]:
+    def lines(self, file: str | PastFile, numbers: Sequence[int]) -> Mapping[int, LineOrigin]:
         """Line numbers → the commits that wrote them (port). Spaces alone count for nothing."""
         if not numbers:
             return {}
         ranges = [f"-L{number},{number}" for number in numbers]
-        at = [check_sha(self.commit)] if self.commit is not None else []
-        done = self._run("blame", "--porcelain", "--root", "-w", "--no-textconv", *ranges, *at, "--", path)
+        commit, path = (file.sha, file.path) if isinstance(file, PastFile) else (self.commit, file)
+        at = [check_sha(commit)] if commit is not None else []
+        from_top = isinstance(file, PastFile)
+        done = self._run("blame", "--porcelain", "-w", "--no-textconv", *ranges, *at, "--", path, from_top=from_top)
         if done.returncode == 0:
-            return dict(_origins(done.stdout))
+            return dict(_origins(done.stdout, cut=self._is_cut()))
         said = done.stderr.decode("utf-8", "replace")
-        if self.commit is None and any(sign in said for sign in _UNCOMMITTED):
+        if commit is None and any(sign in said for sign in _UNCOMMITTED):
             return {number: LineOrigin(None) for number in numbers}
         if "dubious ownership" in said:
             raise TerminalError(
@@ -68,20 +70,34 @@ class GitBlame:
                 needed_for=NEEDED_FOR,
                 remedy="run as its owner",
             )
-        raise TerminalError(
-            f"git blame failed ({printable(said) or 'no reason given'})",
-            needed_for=NEEDED_FOR,
-            remedy="try `git blame` on the file by hand",
-        )
+        raise _failed("blame", said)
 
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    def text(self, file: PastFile) -> bytes:
+        """A file's bytes at a commit (port)."""
+        done = self._run("cat-file", "blob", f"{check_sha(file.sha)}:{file.path}", from_top=True)
+        if done.returncode != 0:
+            raise _failed("cat-file", done.stderr.decode("utf-8", "replace"))
+        return done.stdout
+
+    def _is_cut(self) -> bool:
+        """Whether the clone is shallow. Git calls the first commit of all a boundary too: that word alone is not enough."""
+        if self.git_dir is not None:
+            return (self.git_dir / "shallow").exists()
+        top = work_tree_of(self.folder)
+        place = top / ".git" if top is not None else self.folder
+        if place.is_file():  # a work tree beside its repository: `gitdir: REPO/.git/worktrees/NAME`
+            place = Path(place.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).parent.parent
+        return (place / "shallow").exists()
+
+    def _run(self, *arguments: str, from_top: bool) -> subprocess.CompletedProcess[bytes]:
         where = [f"--git-dir={self.git_dir}"] if self.git_dir is not None else []
         config = [part for setting in _CONFIG for part in ("-c", setting)]
+        top = work_tree_of(self.folder) if from_top and self.git_dir is None else None
         env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         try:
             return subprocess.run(
                 [*self.program, "--no-pager", *where, *config, *arguments],
-                cwd=self.folder,
+                cwd=top or self.folder,
                 env={**env, **_ENV},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -94,17 +110,25 @@ class GitBlame:
             ) from None
         except subprocess.TimeoutExpired:
             raise TransientError(
-                f"git blame did not end within {self.timeout_s:g} s", needed_for=NEEDED_FOR, remedy="try again"
+                f"git {arguments[0]} did not end within {self.timeout_s:g} s", needed_for=NEEDED_FOR, remedy="try again"
             ) from None
 
 
-def _origins(out: bytes) -> Iterator[tuple[int, LineOrigin]]:
+def _failed(what: str, said: str) -> TerminalError:
+    return TerminalError(
+        f"git {what} failed ({printable(said) or 'no reason given'})",
+        needed_for=NEEDED_FOR,
+        remedy=f"try `git {what}` on the file by hand",
+    )
+
+
+def _origins(out: bytes, *, cut: bool) -> Iterator[tuple[int, LineOrigin]]:
     """The porcelain format: a header a line, what is known of a commit at its first line, then the line after a tab."""
     known: dict[str, dict[str, str]] = {}
     sha, number = "", 0
     for line in out.decode("utf-8", "replace").split("\n"):
         if line.startswith("\t"):
-            yield number, _origin(sha, known[sha])
+            yield number, _origin(sha, known[sha], cut=cut)
             sha = ""
         elif sha:
             key, _, value = line.partition(" ")
@@ -115,8 +139,11 @@ def _origins(out: bytes) -> Iterator[tuple[int, LineOrigin]]:
             known.setdefault(sha, {})
 
 
-def _origin(sha: str, of: Mapping[str, str]) -> LineOrigin:
+def _origin(sha: str, of: Mapping[str, str], *, cut: bool) -> LineOrigin:
+    commit, _, path = of.get("previous", "").partition(" ")
+    # A name with odd characters is written in quotes; its past is not looked for.
+    before = PastFile(commit, path) if path and not path.startswith('"') else None
     if not sha.strip("0"):
-        return LineOrigin(None)
+        return LineOrigin(None, before=before)
     at = datetime.fromtimestamp(int(of["author-time"]), UTC) if "author-time" in of else None
-    return LineOrigin(sha, of.get("author"), at, of.get("summary"), "boundary" in of)
+    return LineOrigin(sha, of.get("author"), at, of.get("summary"), cut and "boundary" in of, before)

@@ -6,6 +6,7 @@ explanation stays whole, and says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +14,14 @@ from pathlib import Path
 
 from reconciler.planner.explain_values import Ask, Asked
 from reconciler.ports import LineHistory, LineOrigin, TerminalError, TransientError
-from reconciler.repo.positions import Position, Positions, lines_by_path
+from reconciler.repo.positions import Position, Positions, counterpart, line_of, lines_by_path
+from reconciler.repo.reader import Where
 
+_ALONE = re.compile(r"(?:- )?[A-Za-z]+: [^\s,{}\[\]#]+")
+"""A line that holds one value and nothing else: who wrote the line set the value."""
+Read = Callable[[], bytes]
+MOST_STEPS = 24
+"""Commits that are gone back over in one explanation; after that, who last touched the line is named."""
 MOST_FILES = 8
 """Files whose history is asked for. An explanation of one name speaks of fewer; more would make it slow."""
 
@@ -23,7 +30,7 @@ MOST_FILES = 8
 class Repo:
     """A fleet repo's files and their history. `shown` is put before paths; `absent` says why there is no history."""
 
-    files: Mapping[str, Callable[[], bytes]]
+    files: Mapping[str, Read]
     history: LineHistory | None = None
     shown: str = ""
     absent: str | None = None
@@ -90,27 +97,50 @@ def find(repo: Repo, asks: Iterable[Ask], authored: Iterable[Ask]) -> Found:
         place = positions.where(ask.kind, ask.name, ask.where)
         if place is not None:
             at[ask] = place
-    wanted = [at[ask] for ask in dict.fromkeys(authored) if ask in at and at[ask].exact]
-    origins, note = _origins(repo, wanted)
-    found = Found({}, note)
+    wanted = {ask: at[ask] for ask in authored if ask in at and at[ask].exact}
+    found = Found({}, repo.absent if wanted else None)
+    origins: dict[Ask, LineOrigin] = {}
+    if repo.history is not None and wanted:
+        try:
+            origins, found.note = _origins(repo.files, repo.history, wanted)
+        except (TerminalError, TransientError) as error:
+            found.note = str(error)
     for ask, place in at.items():
-        found.places[ask] = _asked(repo, place, origins.get((place.path, place.line)))
+        found.places[ask] = _asked(repo, place, origins.get(ask))
     return found
 
 
-def _origins(repo: Repo, wanted: list[Position]) -> tuple[dict[tuple[str, int], LineOrigin], str | None]:
-    out: dict[tuple[str, int], LineOrigin] = {}
-    if repo.history is None or not wanted:
-        return out, repo.absent
-    lines = lines_by_path(wanted)
-    for path in list(lines)[:MOST_FILES]:
-        try:
-            found = repo.history.lines(path, lines[path])
-        except (TerminalError, TransientError) as error:
-            return out, str(error)
-        out |= {(path, number): origin for number, origin in found.items()}
-    rest = len(lines) - MOST_FILES
+def _origins(
+    files: Mapping[str, Read], history: LineHistory, wanted: Mapping[Ask, Position]
+) -> tuple[dict[Ask, LineOrigin], str | None]:
+    """The commit that set each value: one call a file, and more only for lines that hold more than the value."""
+    lines = lines_by_path(wanted.values())
+    asked = list(lines)[:MOST_FILES]
+    by_line = {path: history.lines(path, lines[path]) for path in asked}
+    out: dict[Ask, LineOrigin] = {}
+    left = MOST_STEPS
+    for ask, place in wanted.items():
+        origin = by_line.get(place.path, {}).get(place.line)
+        if origin is not None and not _ALONE.fullmatch(place.text):
+            origin, left = _walked(history, origin, files[place.path](), ask.where, left)
+        if origin is not None:
+            out[ask] = origin
+    rest = len(lines) - len(asked)
     return out, f"the history of {rest} more files was not asked for" if rest > 0 else None
+
+
+def _walked(history: LineHistory, origin: LineOrigin, data: bytes, keys: Where, left: int) -> tuple[LineOrigin, int]:
+    """Go back over commits that changed the line and not the value. `left` bounds the steps of all walks together."""
+    while origin.before is not None and left > 0:
+        left -= 1
+        older = history.text(origin.before)
+        way = counterpart(data, keys, older)
+        if way is None:
+            break
+        line = line_of(older, way)
+        origin = history.lines(origin.before, [line])[line]
+        data, keys = older, way
+    return origin, left
 
 
 def _asked(repo: Repo, place: Position, origin: LineOrigin | None) -> Asked:

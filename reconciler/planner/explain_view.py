@@ -134,9 +134,9 @@ class View:
         return wave_ask(wave, *keys)
 
     def asked(self, number: int, row: int) -> Ask | None:
-        """Where git says what a device shall run on a track: its pin, or its wave. Its configuration follows from the site."""
+        """Where git says what a device shall run on a track: its pin, or its wave. Its configuration follows from no one line."""
         if number < 0:
-            return site_ask(self.site(row))
+            return None
         if number == IMAGE_TRACK and self.roster.pin_of[row] >= 0:
             return site_ask(self.site(row), "pin", "image")
         wave = self.wave(row)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from reconciler.repo import reader
 from reconciler.repo.documents import place_of
 from reconciler.repo.finding import one_line
-from reconciler.repo.reader import Spot, Where
+from reconciler.repo.reader import Data, Spot, Where
 
 Read = Callable[[], bytes]
 
@@ -79,6 +79,44 @@ class Positions:
             return False
         metadata = tree.get("metadata") if isinstance(tree, dict) else None
         return isinstance(metadata, dict) and metadata.get("name") == name
+
+
+def counterpart(new: bytes, keys: Where, old: bytes) -> Where | None:
+    """The way to the same value in an older text of a document; None where it is not there, or is another value.
+
+    Entries of a list are found by their `name`, or by what they are: a wave that was put before others moves none of them.
+    """
+    try:
+        here, there = reader.read(new), reader.read(old)
+    except reader.Refused:
+        return None
+    way: list[str | int] = []
+    for key in keys:
+        step = _step(here, key, there)
+        if step is None:
+            return None
+        here, there = here[key], there[step]
+        way.append(step)
+    return tuple(way) if here == there else None
+
+
+def _step(here: Data, key: str | int, there: Data) -> str | int | None:
+    """The key in `there` that stands for `key` in `here`."""
+    if isinstance(here, dict) and isinstance(there, dict) and isinstance(key, str):
+        return key if key in here and key in there else None
+    if isinstance(here, list) and isinstance(there, list) and isinstance(key, int) and key < len(here):
+        item = here[key]
+        name = item.get("name") if isinstance(item, dict) else None
+        if name is None:
+            return there.index(item) if item in there else None
+        named = (n for n, other in enumerate(there) if isinstance(other, dict) and other.get("name") == name)
+        return next(named, None)
+    return None
+
+
+def line_of(data: bytes, keys: Where) -> int:
+    """The line of an entry, from 1."""
+    return reader.nearest(reader.locate(data), keys)[0].key_line
 
 
 def lines_by_path(positions: Iterable[Position]) -> dict[str, list[int]]:
