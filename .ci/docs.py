@@ -249,6 +249,9 @@ PAGES: dict[str, Callable[[], str]] = {
 TRANSCRIPTS = ("README.md", "docs/tutorial/first-promotion.md")
 """Pages by hand, in which the output of commands is filled in."""
 
+CLONES = ("docs/how-to/change-the-fleet.md",)
+"""The same, where the commands work in a clone."""
+
 
 def pages() -> Iterator[tuple[str, str]]:
     """Every page that comes from code, whole or in part, as it should be. Transcripts last: they read the snapshot."""
@@ -256,6 +259,8 @@ def pages() -> Iterator[tuple[str, str]]:
         yield name, make()
     for name in TRANSCRIPTS:
         yield name, transcript.fill((ROOT / name).read_text(encoding="utf-8"))
+    for name in CLONES:
+        yield name, transcript.fill_in_clone((ROOT / name).read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Pages that show commands with their output: runs the commands, and puts in what they print. Used by `make docs` and its test.
 
 In a page, a `diff` block that begins with `--- FILE` is applied to that file; the commands of a `console` block (lines after
-`$ `) are run, in order, in a folder with a copy of the example fleet and its snapshot. `make` and `git` are shown, not run.
+`$ `) are run, in order, in a folder with a copy of the example fleet and its snapshot. `make` and `git` are shown, not run; in
+the pages of `fill_in_clone` the folder is a clone with a bare remote, and `git` is run too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,42 @@ def fill(text: str) -> str:
             return _BLOCK.sub(_carried_out, text)
 
 
-def _carried_out(block: re.Match[str]) -> str:
+_GIT = {
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    **{f"GIT_{role}_NAME": "Ada" for role in ("AUTHOR", "COMMITTER")},
+    **{f"GIT_{role}_EMAIL": "ada@example.org" for role in ("AUTHOR", "COMMITTER")},
+}
+_FOUND_ELSEWHERE = ("GITHUB_TOKEN", "GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
+
+
+def fill_in_clone(text: str) -> str:
+    """Like `fill`, in a clone whose remote is a bare repository beside it. Hashes of commits are shown as `…`."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="page-") as name:
+        clone = Path(name) / "clone"
+        shutil.copytree(ROOT / "fleet", clone / "fleet")
+        shutil.copytree(ROOT / "schemas", clone / "schemas")
+        for variable in _FOUND_ELSEWHERE:
+            os.environ.pop(variable, None)
+        os.environ.update(_GIT)
+        try:
+            with contextlib.chdir(clone):
+                for command in ("init -q --bare -b main ../fleet.git", "init -q -b main", "add -A", "commit -q -m Start",
+                                "remote add origin ../fleet.git", "push -q -u origin main"):  # fmt: skip
+                    subprocess.run(["git", *command.split()], check=True, capture_output=True)
+                return _BLOCK.sub(lambda block: _HASH.sub("…", _carried_out(block, git=True)), text)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+_HASH = re.compile(
+    r"\b[0-9a-f]{40}\b|\b(?=[0-9a-f]*[0-9])[0-9a-f]{12}\b|\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*[0-9])[0-9a-f]{7,10}\b"
+)
+
+
+def _carried_out(block: re.Match[str], git: bool = False) -> str:
     kind, body = block.groups()
     if kind == "diff":
         if body.startswith("--- "):
@@ -49,7 +85,7 @@ def _carried_out(block: re.Match[str]) -> str:
     out = []
     for command in _commands(body):
         out += [f"$ {line}" if number == 0 else line for number, line in enumerate(command.splitlines())]
-        out += _run(command.replace("\\\n", " ")).splitlines()
+        out += _run(command.replace("\\\n", " "), git).splitlines()
     return "```console\n" + "\n".join(out) + "\n```"
 
 
@@ -68,9 +104,9 @@ def _commands(body: str) -> list[str]:
     return commands
 
 
-def _run(command: str) -> str:
+def _run(command: str, git: bool = False) -> str:
     """What a command prints, on both streams. The program itself is run in this process, which is faster."""
-    if command.startswith(_NOT_RUN):
+    if command.startswith(_NOT_RUN) and not (git and command.startswith("git ")):
         return ""
     first, pipe, rest = command.partition(" | ")
     words = shlex.split(first)

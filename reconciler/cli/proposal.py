@@ -150,9 +150,16 @@ class _Told:
 
 def carry_out(options: Options, make: MakeWith) -> None:
     """Make the change, and take it as far as the options say. InvalidInput, TerminalError, TransientError as its parts raise."""
-    if options.write:
-        _into_work_tree(options, make)
-        return
+    from reconciler.repo.problem import InvalidInput
+
+    try:
+        (_into_work_tree if options.write else _onto_branch)(options, make)
+    except InvalidInput as invalid:
+        click.echo(f"{invalid}\nnothing was written: with this the fleet repo would not be valid", err=True)
+        raise SystemExit(1) from None
+
+
+def _onto_branch(options: Options, make: MakeWith) -> None:
     from reconciler.propose.publish import prepare
 
     clone = options.clone()
