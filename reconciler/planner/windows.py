@@ -164,12 +164,16 @@ class Calendar:
 
     def when_open_for(self, since: int, length: int) -> int:
         """The instant at which the window will have been open for `length` since `since`; NEVER within a year."""
-        left = length
-        for opens, closes in self.intervals(since, since + 370 * DAY):
-            begin = max(opens, since)
-            if closes - begin >= left:
-                return begin + left
-            left -= max(closes - begin, 0)
+        left, begin = length, since
+        # Most windows are open for long enough within days; a whole year of nights is looked at only where that is needed.
+        for days in (4, 32, 370):
+            until = since + days * DAY
+            for opens, closes in self.intervals(begin, until):
+                opens, closes = max(opens, begin), min(closes, until)
+                if closes - opens >= left:
+                    return opens + left
+                left -= max(closes - opens, 0)
+            begin = until
         return NEVER
 
 
