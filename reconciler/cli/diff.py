@@ -130,7 +130,8 @@ def _observed(
 
         if not config.exists():
             raise click.UsageError(f"there is no settings file {config}; name the controller's with --config")
-        return observed_of(open_snapshot(load_settings(config))[1], "the controller's store")
+        stored = open_snapshot(load_settings(config))[1].model_copy(update={"at": datetime.now(UTC)})
+        return observed_of(stored, "the controller's store")
     if server is not None and token_file is not None:
         from reconciler.cli.snapshot import fetch_snapshot
 

@@ -1,0 +1,337 @@
+"""What a review says of a merge: kind, devices, calendar, gates, downloads, the way back, keys, configuration."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler.model.observed import Artifact, ArtifactState, Snapshot
+from reconciler.review.make import Outside
+from reconciler.simulate.forecast import forecast
+from reconciler.simulate.start import settled
+from reconciler.simulate.timings import IMAGE_BYTES
+from reconciler.simulate.trace import calendar_of
+from tests.review.repos import AT, DIGESTS, document, repo, review, site, waves
+from tests.support.gitrepo import Repo
+
+PROMOTE = {"fleet/waves.yaml": waves("v1.4.2")}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Repo:
+    return repo(tmp_path)
+
+
+def fleet_at(made: Repo, **changes: Any) -> Snapshot:
+    """The settled fleet of the first commit as a snapshot, with changes of single devices by name (`_` for `-`)."""
+    from tests.review.repos import sides
+
+    base = sides(made, "HEAD", "HEAD").base
+    assert base is not None
+    found = settled(base.desired, AT)
+    devices = tuple(
+        device.model_copy(update=changes.get(device.name.replace("-", "_"), {})) for device in found.devices
+    )
+    return found.model_copy(update={"devices": devices})
+
+
+def test_a_promotion_names_its_devices_wave_by_wave(made: Repo) -> None:
+    found = review(made, files=PROMOTE)
+    assert found.kind == "promotion"
+    told = [(move.wave, move.before, move.after, move.why, len(move.devices), move.sites) for move in found.moves.moves]
+    assert told == [
+        ("lab", "v1.4.1", "v1.4.2", "promote", 1, ("LAB-1",)),
+        ("canary", "v1.4.1", "v1.4.2", "promote", 2, ("SITE-1",)),
+        ("all", "v1.4.1", "v1.4.2", "promote", 5, ("SITE-2", "SITE-3", "SITE-4")),
+    ]
+    assert [change.line for change in found.changes] == [10, 15, 21]
+    assert {(change.before, change.after) for change in found.changes} == {("v1.4.1", "v1.4.2")}
+
+
+def test_the_calendar_is_the_forecast_s(made: Repo) -> None:
+    found = review(made, files=PROMOTE)
+    trace = forecast(found.head.desired, found.observed.snapshot, AT, before=found.base.desired if found.base else None)
+    assert found.likely is not None
+    assert [found.likely.entries[place] for place in found.places] == [
+        entry for entry in calendar_of(trace) if entry.key == "v1.4.2"
+    ]
+    assert found.likely is found.earliest
+    lab, canary, rest = (found.likely.entries[place] for place in found.places)
+    assert lab.proven_at is not None and canary.first_told_at is not None and rest.first_told_at is not None
+    assert lab.proven_at < canary.first_told_at < rest.first_told_at
+    assert found.likely.finished_at == rest.proven_at
+
+
+def test_local_nights_are_those_of_the_sites(made: Repo) -> None:
+    found = review(made, files=PROMOTE)
+    assert found.likely is not None
+    local = {one.zone: one for one in found.likely.local["all", "v1.4.2"]}
+    assert set(local) == {"America/New_York", "Asia/Kathmandu", "Europe/Berlin"}
+    assert local["Asia/Kathmandu"].devices == 3
+    told = local["Asia/Kathmandu"].to_dict()
+    assert told["firstArrival"].endswith("+05:45")
+    assert datetime.fromisoformat(told["firstArrival"]).hour in (2, 3)
+
+
+def test_a_clock_change_is_told_with_what_is_left_of_the_window(made: Repo) -> None:
+    found = review(made, files=PROMOTE, at=datetime.fromisoformat("2026-03-27T09:00:00+00:00"))
+    changed = {(one.zone, str(one.night), one.window): (one.minutes, one.usual) for one in found.clock_changes}
+    assert changed["Europe/Berlin", "2026-03-29", "02:00–04:00"] == (60, 120)
+    assert all(zone != "Asia/Kathmandu" for zone, _, _ in changed)
+
+
+def test_going_back_is_the_fast_lane(made: Repo) -> None:
+    made.commit("Promote", PROMOTE)
+    found = review(made, "HEAD", "HEAD~1")
+    assert found.kind == "rollback"
+    assert {move.why for move in found.moves.moves} == {"rollback"}
+    assert [(way.release, way.by_merge, len(way.switch), len(way.download)) for way in found.returns] == [
+        ("v1.4.1", True, 8, 0)
+    ]
+    assert found.downloads.switching == 8
+    assert not found.downloads.sites
+
+
+def test_a_merge_may_promote_and_go_back_at_once(made: Repo) -> None:
+    made.commit("Promote the lab", {"fleet/waves.yaml": waves("v1.4.2", "v1.4.1", "v1.4.1")})
+    found = review(made, files={"fleet/waves.yaml": waves("v1.4.1", app="2.8.0")})
+    assert found.kind == "promotion and rollback"
+
+
+def test_a_lower_release_that_nobody_ran_takes_the_gates(made: Repo) -> None:
+    made.commit("Older", {"fleet/images/v1.3.0.yaml": document("Image", "v1.3.0", "family: edge")})
+    observed = fleet_at(made)
+    plain = [device.model_copy(update={"previous_image": None, "inactive_slot": None}) for device in observed.devices]
+    found = review(
+        made,
+        files={"fleet/waves.yaml": waves("v1.3.0")},
+        observed=observed.model_copy(update={"devices": tuple(plain)}),
+    )
+    assert {move.why for move in found.moves.moves} == {"promote"}
+    assert not found.returns
+
+
+def test_nothing_changes(made: Repo) -> None:
+    found = review(made, "HEAD", "HEAD")
+    assert (found.kind, found.changes, found.moves.moves, found.likely) == ("nothing", (), (), None)
+    assert found.to_dict()["summary"] == [
+        "HEAD (" + made.head()[:10] + ") → HEAD (" + made.head()[:10] + "): nothing changes"
+    ]
+
+
+def test_a_first_commit_provisions_everybody(made: Repo) -> None:
+    found = review(made, "0" * 40, "HEAD")
+    assert found.kind == "promotion"
+    assert {move.why for move in found.moves.moves if move.of == "image"} == {"provision"}
+    assert found.silent == 0
+    assert found.likely is not None and found.likely.finished_at is not None
+
+
+def test_policy_alone_moves_nobody(made: Repo) -> None:
+    found = review(
+        made,
+        files={
+            "fleet/fleet.yaml": document(
+                "Fleet", "f", 'registry: registry.example\nimages: s3://edge/\nwindow: {start: "01:00", end: "03:00"}'
+            )
+        },
+    )
+    assert (found.kind, found.moves.moves) == ("policy", ())
+    (change,) = found.changes
+    assert (change.subject, change.field, change.before, change.after) == (
+        "fleet",
+        "window",
+        "02:00–04:00",
+        "01:00–03:00",
+    )
+    assert (change.path.endswith("fleet/fleet.yaml"), change.line) == (True, 8)
+
+
+def test_an_app_moves_on_its_own(made: Repo) -> None:
+    found = review(made, files={"fleet/waves.yaml": waves("v1.4.1", app="2.8.0")})
+    assert {(move.of, move.before, move.after, move.key) for move in found.moves.moves} == {
+        ("video", "2.7.0", "2.8.0", "video@2.8.0")
+    }
+    assert not found.downloads.sites
+    assert [place[1] for place in found.places] == ["video@2.8.0"] * 3
+
+
+def test_an_app_of_which_only_the_digest_changed_moves_too(made: Repo) -> None:
+    other = "sha256:" + "9" * 64
+    text = document("App", "video", f"repository: video\nreleases:\n  2.7.0: {other}\n  2.8.0: {DIGESTS['2.8.0']}")
+    found = review(made, files={"fleet/apps/video.yaml": text})
+    assert sum(len(move.devices) for move in found.moves.moves) == 8
+
+
+def test_sites_that_come_go_and_change_their_wave(made: Repo) -> None:
+    found = review(
+        made,
+        files={
+            "fleet/sites/SITE-9.yaml": site("SITE-9", "Europe/Berlin"),
+            "fleet/sites/SITE-4.yaml": None,
+            "fleet/waves.yaml": waves("v1.4.1").replace("[SITE-1]", "[SITE-1, SITE-2]"),
+        },
+    )
+    assert [(change.kind, change.subject, change.what) for change in found.changes if change.kind == "Site"] == [
+        ("Site", "SITE-4", "removed"),
+        ("Site", "SITE-9", "added"),
+    ]
+    assert [(move.site, move.before, move.after) for move in found.moves.sites] == [("SITE-2", "all", "canary")]
+    assert found.moves.removed == ("SITE-4-1",)
+    assert [(move.why, move.devices) for move in found.moves.moves if move.of == "image"] == [
+        ("provision", ("SITE-9-1",))
+    ]
+
+
+def test_silent_devices_part_the_earliest_from_the_likely(made: Repo) -> None:
+    old = {"last_seen": AT - timedelta(days=2)}
+    found = review(made, files=PROMOTE, observed=fleet_at(made, SITE_1_1=old))
+    assert found.silent == 1
+    assert found.earliest is not None and found.likely is not None
+    assert found.earliest.finished_at is not None
+    assert found.likely.finished_at is None
+    (wave, key), held = found.never[0]
+    assert (wave, key) == ("canary", "v1.4.2")
+    assert {"offline", "gate-unresolved"} & {one.reason for one in held}
+
+
+def test_a_snapshot_is_as_old_as_it_says_and_nobody_falls_silent_for_it(made: Repo) -> None:
+    taken = AT - timedelta(days=3)
+    observed = fleet_at(made)
+    then = [device.model_copy(update={"last_seen": taken}) for device in observed.devices]
+    found = review(made, files=PROMOTE, observed=observed.model_copy(update={"devices": tuple(then), "at": taken}))
+    assert (found.observed.age(AT), found.silent) == (timedelta(days=3), 0)
+    undated = observed.model_copy(update={"devices": tuple(then), "at": None})
+    assert review(made, files=PROMOTE, observed=undated).observed.age(AT) == timedelta(days=3)
+
+
+def test_downloads_take_what_the_line_takes(made: Repo) -> None:
+    observed = fleet_at(made)
+    sized = {**observed.artifacts, "v1.4.2": Artifact(state=ArtifactState.PUBLISHED, size=1_000_000_000)}
+    line = {"fleet/sites/SITE-3.yaml": site("SITE-3", "Asia/Kathmandu", 3, "uplink: 100kbit")}
+    made.commit("A slow line", line)
+    found = review(made, files=PROMOTE, observed=observed.model_copy(update={"artifacts": sized}))
+    slow = found.downloads.slowest
+    assert slow is not None
+    assert (slow.site, slow.devices, slow.bytes, slow.seconds, slow.nights) == ("SITE-3", 3, 3_000_000_000, 240_000, 3)
+    assert found.downloads.bytes == 8_000_000_000
+    assert (found.downloads.assumed_sizes, found.downloads.assumed_uplinks) == ((), 4)
+
+
+def test_a_size_that_nobody_knows_is_assumed_and_said(made: Repo) -> None:
+    found = review(made, files=PROMOTE)
+    assert found.downloads.assumed_sizes == ("v1.4.2",)
+    assert found.downloads.bytes == 8 * IMAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("files", "artifact", "why"),
+    [
+        ({}, Artifact(state=ArtifactState.BROKEN), "does not verify"),
+        ({}, Artifact(state=ArtifactState.ABSENT), "is not published"),
+        (
+            {"fleet/images/v1.4.1.yaml": document("Image", "v1.4.1", "family: edge\nwithdrawn: leaks")},
+            None,
+            "withdrawn (leaks)",
+        ),
+        ({"fleet/images/v1.4.1.yaml": None}, None, "git does not name v1.4.1"),
+    ],
+)
+def test_devices_that_could_not_go_back_are_named(
+    made: Repo, files: dict[str, str | bytes | None], artifact: Artifact | None, why: str
+) -> None:
+    observed = fleet_at(made)
+    if artifact is not None:
+        observed = observed.model_copy(update={"artifacts": {"v1.4.1": artifact}})
+    found = review(made, files={**PROMOTE, **files}, observed=observed)
+    (way,) = found.returns
+    assert (len(way.stuck), way.by_merge) == (8, False)
+    assert why in way.why_not
+    assert any("COULD NOT" in line for line in found.to_dict()["summary"])
+
+
+def test_a_device_without_the_release_in_its_other_slot_downloads_it_to_go_back(made: Repo) -> None:
+    made.commit("Promote", PROMOTE)
+    other = {"inactive_slot": "v1.4.0"}
+    found = review(made, "HEAD", "HEAD~1", observed=fleet_at(made, SITE_2_1=other))
+    (way,) = found.returns
+    assert (way.download, len(way.switch)) == (("SITE-2-1",), 7)
+    assert [place.site for place in found.downloads.sites] == ["SITE-2"]
+
+
+def test_a_gate_that_nobody_can_pass_says_why(made: Repo) -> None:
+    paused = waves("v1.4.2").replace("soak: 24h\n", "soak: 24h\n      paused: true\n")
+    found = review(made, files={"fleet/waves.yaml": paused})
+    assert [place[0] for place, _ in found.never] == ["canary", "all"]
+    assert found.never[0][1][0].reason == "paused"
+
+
+def test_devices_that_are_on_their_way_already_are_not_blamed_on_the_merge(made: Repo) -> None:
+    made.commit("Promote", PROMOTE)
+    ran = {"image": "v1.4.1", "previous_image": "v1.4.0", "inactive_slot": "v1.4.0"}
+    observed = fleet_at(made, SITE_3_1=ran)
+    changed = document("Fleet", "f", "registry: registry.example\nimages: s3://edge/\nattempts: 5")
+    found = review(made, files={"fleet/fleet.yaml": changed}, observed=observed)
+    assert (found.kind, dict(found.moves.pending)) == ("policy", {"image": 1})
+    assert found.places == (("all", "v1.4.2"),)
+    assert not found.by_merge
+
+
+def test_configurations_that_change_alike_are_shown_once(made: Repo) -> None:
+    files: dict[str, str | bytes | None] = {
+        f"fleet/sites/{name}.yaml": site(name, zone, devices).replace("ntp.example", "time.example")
+        for name, zone, devices in (("SITE-2", "America/New_York", 1), ("SITE-3", "Asia/Kathmandu", 3))
+    }
+    files["fleet/sites/SITE-4.yaml"] = site(
+        "SITE-4", "Europe/Berlin", more="vpn: {type: wireguard, secretRef: edge/SITE-4/vpn}"
+    )
+    found = review(made, files=files)
+    assert found.kind == "configuration"
+    first, second = found.configurations.groups
+    assert (first.sites, first.devices) == (("SITE-2", "SITE-3"), 4)
+    assert "-    server ntp.example iburst\n+    server time.example iburst" in first.diff
+    assert second.sites == ("SITE-4",)
+    assert "(the secret edge/SITE-4/vpn, filled in when the device fetches this file)" in second.diff
+
+
+def test_a_change_that_renders_the_same_is_no_configuration(made: Repo) -> None:
+    found = review(made, files={"fleet/sites/SITE-2.yaml": site("SITE-2", "America/New_York", more="labels: {a: b}")})
+    assert (found.kind, found.configurations.sites) == ("policy", 0)
+
+
+def test_a_recipe_that_changed_is_told(made: Repo) -> None:
+    found = review(made, files={"fleet/images/golden/setup.sh": "#!/bin/sh\nexit 1\n"})
+    assert [(change.kind, change.subject, change.field) for change in found.changes] == [
+        ("Recipe", "images/golden", "setup.sh")
+    ]
+
+
+def test_a_device_that_was_never_heard_of_is_silent(made: Repo) -> None:
+    observed = fleet_at(made)
+    some = tuple(device for device in observed.devices if device.name != "SITE-4-1")
+    found = review(made, files=PROMOTE, observed=observed.model_copy(update={"devices": some}))
+    assert found.silent == 1
+    assert "SITE-4-1" not in {device for move in found.moves.moves for device in move.devices}
+    assert found.moves.pending == {"image": 1}
+
+
+def test_json_has_every_device_and_every_part(made: Repo) -> None:
+    told = review(made, files=PROMOTE, outside=Outside(keys_unread="no gpg")).to_dict()
+    assert (told["apiVersion"], told["kind"], told["change"]) == ("fleet/v1", "Review", "promotion")
+    assert sorted(name for move in told["moves"] for name in move["devices"]) == [
+        "LAB-1-1", "SITE-1-1", "SITE-1-2", "SITE-2-1", "SITE-3-1", "SITE-3-2", "SITE-3-3", "SITE-4-1",
+    ]  # fmt: skip
+    assert told["observed"] == {"source": None, "assumed": True, "at": None, "ageSeconds": None, "silentDevices": 0}
+    assert told["keys"]["unread"] == "no gpg"
+    entry = told["calendar"]["entries"][0]
+    assert (entry["wave"], entry["byMerge"], entry["likely"]["arrived"]) == ("lab", True, 1)
+
+
+def test_the_same_input_gives_the_same_review(made: Repo) -> None:
+    observed = fleet_at(made, SITE_1_1={"last_seen": AT - timedelta(days=2)})
+    turned = observed.model_copy(update={"devices": tuple(reversed(observed.devices))})
+    made.write(PROMOTE)
+    assert review(made, observed=observed).to_dict() == review(made, observed=turned).to_dict()
