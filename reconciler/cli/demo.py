@@ -18,16 +18,29 @@ _FLEET = Path(__file__).resolve().parents[2] / "fleet"
 )
 @click.option("--fleet", type=click.Path(path_type=Path, exists=True), default=_FLEET, help="The fleet repo to copy.")
 @click.option("--keep-running", is_flag=True, help="Go on afterwards, on the system's clock, until interrupted.")
-def demo(root: Path, fleet: Path, keep_running: bool) -> None:
+@click.option(
+    "--follow", is_flag=True, help="Play no story: follow what you merge into DIR/fleet.git, until interrupted."
+)
+@click.option("--pushes", type=click.IntRange(min=1), metavar="N", help="With --follow: end after N merges.")
+def demo(root: Path, fleet: Path, keep_running: bool, follow: bool, pushes: int | None) -> None:
     """Play nine days of a fleet in a minute or two, without root and without an account.
 
     The controller and the agents are the real ones; time is stepped. The folder is left for you to look at.
-    """
-    from reconciler.demo.story import Demo
 
+    With --follow you are the engineer: a fleet on v1.4.1 waits for what you merge. After each merge, time runs until only a
+    person can go on, and DIR/observed.json says where the fleet stands. Devices take as long as in the field, so that
+    what `reconciler diff` said of the merge is what happens.
+    """
+    if (keep_running and follow) or (pushes is not None and not follow):
+        raise click.UsageError("--follow goes without --keep-running, and --pushes only with --follow")
     # Ctrl-C and SIGTERM both end the controller too, also where a shell has started this in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if follow:
+        _follow(root, fleet, pushes)
+        return
+    from reconciler.demo.story import Demo
+
     started = time.monotonic()
     play = Demo(root, fleet, _say)
     try:
@@ -45,3 +58,16 @@ def demo(root: Path, fleet: Path, keep_running: bool) -> None:
 
 def _say(at: datetime, text: str) -> None:
     click.echo(f"{at:%a %d %b %H:%M}  {text}")
+
+
+def _follow(root: Path, fleet: Path, pushes: int | None) -> None:
+    """Ctrl-C is how it ends: no error."""
+    from reconciler.demo.follow import Follow
+
+    play = Follow(root, fleet, _say, pushes=pushes)
+    try:
+        play.play(click.echo)
+    except KeyboardInterrupt:
+        click.echo(f"\nEnded. Everything is in {root}.")
+    finally:
+        play.close()

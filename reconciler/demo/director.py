@@ -47,7 +47,7 @@ class Time:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         os.chmod(path, 0o600)
-        self._listener.listen(1)
+        self._listener.listen(16)
         self._stream: Any = None
         self._connection: socket.socket | None = None
 
@@ -89,6 +89,13 @@ class Time:
             return None
         answer: Mapping[str, Any] = json.loads(line)
         return answer
+
+    def turn_away(self) -> None:
+        """Hang up on whoever connected beside the controller: a `status` that only wanted to know the time."""
+        self._listener.settimeout(0)
+        with suppress(OSError):
+            while True:
+                self._listener.accept()[0].close()
 
     def drop(self) -> None:
         """Forget the connection."""
@@ -197,7 +204,7 @@ class Director:
                 raise TerminalError(
                     f"{needed_for} has not happened by {deadline:%Y-%m-%d %H:%M} UTC", needed_for="the demo"
                 )
-            self._jump(deadline)
+            self.jump(deadline)
 
     def settle(self) -> datetime | None:
         """Work until nobody has anything to do at this instant; returns when the controller wants to be called."""
@@ -207,7 +214,15 @@ class Director:
             if not self._hear_bells() and not self._due_now():
                 return until
 
-    def _jump(self, most: datetime) -> None:
+    def pass_until(self, to: datetime) -> None:
+        """Let time run to an instant."""
+        self.settle()
+        while self.time.now() < to:
+            self.jump(to)
+            self.settle()
+
+    def jump(self, most: datetime) -> None:
+        """To the next instant at which anything is due, `most` at the latest. All are idle."""
         self._until = self._until_next(most)
         self.time.set(self._until)
         self.steps += 1

@@ -299,6 +299,19 @@ debug: {"true" if self.debug else "false"}
         """Push main."""
         self._git(self.clone, "push", "-q", "origin", "main")
 
+    def head(self) -> str:
+        """The commit of the remote's main."""
+        return self._git(self.remote, "rev-parse", "refs/heads/main").strip()
+
+    def fetch(self, sha: str) -> None:
+        """Have a commit of the remote in the clone's work tree."""
+        self._git(self.clone, "fetch", "-q", "origin")
+        self._git(self.clone, "checkout", "-q", "--detach", sha)
+
+    def subject(self, sha: str) -> str:
+        """The first line of a commit's message."""
+        return self._git(self.remote, "log", "-1", "--format=%s", sha).strip()
+
     def branches(self, pattern: str) -> list[str]:
         """Names of the remote's branches that match."""
         listed = self._git(self.remote, "for-each-ref", "--format=%(refname:short)", f"refs/heads/{pattern}")

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from reconciler.adapters import durable
 from reconciler.adapters.images_dir import DirectoryImageStore
 from reconciler.adapters.registry_layout import LayoutRegistry
 from reconciler.adapters.secrets_dir import DirectorySecrets
@@ -179,6 +180,11 @@ class Stage:
                 ),
             }
         )
+
+    def write(self, path: Path, snapshot: Snapshot) -> None:
+        """Write a snapshot down, whole or not at all."""
+        text = snapshot.model_dump_json(by_alias=True, exclude_defaults=True, indent=2)
+        durable.write_atomic(path, [text.encode(), b"\n"])
 
     def _published(self, release: str) -> bool:
         index = self.ground.images / "index.json"

@@ -91,11 +91,17 @@ def table(found: Sequence[Row]) -> str:
         (row.release, row.wave, str(row.devices) if row.devices else "-", when(row.first), when(row.last), row.outcome)
         for row in found
     ]
-    widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
-    out, before = ["  ".join(text.ljust(width) for text, width in zip(head, widths, strict=True)).rstrip()], ""
-    for line in lines:
+    first, *rest = aligned((head, *lines))
+    out, before = [first], ""
+    for line, text in zip(lines, rest, strict=True):
         if line[0] != before:
             out.append("")
         before = line[0]
-        out.append("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        out.append(text)
     return "\n".join(out)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, each column as wide as its widest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
