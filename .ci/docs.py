@@ -249,7 +249,7 @@ PAGES: dict[str, Callable[[], str]] = {
 TRANSCRIPTS = ("README.md", "docs/tutorial/first-promotion.md")
 """Pages by hand, in which the output of commands is filled in."""
 
-CLONES = ("docs/how-to/change-the-fleet.md",)
+CLONES = ("docs/how-to/change-the-fleet.md", "docs/how-to/find-out-why.md")
 """The same, where the commands work in a clone."""
 
 

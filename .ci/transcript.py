@@ -46,17 +46,19 @@ _GIT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     **{f"GIT_{role}_NAME": "Ada" for role in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{role}_EMAIL": "ada@example.org" for role in ("AUTHOR", "COMMITTER")},
+    **{f"GIT_{role}_DATE": "2026-01-14T09:00:00Z" for role in ("AUTHOR", "COMMITTER")},
 }
 _FOUND_ELSEWHERE = ("GITHUB_TOKEN", "GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
 
 
 def fill_in_clone(text: str) -> str:
-    """Like `fill`, in a clone whose remote is a bare repository beside it. Hashes of commits are shown as `…`."""
+    """Like `fill`, in a clone with a bare remote and the snapshot beside it. Hashes of commits are shown as `…`."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="page-") as name:
         clone = Path(name) / "clone"
         shutil.copytree(ROOT / "fleet", clone / "fleet")
         shutil.copytree(ROOT / "schemas", clone / "schemas")
+        shutil.copy(ROOT / "docs/tutorial/observed.json", name)
         for variable in _FOUND_ELSEWHERE:
             os.environ.pop(variable, None)
         os.environ.update(_GIT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -35,14 +36,14 @@ def as_text(made: Plan) -> str:
     """A plan for people: waves, actions, holds, what was established, and when to look again."""
     out = [f"plan at {format_instant(made.at)}" + (f" for commit {made.commit}" if made.commit else ""), "", "waves"]
     for wave in made.waves:
-        soak = f", soak ends {format_instant(wave.soak_ends_at)}" if wave.soak_ends_at else ""
+        soak = _soak(made, wave.soak_ends_at)
         bad = f", {wave.failed} failed, {wave.offline} offline" if wave.failed or wave.offline else ""
         out.append(
             f"  {wave.name:<12} {wave.image or '-':<10} {wave.state.value:<13}"
             f" {wave.on_release}/{wave.devices} on it, {wave.healthy} healthy{bad}{soak}"
         )
         for name, app in sorted(wave.apps.items()):
-            ends = f", soak ends {format_instant(app.soak_ends_at)}" if app.soak_ends_at else ""
+            ends = _soak(made, app.soak_ends_at)
             out.append(f"  {'':<12} {name} {app.release}: {app.state.value}, {app.on_release} on it{ends}")
     out += ["", f"actions ({len(made.actions)})"]
     out += [f"  {_action(action)}" for action in made.actions] or ["  none"]
@@ -61,6 +62,11 @@ def as_text(made: Plan) -> str:
     change = made.next_change_at
     out += ["", f"next change: {format_instant(change) if change else 'when something is reported or merged'}", ""]
     return "\n".join(out)
+
+
+def _soak(made: Plan, ends: datetime | None) -> str:
+    """When a soak that runs ends. One that is over is no news: the wave's state says what came of it."""
+    return f", soak ends {format_instant(ends)}" if ends is not None and ends > made.at else ""
 
 
 def _action(action: Action) -> str:

@@ -179,7 +179,9 @@ def _unresolved_links(view: View, number: int, wave: int, judged: Judged, depth:
     spec = view.facts(wave).spec
     release = view.release(number, view.facts(wave).ask(number))
     if spec.max_offline.exceeded_by(judged.offline, judged.devices):
-        said = f"unresolved on {release}: {judged.offline} of {judged.devices} silent, maxOffline is {spec.max_offline}"
+        said = (
+            f"is unresolved on {release}: {judged.offline} of {judged.devices} silent, maxOffline is {spec.max_offline}"
+        )
         change = Change("raise `maxOffline`", None, wave_ask(wave, "maxOffline"))
         out = [
             view.wave_link(
@@ -194,10 +196,10 @@ def _unresolved_links(view: View, number: int, wave: int, judged: Judged, depth:
         rows = rows_seen(view, number, wave, Seen.SILENT, Seen.SILENT_AFTER)
         return out + said_of(view, number, Seen.SILENT, rows, depth + 1)
     if judged.devices == 0:
-        said = f"unresolved on {release}: every device of it is suspended, pinned or ahead, so none can prove it"
+        said = f"is unresolved on {release}: every device of it is suspended, pinned or ahead, so none can prove it"
         change = Change("let a device of it count again, or take its sites out of the wave", None, None)
         return [view.wave_link(wave, Reason.GATE_UNRESOLVED.value, said, depth=depth, changes=[change])]
-    said = f"unresolved on {release}: none of its {judged.devices} devices is healthy on it"
+    said = f"is unresolved on {release}: none of its {judged.devices} devices is healthy on it"
     out = [view.wave_link(wave, Reason.GATE_UNRESOLVED.value, said, depth=depth)]
     for seen in (Seen.SILENT, Seen.SILENT_AFTER, Seen.FAILED, Seen.NEITHER):
         out += _class_links(view, number, wave, seen, depth + 1)
@@ -300,7 +302,8 @@ def _held(view: View, number: int, reason: Reason | None, rows: list[int], relea
     if reason is not None:
         return causes(view, number, reason, rows, depth)
     said = f"{starts_of(view, rows[0]) or 'starts'} now" if len(rows) == 1 else f"start on {release} now"
-    wait = Change(f"a report of good health on {release} from {names(sorted(map(view.name, rows)))}")
+    who, soak = names(sorted(map(view.name, rows))), soak_length(view, number, view.wave(rows[0]))
+    wait = Change(f"a report of good health on {release} from {who}, and then the soak of {soak}")
     return [view.link(rows, "start", said, depth=depth, changes=[wait])]
 
 

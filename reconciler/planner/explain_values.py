@@ -162,10 +162,16 @@ class Link:
         """For people: the sentence, what git says, who asked for it."""
         pad = indent + "  " * max(self.depth - 1, 0)
         out = [f"{pad}← {self.sentence}{self.instants()}"]
-        found = places.get(self.ask) if self.ask else None
-        if found and found.exact:
+        found = _author(self, places)
+        if found is not None:
             out.append(f"{pad}    {found.sentence()}")
         return out
+
+
+def _author(link: Link, places: Places) -> Asked | None:
+    """Who asked for a link, and where, if the value is written anywhere."""
+    found = places.get(link.ask) if link.ask else None
+    return found if found is not None and found.exact else None
 
 
 def arrows(links: Sequence[Link]) -> str:
@@ -192,13 +198,11 @@ def _first_path(links: Sequence[Link]) -> set[int]:
 
 
 def chain_lines(links: Sequence[Link], places: Places, indent: str) -> list[str]:
-    """What the line of `arrows` leaves out, link by link (the first is the subject itself); then what would change it, and when."""
+    """The links after the first, where they say more than the line of `arrows`; then what would change it, and when."""
     short = _first_path(links)
-    out = []
-    for number, link in enumerate(links):
-        found = places.get(link.ask) if link.ask else None
-        if number and (number not in short or link.instants() or (found and found.exact)):
-            out += link.lines(places, indent)
+    rest = list(enumerate(links))[1:]
+    more = any(number not in short or link.instants() or _author(link, places) for number, link in rest)
+    out = [line for _, link in rest for line in link.lines(places, indent)] if more else []
     return out + change_lines(links, places, indent)
 
 
