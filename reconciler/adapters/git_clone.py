@@ -39,7 +39,11 @@ class GitClone:
     def __init__(
         self, folder: Path, *, remote: str = "origin", base: str | None = None, fetch: bool = True, local: bool = False
     ) -> None:
-        self._trees = GitTrees(folder)
+        try:
+            self._trees = GitTrees(folder)
+        except TerminalError as error:
+            remedy = "name the fleet repo's folder in a clone with --fleet; --write changes a folder that is in none"
+            raise TerminalError(error.wrong, needed_for=NEEDED_FOR, remedy=remedy) from error
         self._folder = folder
         self._env = {key: value for key, value in os.environ.items() if key not in _ELSEWHERE} | {"LC_ALL": "C"}
         if not _REMOTE.match(remote):

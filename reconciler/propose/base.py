@@ -65,6 +65,12 @@ class Base:
     def _named(self, kind: str) -> dict[str, Parsed]:
         return self.loaded.state.fleet.by_name(kind)
 
+    def must_be_sound(self, kind: str, name: str) -> None:
+        """InvalidInput: there is a document of this kind and name, and it is broken."""
+        document = self._named(kind).get(name)
+        if document is not None and document.spec is None:
+            raise InvalidInput(self.shown([one for one in document.problems if one.severity == "error"]))
+
     def path(self, kind: str, name: str) -> str:
         """The file of the document of this kind and name."""
         return self._named(kind)[name].path

@@ -14,7 +14,6 @@ from reconciler.propose.release import find_release, find_wave, must_not_be_with
 from reconciler.propose.scalar import Value
 from reconciler.repo.near import did_you_mean
 from reconciler.repo.parse import Parsed
-from reconciler.repo.problem import InvalidInput
 
 _BEFORE_PIN = ("timezone", "devices", "window", "uplink", "lab", "suspended")
 _BEFORE_WITHDRAWN = ("family", "base", "packages", "recipe")
@@ -149,8 +148,7 @@ def _site(base: Base, name: str) -> tuple[Parsed, SiteSpec]:
     if document is None:
         near = did_you_mean(name, base.sites()) or "; its sites are in sites/"
         raise Declined(f"there is no site {name!r}{near}")
-    if document.spec is None:
-        raise InvalidInput(base.shown([problem for problem in document.problems if problem.severity == "error"]))
+    base.must_be_sound("Site", name)
     return document, document.spec
 
 

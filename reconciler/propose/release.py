@@ -54,6 +54,7 @@ class Wanted:
 def find_release(base: Base, text: str) -> Wanted:
     """The release that a word names. Declined: no document has it; the nearest names are said."""
     name, at, version = text.partition("@")
+    base.must_be_sound("App" if at else "Image", name)
     apps, images = base.apps(), base.images()
     if not at:
         if text in images:

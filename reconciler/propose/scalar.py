@@ -59,7 +59,7 @@ def is_plain(value: str, *, flow: bool = False) -> bool:
         return False
     if ": " in value or " #" in value or value.endswith(":"):
         return False
-    return not (flow and re.search(r"[,\[\]{}:]", value))
+    return not (flow and re.search(r"[,\[\]{}:?]", value))
 
 
 def block(key: str, value: Value, indent: str, step: str, line_break: str) -> str:

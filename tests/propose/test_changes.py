@@ -92,6 +92,14 @@ def test_a_change_on_a_fleet_repo_that_is_broken_elsewhere_names_the_place_and_i
         start.warnings_after(promote(start, "v1.1.0"))
 
 
+def test_a_release_whose_document_is_broken_is_not_unknown() -> None:
+    start = base(
+        files() | {"images/v1.1.0.yaml": b"apiVersion: fleet/v1\nkind: Image\nmetadata: {name: v1.1.0}\nspec: {x: y}\n"}
+    )
+    with pytest.raises(InvalidInput, match=r"^images/v1.1.0.yaml:4:8: "):
+        promote(start, "v1.1.0")
+
+
 # ---------------------------------------------------------------- rollback
 
 
