@@ -160,3 +160,23 @@ def test_a_gate_that_never_passes_shouts(tmp_path: Path) -> None:
     found = review(made, files={"fleet/waves.yaml": waves("v1.4.2")})
     assert any(line.startswith("NEVER PASSES: lab on v1.4.2") and "withdrawn" in line for line in summary(found))
     assert any(line.startswith("warnings:") for line in summary(found))
+
+
+def test_the_page_names_every_key_of_the_json(promotion: Review, tmp_path: Path) -> None:
+    page = (ROOT / "docs/reference/diff.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Za-z]+)`", page)) | {"apiVersion", "kind"}
+    free = {"alreadyThere", "underWay", "sizes"}  # their keys are names: of apps, of releases
+
+    def keys(value: object) -> set[str]:
+        if isinstance(value, dict):
+            return set(value) | {key for name, one in value.items() if name not in free for key in keys(one)}
+        return {key for one in value for key in keys(one)} if isinstance(value, list) else set()
+
+    made = repo(tmp_path)
+    old = made.write({"fleet/sites/SITE-2.yaml": site("SITE-2", "Asia/Kathmandu").replace("ntp.", "time.")})
+    assert old is None
+    late = review(made, files={"fleet/waves.yaml": waves("v1.4.2", app="2.8.0").replace("[SITE-1]", "[SITE-1, SITE-2]")},
+                  at=datetime(2026, 3, 27, tzinfo=UTC))  # fmt: skip
+    held = {"held": {"reason": 1, "message": 1, "until": 1}, "code": 1, "column": 1}
+    missing = (keys(late.to_dict()) | keys(promotion.to_dict()) | keys(held)) - named - {"offline"}
+    assert not missing
