@@ -156,7 +156,6 @@ class SimController:
         self.clock.at, self._in_force = now, self.desired
         if self._life is not None:
             self._loaded = self._life.source.loaded or self._loaded
-            self._life.jobs.stop()
         self._life, self.service.up = None, False
 
     # ------------------------------------------------ ticks

@@ -1,8 +1,8 @@
 """Long work in virtual time: a build takes its half hour, and its effect is there when that has passed, not before.
 
-Stands where `controller.jobs.Jobs` stands, with the same methods. One job at a time, oldest first; the work itself is done in the
-instant in which the job ends. Decides nothing: durations are those of `timings`. Called by the loop through its executor, and
-by the simulator, which asks when the next job ends.
+Stands where `controller.jobs.Jobs` stands. One job at a time, oldest first; the work itself is done in the instant in which the job
+ends. A kill drops the object, and with it what was under way. Decides nothing: durations are those of `timings`. Called by the
+loop through its executor, and by the simulator, which asks when the next job ends.
 """
 
 from __future__ import annotations
@@ -64,9 +64,3 @@ class VirtualJobs:
     def next_at(self) -> datetime | None:
         """When the next job ends; None where there is none."""
         return self._waiting[0][2] if self._waiting else None
-
-    def stop(self, timeout_s: float = 0.0) -> None:
-        """Forget what waits and runs, as a kill does: its effect never comes."""
-        self._waiting.clear()
-        self._held.clear()
-        self._free_at = None

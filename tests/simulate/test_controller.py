@@ -391,6 +391,18 @@ def test_a_tag_that_somebody_moved_is_put_back_after_a_look() -> None:
     assert [(e.at, e.key, e.detail) for e in play.of(Kind.RETAGGED)] == [(at(15, 12, 45), "video@2.7.0", "canary")]
 
 
+def test_what_failed_for_now_is_tried_again_and_its_effect_seen_by_the_same_tick() -> None:
+    play = Play()
+    play.merge(app="2.8.0")
+    play.controller.registry.reach.cut(at(15, 13, 0, 5), at(15, 13, 20))
+    play.run(at(15, 13, 19, 50))
+    (tried,) = play.controller.store.open_intents()
+    assert tried.attempts > 1 and tried.last_error is not None and tried.not_before is not None
+    play.run(at(15, 14))
+    (moved,) = play.of(Kind.RETAGGED)
+    assert moved.at == on_grid(max(tried.not_before, at(15, 13, 20))) == play.of(Kind.TOLD)[0].at
+
+
 def test_documents_that_do_not_load_are_refused_at_the_beginning() -> None:
     clock = VirtualClock(T0)
     git = MemoryGit(clock.now)

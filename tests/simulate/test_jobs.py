@@ -44,15 +44,6 @@ def test_work_is_done_when_its_time_has_passed_one_at_a_time_and_oldest_first() 
     assert jobs.next_at() == clock.at + seconds(timings.SIGN_S)
 
 
-def test_what_a_kill_interrupts_has_no_effect() -> None:
-    clock = VirtualClock(NOW)
-    jobs = VirtualJobs(clock.now)
-    jobs.submit(intent(1, ActionKind.BUILD), lambda: pytest.fail("done after the kill"))
-    jobs.stop()
-    clock.at += seconds(timings.BUILD_S)
-    assert jobs.collect() == [] and not jobs.busy and jobs.next_at() is None
-
-
 def test_an_error_is_an_outcome() -> None:
     clock = VirtualClock(NOW)
     jobs = VirtualJobs(clock.now)
