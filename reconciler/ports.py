@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reconciler.model.desired import ImageSpec
+from reconciler.model.history import LineOrigin, PastFile
 from reconciler.model.observed import Artifact, DeviceObservation, Snapshot
 from reconciler.model.plan import Action, Facts
 
@@ -111,29 +112,6 @@ class GitSource(Protocol):
         Idempotent: a branch that exists already is left alone and its commit returned. Never touches the main branch.
         TransientError: not pushed. TerminalError: the revert does not apply.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class PastFile:
-    """A file as a commit has it; `path` is from the top of the repository."""
-
-    sha: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class LineOrigin:
-    """The commit that wrote a line as it stands. `sha` is None where it is not committed yet; `at` is when it was authored.
-
-    `oldest`: history ends there (a shallow clone), so the line may be older. `before` is the file just before that commit.
-    """
-
-    sha: str | None
-    author: str | None = None
-    at: datetime | None = None
-    summary: str | None = None
-    oldest: bool = False
-    before: PastFile | None = None
 
 
 class LineHistory(Protocol):

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from reconciler.adapters.git_remote import check_sha, printable
-from reconciler.ports import LineOrigin, PastFile, TerminalError, TransientError
+from reconciler.model.history import LineOrigin, PastFile
+from reconciler.ports import TerminalError, TransientError
 
 NEEDED_FOR = "naming the commit and the author that asked for it"
 _ENV = {

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from reconciler.model.history import LineOrigin
 from reconciler.planner.explain_values import Ask, Asked
-from reconciler.ports import LineHistory, LineOrigin, TerminalError, TransientError
+from reconciler.ports import LineHistory, TerminalError, TransientError
 from reconciler.repo.positions import Position, Positions, counterpart, line_of, lines_by_path
 from reconciler.repo.reader import Where
 
