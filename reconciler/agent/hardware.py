@@ -1,8 +1,8 @@
 """What the agent needs of the machine it runs on, as a Protocol. Imports the protocol's values alone.
 
 Python 3.10, standard library only: runs as root on a device. `directory.DirectoryHardware` is the first
-implementation; one for GRUB or systemd-boot and real partitions has to keep the same promises, which `tests/agent`
-holds any implementation to:
+implementation; one in memory is the simulator's; one for GRUB or systemd-boot and real partitions has to keep the same
+promises, which `tests/simulate/test_hardware.py` holds any implementation to:
 
 1. Nothing but `mark_good` changes which slot boots by default; an armed trial boots once.
 2. Only the inactive slot is ever written, and its record is cleared before its first byte changes.

@@ -148,10 +148,11 @@ class SimDevice:
             return
         if not is_reaching:
             self._unpark(now + _NEXT)
-            agent, self._is_silent = self._agent, True
-            self._due_at = None if agent is None else agent.work_wakes_at
+            agent, self._is_silent = self._agent, self.parking
             if agent is not None and agent.work.state in _ON_THE_LINE:
                 self._due_at = now
+            elif self.parking:
+                self._due_at = None if agent is None else agent.work_wakes_at
         elif self._is_silent:
             agent = self._living()
             agent.pass_reports(now + _NEXT, answered=False)
@@ -219,7 +220,7 @@ class SimDevice:
         """When there is something to play again."""
         self._look_at_health(now)
         self._due_at = agent.work_wakes_at
-        if not self.link.is_reaching:
+        if self.parking and not self.link.is_reaching:
             self._is_silent = True
         elif self.parking and agent.reached and self.link.is_clean and not agent.has_news():
             self._park(agent)

@@ -125,8 +125,8 @@ class MemoryHardware:
     cut there: the step did not happen."""
 
     __slots__ = (
-        "_apps", "_booted", "_boots", "_config", "_configs", "_first_boot", "_flags", "_kept_apps", "_version", "app_since", "clock",
-        "conditions", "doing", "image_since", "keys", "memory", "name", "on_step", "sick", "slots_held", "watch",
+        "_apps", "_booted", "_boots", "_config", "_configs", "_first_boot", "_flags", "_kept_apps", "_version", "app_since",
+        "clock", "conditions", "doing", "image_since", "keys", "memory", "name", "on_step", "sick", "slots_held", "watch",
     )  # fmt: skip
 
     def __init__(

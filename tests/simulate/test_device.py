@@ -384,16 +384,30 @@ def _story(parking: bool, draws: list[tuple[int, str, int]]) -> World:
     one.play(at + timedelta(seconds=10))
     one.machines.restore(one.machines.devices, one.clock.at)
     one.machines.come_back(one.clock.at)
-    one.play(at + timedelta(hours=3))
+    one.play(at + timedelta(hours=2))
     return one
 
 
 _KINDS = ("flash", "window", "prefetch", "app", "cut", "restore", "power", "leave", "come back")
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 4000), st.sampled_from(_KINDS), st.integers(0, 7)), min_size=1, max_size=8))
+_DRAWS = st.lists(st.tuples(st.integers(1, 4000), st.sampled_from(_KINDS), st.integers(0, 7)), min_size=1, max_size=8)
+
+
+@settings(max_examples=8, deadline=None)
+@given(_DRAWS)
 def test_parking_changes_nothing_but_the_number_of_reports(draws: list[tuple[int, str, int]]) -> None:
+    _hold_equal(draws)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(_DRAWS)
+def test_parking_changes_nothing_in_many_stories(draws: list[tuple[int, str, int]]) -> None:
+    _hold_equal(draws)
+
+
+def _hold_equal(draws: list[tuple[int, str, int]]) -> None:
     parked, stepped = _story(True, draws), _story(False, draws)
 
     def told(one: World) -> list[tuple[Any, ...]]:
