@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from reconciler.cli.explain import explain
+from reconciler.controller.bootstrap import make_git, make_store
+from reconciler.controller.settings import load_settings
 from tests.support.gitrepo import Repo
+from tests.support.settings import write_settings
 
 AT = "2026-01-15T02:30:00Z"
 OLD = "2026-01-01T00:00:00Z"
@@ -258,3 +262,39 @@ def test_a_cut_off_history_is_said_to_be(repo: Repo, tmp_path: Path) -> None:
     shallow.git("reset", "-q", "--hard", "FETCH_HEAD")
     found = asked(told(shallow, "SITE-0001-1"))
     assert found["note"] == "or by an older commit: the history here is cut off"
+
+
+@pytest.fixture
+def in_force(repo: Repo, tmp_path: Path) -> tuple[Path, str]:
+    """Settings of a controller whose mirror has the fleet repo, and the commit that its store says is in force."""
+    (tmp_path / "home").mkdir(mode=0o700)
+    (tmp_path / "secrets").mkdir(mode=0o700)
+    (tmp_path / "keys.gpg").write_bytes(b"")
+    allowed = {"images": ["s3://edge-images/"], "registries": ["registry.invalid"]}
+    config = write_settings(tmp_path, git={"url": str(repo.path)}, allowed=allowed)
+    settings = load_settings(config)
+    sha = repo.commit("Promote v2", {"waves.yaml": raised(WAVES)})
+    git = make_git(settings, lambda: datetime.now(UTC))
+    git.refresh()
+    store = make_store(settings, create=True)
+    try:
+        store.accept_commit(store.begin_epoch(), sha, datetime.now(UTC))
+    finally:
+        store.close()
+    return config, sha
+
+
+def test_what_is_in_force_is_explained_from_the_mirror(in_force: tuple[Path, str], repo: Repo) -> None:
+    """Of the commit in force, and not of what was committed after it."""
+    config, sha = in_force
+    repo.commit(
+        "Go on", {"waves.yaml": raised(WAVES).replace("      soak: 48h", "      maxFailed: 1\n      soak: 48h")}
+    )
+    done = CliRunner().invoke(explain, ["canary", "--config", str(config), "--output", "json"])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["commit"] == sha
+    assert asked(said) | {"at": None} == {
+        "path": "waves.yaml", "line": 9, "text": "image: v2", "commit": sha, "author": "Ada", "at": None,
+        "summary": "Promote v2", "note": None,
+    }  # fmt: skip
