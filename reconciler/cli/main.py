@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("explain", "explain", "Say why a device, a site or a wave is where it is, and what would change it."),
     "status": ("status", "status", "Show where every wave stands, what is held and why."),
     "snapshot": ("snapshot", "snapshot", "Write what is observed, for `diff`, `plan` and `simulate`."),
+    "publish-review": ("publish_review", "publish_review", "Post a review's comment and commit status; for workflows."),
     "token": ("token", "token", "Enrol devices and operators; revoke and list their tokens."),
     "run": ("run", "run", "Run the loop and the HTTP service."),
     "adopt": ("adopt", "adopt", "Record proofs for what a running fleet already runs in health."),

@@ -46,10 +46,17 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"adapters"}),
         "asks git who wrote the lines of a folder, without the loop's parts",
     ),
-    "reconciler/cli/diff.py": (frozenset({"adapters"}), "the repository that the fleet folder is in, and gpg for keyrings"),
+    "reconciler/cli/diff.py": (
+        frozenset({"adapters"}),
+        "the repository that the fleet folder is in, and gpg for keyrings",
+    ),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
     "reconciler/cli/promote.py": (frozenset({"adapters"}), "names the clone's type: a rollback reads its history"),
+    "reconciler/cli/publish_review.py": (
+        frozenset({"adapters"}),
+        "an entry point of a workflow: it has the forge alone",
+    ),
     "reconciler/cli/snapshot.py": (frozenset({"adapters"}), "writes its file durably, as the store would"),
     "reconciler/cli/signer.py": (frozenset({"adapters"}), "an entry point: the signer's own process"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.

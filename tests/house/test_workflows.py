@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,72 +14,103 @@ from click.testing import CliRunner
 
 from reconciler.cli.main import cli
 from tests.house.tree import ROOT
+from tests.support.system import need
 
 FOLDER = ROOT / ".github/workflows"
 WORKFLOWS = sorted(FOLDER.glob("*.yml"))
+ACTION = ROOT / ".github/actions/fleet-pr/action.yml"
 PINNED = re.compile(r"^[\w.-]+/[\w./-]+@[0-9a-f]{40}$")
+# Job → what it may do; a job that is not here may read, as its workflow says.
+MAY = {
+    "check": {"contents": "read"},
+    "post": {"contents": "read", "pull-requests": "write", "statuses": "write"},
+}
+
+
+def jobs(path: Path) -> dict[str, dict[str, Any]]:
+    """The jobs of a workflow."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())["jobs"]
+    return found
 
 
 def steps(path: Path) -> list[dict[str, Any]]:
-    """Every step of every job."""
-    jobs = yaml.safe_load(path.read_text())["jobs"]
-    return [step for job in jobs.values() for step in job["steps"]]
+    """Every step of every job, or of the action."""
+    if path == ACTION:
+        return list(yaml.safe_load(path.read_text())["runs"]["steps"])
+    return [step for job in jobs(path).values() for step in job["steps"]]
 
 
 def test_both_are_there() -> None:
-    assert [path.name for path in WORKFLOWS] == ["ci.yml", "validate-fleet.yml"]
+    assert [path.name for path in WORKFLOWS] == ["ci.yml", "fleet-pr.yml"]
 
 
-def test_an_independent_validator_accepts_them() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "check_jsonschema",
-        "--builtin-schema",
-        "vendor.github-workflows",
-        *map(str, WORKFLOWS),
-    ]
+@pytest.mark.parametrize(
+    ("schema", "files"), [("github-workflows", WORKFLOWS), ("github-actions", [ACTION])], ids=["workflows", "action"]
+)
+def test_an_independent_validator_accepts_them(schema: str, files: list[Path]) -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_may_read_and_nothing_else(path: Path) -> None:
+def test_a_workflow_may_do_what_its_jobs_need_and_nothing_else(path: Path) -> None:
     document = yaml.safe_load(path.read_text())
-    assert document["permissions"] == {"contents": "read"}
     # YAML 1.1 reads the key `on` as true.
     triggers = document.get("on", document.get(True))
     assert set(triggers) <= {"push", "pull_request"}
-    assert all("permissions" not in job and "timeout-minutes" in job for job in document["jobs"].values())
-    assert "secrets." not in path.read_text()
+    assert document["permissions"] == ({"contents": "read"} if path.name == "ci.yml" else {})
+    for name, job in document["jobs"].items():
+        assert job.get("permissions") == MAY.get(name), name
+        assert "timeout-minutes" in job, name
+
+
+def test_what_may_write_runs_nothing_that_is_proposed_and_is_not_for_forks() -> None:
+    post = jobs(FOLDER / "fleet-pr.yml")["post"]
+    checkout, *rest = post["steps"]
+    assert checkout["with"]["ref"] == "${{ github.event.pull_request.base.sha }}"
+    assert [step["uses"] for step in rest] == ["./.github/actions/fleet-pr"]
+    assert "github.event.pull_request.head.repo.full_name == github.repository" in post["if"]
+    text = (FOLDER / "fleet-pr.yml").read_text()
+    # The one secret goes to the job that may not write.
+    assert re.findall(r"secrets\.(\w+)", text) == ["RECONCILER_READ_TOKEN"]
+    assert text.index("secrets.") < text.index("  post:")
+    assert "secrets." not in (FOLDER / "ci.yml").read_text()
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_actions_are_pinned_by_commit_and_keep_no_credential(path: Path) -> None:
-    used = [step for step in steps(path) if "uses" in step]
+    used = [step for step in steps(path) if not step.get("uses", "./").startswith("./")]
     assert used
     for step in used:
         assert PINNED.match(step["uses"]), f"{step['uses']}: pin it by its whole commit hash"
         if step["uses"].startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
     for line in path.read_text().splitlines():
-        if "uses:" in line:
+        if re.match(r"\s*(- )?uses: (?!\./)", line):
             assert re.search(r"# v\d+\.\d+\.\d+$", line), f"{line.strip()}: say which release the hash is"
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*WORKFLOWS, ACTION], ids=lambda path: path.name)
 def test_no_expression_stands_in_a_script(path: Path) -> None:
     """A pull request's title or branch in a script would be run."""
     assert not [step["run"] for step in steps(path) if "${{" in step.get("run", "")]
 
 
-def test_the_fleet_workflow_runs_what_it_says() -> None:
-    lines = [line for step in steps(FOLDER / "validate-fleet.yml") for line in step.get("run", "").splitlines()]
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith(".venv/bin/reconciler ")]
-    assert [command[0] for command in commands] == ["validate", "test"]
-    for command in commands:
-        arguments = [str(ROOT / word) if word == "fleet" else word for word in command]
-        result = CliRunner().invoke(cli, arguments)
+def test_the_action_needs_no_other_action_and_its_scripts_are_sound(tmp_path: Path) -> None:
+    need("shellcheck")
+    assert not [step for step in steps(ACTION) if "uses" in step]
+    for number, step in enumerate(steps(ACTION)):
+        assert step["shell"] == "bash"
+        (tmp_path / f"{number}.sh").write_text("#!/usr/bin/env bash\nset -eo pipefail\n" + step["run"])
+    scripts = sorted(map(str, tmp_path.glob("*.sh")))
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_fleet_of_this_project_passes_what_the_workflow_checks() -> None:
+    for command in (["validate", "--format", "github"], ["test"]):
+        result = CliRunner().invoke(cli, [*command, "--fleet", str(ROOT / "fleet")])
         assert result.exit_code == 0, result.output
 
 
