@@ -167,7 +167,7 @@ class GitClone:
         arguments = ["commit-tree", *(["-S"] if signed else []), "-p", parent, "-F", "-", tree]
         status, out, err = self._run(*arguments, stdin=message.encode("utf-8"))
         if status != 0:
-            raise self._not_committed(err)
+            raise self._not_committed(err, signed)
         return out.decode("ascii").strip()
 
     def branch(self, name: str, *, remote: bool) -> str | None:
@@ -271,11 +271,11 @@ class GitClone:
         remedy = f"see that `git fetch {self.remote}` works in this clone; --base, --remote name others"
         return TerminalError(error.wrong, needed_for=NEEDED_FOR, remedy=remedy)
 
-    def _not_committed(self, err: str) -> TerminalError:
+    def _not_committed(self, err: str, signed: bool) -> TerminalError:
         if "tell me who you are" in err or "ident name" in err or "auto-detect" in err:
             remedy = 'tell git who you are: git config user.name "NAME", git config user.email ADDRESS'
             return TerminalError("git does not know who commits", needed_for=NEEDED_FOR, remedy=remedy)
-        if "sign" in err:
+        if signed:
             remedy = "see that `git commit -S` works here, or set commit.gpgSign to false"
             return TerminalError(f"the commit could not be signed ({_safe(err)})", needed_for=NEEDED_FOR, remedy=remedy)
         return self._broken("commit-tree", err)

@@ -43,6 +43,7 @@ class Options:
     api: str | None
     repository: str | None
     output: str
+    request: bool = True
 
     @property
     def where(self) -> str:
@@ -69,6 +70,7 @@ _OPTIONS = (
     click.option("-m", "--message", metavar="TEXT", help="Message of the commit. [what the change does]"),
     click.option("--dry-run", is_flag=True, help="Show the diff; write, commit and push nothing."),
     click.option("--no-push", is_flag=True, help="Make the branch in this clone alone."),
+    click.option("--no-pull-request", is_flag=True, help="Push the branch, and open no pull request."),
     click.option("--no-fetch", is_flag=True, help="Start from what was fetched last."),
     click.option("--write", is_flag=True, help="Write into the work tree instead; commit nothing. Needs no git."),
     click.option("--observed", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
@@ -79,6 +81,10 @@ _OPTIONS = (
     click.option("--repository", metavar="OWNER/NAME", help="Repository there. [that of the remote's address]"),
     click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True),
 )  # fmt: skip
+_SHARED = (
+    "fleet", "remote", "base", "branch", "message", "dry_run", "no_push", "no_pull_request", "no_fetch", "write", "observed",
+    "token_file", "github_api", "repository", "output",
+)  # fmt: skip
 
 
 def proposing(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,15 +92,13 @@ def proposing(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def called(**given: Any) -> None:
-        names = {"fleet", "remote", "base", "branch", "message", "dry_run", "no_push", "no_fetch", "write"}
-        names |= {"observed", "token_file", "github_api", "repository", "output"}
-        own = {name: given.pop(name) for name in names}
+        own = {name: given.pop(name) for name in _SHARED}
         if own["write"] and (own["branch"] or own["message"]):
             raise click.UsageError("--write commits nothing, so it takes no --branch and no --message")
         options = Options(
             own["fleet"] or _nearest(), own["remote"], own["base"], own["branch"], own["message"], own["dry_run"],
             not own["no_push"], not own["no_fetch"], own["write"], own["observed"], own["token_file"], own["github_api"],
-            own["repository"], own["output"],
+            own["repository"], own["output"], not own["no_pull_request"],
         )  # fmt: skip
         command(options, **given)
 
@@ -229,7 +233,7 @@ def _publish(
     from reconciler.propose.publish import publish
 
     push = options.push and clone.remote is not None
-    forge = _forge(options, clone) if push else None
+    forge = _forge(options, clone) if push and options.request else None
     request = None
     try:
 

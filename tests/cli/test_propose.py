@@ -132,6 +132,7 @@ def test_the_base_is_the_remotes_branch_as_it_is_now(place: Place) -> None:
     assert "in wave 'lab'" not in place.run("promote", "v1.4.2", "--all", "--dry-run").stdout
 
 
+@pytest.mark.slow
 def test_a_repeat_finds_its_branch_and_makes_no_second(place: Place) -> None:
     first = json.loads(place.run("promote", "v1.4.2", "--output", "json").stdout)
     again = json.loads(place.run("promote", "v1.4.2", "--output", "json").stdout)
@@ -157,6 +158,7 @@ def test_a_branch_with_other_content_is_left_alone(place: Place) -> None:
     assert "branch name '-x' is refused" in place.refused("pause", "--branch=-x")
 
 
+@pytest.mark.slow
 def test_a_merged_branch_gives_way_to_the_next_number(place: Place) -> None:
     place.run("pause")
     place.merge("pause/fleet")
@@ -201,6 +203,7 @@ def test_write_needs_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tem
     assert "is in no git repository" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_a_rollback_is_the_revert_of_the_promotions(place: Place) -> None:
     start = place.at_remote("main")
     place.run("promote", "v1.4.2")
@@ -362,6 +365,8 @@ def test_the_pull_request_is_opened_once_and_says_what_the_merge_will_do(place: 
 def test_a_closed_pull_request_gives_way_to_the_next_number(place: Place, hub: GithubServer) -> None:
     hub.push("pause/fleet")
     hub.push("pause/fleet-2")
+    place.run(*github(place, hub, "pause", "--no-pull-request"))
+    assert hub.pulls == []
     place.run(*github(place, hub, "pause"))
     hub.pulls[0]["state"] = "closed"
     place.run(*github(place, hub, "pause"))
@@ -377,3 +382,11 @@ def test_what_the_forge_refuses_leaves_the_branch_and_says_so(place: Place, hub:
     assert "ghp_secret" not in said
     place.run(*github(place, hub, "pause"))
     assert len(hub.pulls) == 1
+
+
+def test_a_commit_that_cannot_be_signed_is_not_made(place: Place) -> None:
+    place.clone.git("config", "commit.gpgSign", "true")
+    place.clone.git("config", "gpg.format", "ssh")
+    place.clone.git("config", "user.signingKey", str(place.clone.path / "no-key"))
+    assert "the commit could not be signed" in place.refused("pause")
+    assert place.branches() == {"main"}
