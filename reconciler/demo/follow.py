@@ -182,35 +182,40 @@ class Follow(Stage):
     def _run_on(self, story: Chronicle) -> None:
         """Until nothing happens by itself any more, and a person is needed."""
         deadline = self.now + timedelta(days=MOST_DAYS)
-        cursor = self.store.changes_since(0).cursor
+        cursor, plan = self.store.changes_since(0).cursor, self.plan()
+        changed: set[str] = set(self.director.devices)
+        first = True
         while True:
             self.director.settle()
-            self._weather()
-            for line in self._tail.read():
-                for event in story.hear(line):
+            if first or self.stirred():
+                for event in [event for line in self._tail.read() for event in story.hear(line)]:
                     self._event(event)
-            changes = self.store.changes_since(cursor)
-            cursor = changes.cursor
-            for device in changes.devices:
-                for event in story.look(device):
+                changes = self.store.changes_since(cursor)
+                cursor = changes.cursor
+                for event in [event for device in changes.devices for event in story.look(device)]:
                     self._event(event)
-            for event, of in story.states(self.plan()):
-                self._state(event, of)
-            if self._at_rest(story.desired.commit or ""):
-                return
+                changed |= {device.name for device in changes.devices}
+                plan = self.plan()
+                for event, of in story.states(plan):
+                    self._state(event, of)
+                if self._at_rest(plan, story.desired.commit):
+                    return
+                first = False
             if self.now >= deadline:
                 self._say(self.now, f"Not done after {MOST_DAYS} days; see `reconciler status`.")
                 return
+            for name in self._hours_up.pass_on(self.director.devices, changed & self.director.devices.keys(), self.now):
+                self.director.call(name, self.now)
+            changed.clear()
             self.director.jump(min(deadline, self._hours_up.next_at() or deadline))
 
-    def _at_rest(self, sha: str) -> bool:
+    def _at_rest(self, plan: Mapping[str, Any], sha: str | None) -> bool:
         """Whether all that is left waits for a person."""
-        plan = self.plan()
-        if plan.get("commit") != sha or plan.get("nextChangeAt") is not None or not self._quiet():
+        if plan.get("commit") != sha or plan["actions"] or plan["nextChangeAt"] is not None:
             return False
         states = [wave["state"] for wave in plan["waves"]]
         states += [of["state"] for wave in plan["waves"] for of in wave.get("apps", {}).values()]
-        return all(state in _AT_REST for state in states)
+        return all(state in _AT_REST for state in states) and self._quiet()
 
     # ------------------------------------------------ between merges
 
@@ -230,13 +235,6 @@ class Follow(Stage):
         every = self.desired.fleet.report_every
         for name in self.director.devices:
             self.director.call(name, first_report_at(name, every, self.now + timedelta(seconds=1)))
-
-    # ------------------------------------------------ the world
-
-    def _weather(self) -> None:
-        """Checks of an image that ask for it are told how long their device is up, and a device says so at once."""
-        for name in self._hours_up.pass_on(self.director.devices, self.now):
-            self.director.call(name, self.now)
 
 
 def _when(at: datetime | None) -> str:

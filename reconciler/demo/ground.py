@@ -166,8 +166,10 @@ class Ground:
         fleet = re.sub(r"(?m)^  images: .*$", f"  images: {self.images.as_uri()}/", fleet)
         fleet = re.sub(r"(?m)^  registry: .*$", "  registry: registry.demo", fleet)
         fleet = re.sub(r"(?m)^    - [0-9A-Fa-f]{40}$", f"    - {self.release.fingerprint}", fleet)
-        fleet = re.sub(r"(?m)^  reportEvery: .*$", f"  reportEvery: {REPORT_EVERY}", fleet)
-        fleet = re.sub(r"(?m)^  staleAfter: .*$", f"  staleAfter: {STALE_AFTER}", fleet)
+        # What has news is reported at once all the same: a month passes in a minute, and no report is missed.
+        every, stale = ("24h", "49h") if self.paced else (REPORT_EVERY, STALE_AFTER)
+        fleet = re.sub(r"(?m)^  reportEvery: .*$", f"  reportEvery: {every}", fleet)
+        fleet = re.sub(r"(?m)^  staleAfter: .*$", f"  staleAfter: {stale}", fleet)
         fleet = re.sub(r"(?ms)^  # [^\n]*\n  freezes:\n.*\Z|^  freezes:\n.*\Z", "", fleet)
         (self.clone / "fleet.yaml").write_text(fleet)
         waves = (self.clone / "waves.yaml").read_text()

@@ -56,6 +56,7 @@ class Stage:
         self._store: SqlStore | None = None
         self._transports: list[HttpTransport] = []
         self._plan: tuple[str, Mapping[str, Any]] = ("", {})
+        self._wal = (0, 0)
         self._sizes: dict[str, int] = {}
         """Release → bytes that a download is played with; one that is not named is as large as a golden image."""
 
@@ -181,6 +182,16 @@ class Stage:
             }
         )
 
+    def stirred(self) -> bool:
+        """Whether anybody has written to the controller's store since the last call."""
+        log = Path(f"{self.ground.state / 'store.db'}-wal")
+        try:
+            status = log.stat()
+        except FileNotFoundError:
+            return True
+        before, self._wal = self._wal, (status.st_mtime_ns, status.st_size)
+        return before != self._wal
+
     def write(self, path: Path, snapshot: Snapshot) -> None:
         """Write a snapshot down, whole or not at all."""
         text = snapshot.model_dump_json(by_alias=True, exclude_defaults=True, indent=2)
@@ -219,8 +230,9 @@ class Stage:
         return all(d.image != release and d.updating_to is None for d in self.store.snapshot().devices)
 
     def _quiet(self) -> bool:
-        flying = any(d.updating_to or d.restarting_app or d.configuring_since for d in self.store.snapshot().devices)
-        return not flying and not self.plan().get("actions") and not self.store.open_intents()
+        if self.plan().get("actions") or self.store.open_intents():
+            return False
+        return not any(d.updating_to or d.restarting_app or d.configuring_since for d in self.store.snapshot().devices)
 
     # ------------------------------------------------ the world
 

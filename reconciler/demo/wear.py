@@ -7,7 +7,7 @@ whose image has such a check are looked after. Decides nothing. Called by `follo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from reconciler.agent.device import Device
@@ -15,7 +15,6 @@ from reconciler.agent.device import Device
 CHECKS = "usr/local/lib/edge/health.d"
 NAME = "hours-up"
 _HOUR = timedelta(hours=1)
-_LOOK = timedelta(minutes=1)
 
 
 class HoursUp:
@@ -26,13 +25,12 @@ class HoursUp:
         self._asks: dict[str, bool] = {}
         self._looked_at: datetime | None = None
 
-    def pass_on(self, devices: Mapping[str, Device], now: datetime) -> list[str]:
-        """Write the hours down for those that ask. Returns whose number has changed."""
+    def pass_on(self, devices: Mapping[str, Device], changed: Iterable[str], now: datetime) -> list[str]:
+        """Write the hours down for those that ask. `changed` have reported something new. Returns whose number has changed."""
         due = self.next_at()
-        if self._looked_at is not None and now < self._looked_at + _LOOK and (due is None or now < due):
-            return []
+        names = set(changed) | (set(self._since) if due is not None and due <= now else set())
         self._looked_at = now
-        return [name for name, device in devices.items() if not device.booting and self._changes(name, device, now)]
+        return [name for name in sorted(names) if not devices[name].booting and self._changes(name, devices[name], now)]
 
     def next_at(self) -> datetime | None:
         """When a number changes next; None: nobody asks."""
@@ -42,14 +40,13 @@ class HoursUp:
         return min((since + ((looked - since) // _HOUR + 1) * _HOUR for _, since in self._since.values()), default=None)
 
     def _changes(self, name: str, device: Device, now: datetime) -> bool:
-        hardware = device.hardware
-        file = hardware.root / "faults" / NAME
+        file = device.hardware.root / "faults" / NAME
         if not self._reads_them(device):
             if self._since.pop(name, None) is not None:
                 file.unlink(missing_ok=True)
             return False
         boot, since = self._since.get(name, ("", now))
-        if boot != (present := hardware.boot_id()):
+        if boot != (present := device.hardware.boot_id()):
             boot, since = present, now
             self._since[name] = (boot, since)
         text = f"ok {(now - since) // _HOUR} hours\n"
