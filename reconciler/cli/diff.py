@@ -80,9 +80,10 @@ def diff(
     folder = fleet if fleet is not None else _nearest()
     sides, trees = _sides(base, head, folder, fleet)
     known = _observed(observed, config, server, token_file)
+    from reconciler.cli.side_by_side import side_by_side
     from reconciler.review.make import make
 
-    review = make(sides, known, now, _outside(sides, trees, keyrings, branches))
+    review = make(sides, known, now, _outside(sides, trees, keyrings, branches), side_by_side)
     write(_PRINT[output](review))
 
 

@@ -6,10 +6,11 @@ but the JSON's shape; `summary`, `text` and `markdown` tell it to people. Called
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from reconciler.model.desired import Desired
 from reconciler.model.observed import Snapshot
@@ -36,6 +37,9 @@ from reconciler.review.moves import Moves, Standing, moves_of, standing
 from reconciler.review.overlap import Overlaps
 from reconciler.review.sides import Side, Sides, new_warnings
 from reconciler.simulate.trace import Held
+
+if TYPE_CHECKING:
+    from reconciler.simulate.start import Silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +229,20 @@ def observed_of(snapshot: Snapshot, source: str) -> Observed:
     return Observed(snapshot, source, taken)
 
 
-def make(sides: Sides, observed: Observed | None, at: datetime, outside: Outside) -> Review:
+Both = Callable[[Callable[[], Run], Callable[[], Run]], tuple[Run, Run]]
+"""How two forecasts are computed: one after the other, or side by side."""
+MANY = 2_000
+"""Devices of a fleet whose forecasts take long enough to be computed side by side."""
+
+
+def one_by_one(one: Callable[[], Run], other: Callable[[], Run]) -> tuple[Run, Run]:
+    """The plain way."""
+    return one(), other()
+
+
+def make(
+    sides: Sides, observed: Observed | None, at: datetime, outside: Outside, side_by_side: Both = one_by_one
+) -> Review:
     """The review of a merge at `at`. `observed` None: a settled fleet at BASE is assumed."""
     base, head = (sides.base.desired if sides.base is not None else None), sides.head.desired
     versions = dict(observed.snapshot.secret_versions) if observed is not None else _every_secret(base, head)
@@ -248,7 +265,8 @@ def make(sides: Sides, observed: Observed | None, at: datetime, outside: Outside
     # A fleet of which nobody has heard yet calls in when it is set up; there is no telling when.
     unheard = observed.source is None and base is None
     silent = 0 if unheard else int(after.state.silent.sum())
-    earliest, likely = _runs((base, head), snapshot, at, places, both=silent > 0, unheard=unheard)
+    way = side_by_side if after.roster.size >= MANY else one_by_one
+    earliest, likely = _runs((base, head), snapshot, at, places, both=way if silent else None, unheard=unheard)
     until = max((run.finished_at or run.ended_at for run in (earliest, likely) if run is not None), default=at)
     sites = sorted({site for move in moves.moves for site in move.sites})
     return Review(
@@ -283,7 +301,7 @@ def _runs(
     at: datetime,
     places: frozenset[Place],
     *,
-    both: bool,
+    both: Both | None,
     unheard: bool,
 ) -> tuple[Run | None, Run | None]:
     """Earliest and likely. They differ only by the devices that are silent now: where none is, one forecast is both."""
@@ -292,10 +310,14 @@ def _runs(
     from reconciler.simulate.forecast import forecast
 
     base, head = sides
-    likely = run_of(forecast(head, snapshot, at, before=base, silent="return" if unheard else "stay"), head, places)
-    if not both:
+
+    def run(silent: Silent) -> Run:
+        return run_of(forecast(head, snapshot, at, before=base, silent=silent), head, places)
+
+    if both is None:
+        likely = run("return" if unheard else "stay")
         return likely, likely
-    return run_of(forecast(head, snapshot, at, before=base, silent="return"), head, places), likely
+    return both(partial(run, "return"), partial(run, "stay"))
 
 
 def _asked_anew(base: Desired | None, head: Desired) -> frozenset[Place]:

@@ -203,3 +203,20 @@ def test_a_service_that_does_not_answer(made: Repo, tmp_path: Path) -> None:
     token.write_text("secret-token\n")
     made.write({"fleet/waves.yaml": waves("v1.4.2")})
     assert run("HEAD", "--server", "http://127.0.0.1:9", "--token-file", str(token)).exit_code == 3
+
+
+def test_a_large_fleet_is_told_the_same_side_by_side(
+    made: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.write({"fleet/waves.yaml": waves("v1.4.2")})
+    path = tmp_path / "seen.json"
+    seen = {"image": "v1.4.1", "health": "ok", "lastSeen": "2026-01-15T06:59:30Z"}
+    names = ["LAB-1-1", "SITE-1-1", "SITE-1-2", "SITE-2-1", "SITE-3-1", "SITE-3-2", "SITE-3-3"]
+    devices = [{"name": name, **seen} for name in names]
+    path.write_text(
+        json.dumps({"at": "2026-01-15T07:00:00Z", "devices": devices, "artifacts": {"v1.4.1": "published"}})
+    )
+    before = told("HEAD", "--observed", str(path))
+    monkeypatch.setattr("reconciler.review.make.MANY", 1)
+    assert told("HEAD", "--observed", str(path)) == before
+    assert before["calendar"]["provenAt"]["earliest"] is not None
