@@ -23,7 +23,7 @@ from reconciler.ports import Commit, PortError, TerminalError, TransientError, T
 NEEDED_FOR = "proposing a change"
 TIMEOUT_S = 300.0
 _REMOTE = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")
-_PASSWORD = re.compile(r"(://)[^@/\s]*@")
+_PASSWORD = re.compile(r"(https?://)[^@/\s]*@|(\w+://[^@/\s:]+):[^@/\s]*(?=@)")
 # Where git is told which repository to work in: a hook or another tool may have set them for another one.
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE",
               "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_LITERAL_PATHSPECS", "GIT_GRAFT_FILE")  # fmt: skip
@@ -82,7 +82,7 @@ class GitClone:
         """The address that is pushed to, without any credential in it; None where there is no remote."""
         if self.remote is None:
             return None
-        return _PASSWORD.sub(r"\1", self._must("remote", "get-url", "--push", self.remote).strip())
+        return without_password(self._must("remote", "get-url", "--push", self.remote).strip())
 
     def base(self) -> Commit:
         """The head of the base branch, fetched once (port)."""
@@ -264,7 +264,7 @@ class GitClone:
             raise self._unreached(err, name)
 
     def _unreached(self, err: str, branch: str) -> PortError:
-        error = explain_failure(_PASSWORD.sub(r"\1", err), url=self.url() or "", branch=branch, needed_for=NEEDED_FOR)
+        error = explain_failure(without_password(err), url=self.url() or "", branch=branch, needed_for=NEEDED_FOR)
         if isinstance(error, TransientError):
             remedy = "try again; --no-fetch --no-push prepares the branch in this clone meanwhile"
             return TransientError(error.wrong, needed_for=NEEDED_FOR, remedy=remedy)
@@ -306,6 +306,11 @@ class GitClone:
         return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace")
 
 
+def without_password(text: str) -> str:
+    """Text without what an address in it may hold: a password, and over https a name too, since it may be a token."""
+    return _PASSWORD.sub(lambda found: found[1] or found[2], text)
+
+
 def _safe(err: str) -> str:
     """Git's words on one line, without a credential that an address may hold."""
-    return printable(_PASSWORD.sub(r"\1", err))
+    return printable(without_password(err))

@@ -118,27 +118,41 @@ def _last_raised(
 ) -> Wanted:
     """The release that was asked for last. Declined: the last step already went back, or there is none."""
     for step in _steps(history, asked):
+        raised: dict[Wanted, None] = {}
+        lowered: list[str] = []
         for wave, what, before, after in step.changes:
             if only not in (None, wave):
                 continue
             wanted = Wanted(after, what)
-            try:
-                lowered = before is not None and wanted.key(after) < wanted.key(before)
-            except ValueError:
-                continue
-            if lowered:
-                raise Declined(
-                    f"the last change of wave {wave!r} went back already, from {before} to {after} "
-                    f"(commit {step.commit[:12]})",
-                    remedy="to go further back, name the release: `reconciler rollback --to RELEASE`",
-                )
-            if any(wanted.asked_by(each) == after for each in waves):
-                return wanted
+            if _lower(wanted, after, before):
+                lowered.append(f"wave {wave!r} went back already, from {before} to {after}")
+            elif any(wanted.asked_by(each) == after for each in waves):
+                raised[wanted] = None
+        if len(raised) > 1:
+            raise Declined(
+                f"commit {step.commit[:12]} raised {' and '.join(map(str, raised))}",
+                remedy=f"name the one to take back, or take all of it back with --commit {step.commit[:12]}",
+            )
+        if raised:
+            return next(iter(raised))
+        if lowered:
+            raise Declined(
+                f"the last change of {lowered[0]} (commit {step.commit[:12]})",
+                remedy="to go further back, name the release: `reconciler rollback --to RELEASE`",
+            )
     who = f"wave {only!r}" if only is not None else "a wave"
     raise Declined(
         f"git knows no commit that raised what {who} asks for",
         remedy="name the release to return to, with --to RELEASE",
     )
+
+
+def _lower(wanted: Wanted, one: str, other: str | None) -> bool:
+    """Whether a release is lower than another; one that is written as no release can be is not."""
+    try:
+        return other is not None and bool(wanted.key(one) < wanted.key(other))
+    except ValueError:
+        return False
 
 
 def _as_before(
@@ -181,12 +195,8 @@ def _before(bad: Wanted, wave: str, history: Sequence[Version], asked: Sequence[
         release = one.get(wave, {}).get(bad.app)
         if release == bad.release:
             raised = version.commit
-        elif release is not None:
-            try:
-                if bad.key(release) < bad.key(bad.release):
-                    return release, raised
-            except ValueError:
-                continue
+        elif release is not None and _lower(bad, release, bad.release):
+            return release, raised
     return None
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from reconciler.adapters.git_clone import without_password
 from reconciler.cli.main import cli
 from reconciler.ports import TerminalError, TransientError
+from reconciler.propose.publish import github_repository
 from reconciler.repo.problem import InvalidInput
 from tests.support.github import GithubServer
 from tests.support.gitrepo import Repo
@@ -390,3 +392,23 @@ def test_a_commit_that_cannot_be_signed_is_not_made(place: Place) -> None:
     place.clone.git("config", "user.signingKey", str(place.clone.path / "no-key"))
     assert "the commit could not be signed" in place.refused("pause")
     assert place.branches() == {"main"}
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "repository"),
+    [
+        ("https://github.com/acme/fleet", "https://github.com/acme/fleet", "acme/fleet"),
+        ("https://ghp_x@github.com/acme/fleet.git", "https://github.com/acme/fleet.git", "acme/fleet"),
+        ("https://a:b@git.example/acme/fleet.git", "https://git.example/acme/fleet.git", None),
+        ("git@github.com:acme/fleet.git", "git@github.com:acme/fleet.git", "acme/fleet"),
+        ("ssh://git@github.com/acme/fleet.git/", "ssh://git@github.com/acme/fleet.git/", "acme/fleet"),
+        ("ssh://ada:pw@git.example/fleet", "ssh://ada@git.example/fleet", None),
+        ("https://github.com.example/acme/fleet", "https://github.com.example/acme/fleet", None),
+        ("../fleet.git", "../fleet.git", None),
+    ],
+)
+def test_addresses_lose_their_secrets_and_keep_their_repository(
+    address: str, shown: str, repository: str | None
+) -> None:
+    assert without_password(address) == shown
+    assert github_repository(shown) == repository

@@ -176,6 +176,23 @@ def test_an_app_goes_back_alone() -> None:
     assert change.branch == "rollback/cam-1.10-all"
 
 
+def test_a_commit_that_raised_two_things_is_not_guessed_at() -> None:
+    past = history(waves("v1.1.0", apps="{cam: '1.10'}"), waves("v1.0.0", apps="{cam: '1.9'}"))
+    said = refused(lambda: rolled(past)[1])
+    assert "commit 000000000000 raised v1.1.0 and cam@1.10" in said
+    assert "--commit 000000000000" in said
+    start, change = rolled(past, release="cam@1.10")
+    assert len(lines(start, change)) == 6
+    # One that took the image back and raised the app: it is the app that was raised last.
+    mixed = history(
+        waves("v1.0.0", apps="{cam: '1.10'}"),
+        waves("v1.1.0", apps="{cam: '1.9'}"),
+        waves("v1.0.0", apps="{cam: '1.9'}"),
+    )
+    start, change = rolled(mixed)
+    assert change.branch == "rollback/cam-1.10-all"
+
+
 @given(st.lists(st.tuples(*[st.sampled_from(["v1.0.0", "v1.1.0", "v1.2.0"])] * 3), min_size=1, max_size=6))
 def test_rollback_never_raises_a_wave_and_touches_only_who_asked_for_it(steps: list[tuple[str, str, str]]) -> None:
     past = history(*(waves(*step) for step in steps))
