@@ -106,6 +106,11 @@ class Review:
             return "configuration"
         return "policy" if self.changes else "nothing"
 
+    def fails_either_way(self, place: Place) -> bool:
+        """Whether a wave never proves a release even if the silent devices answer."""
+        entry = self.earliest.entries.get(place) if self.earliest is not None else None
+        return entry is None or entry.proven_at is None
+
     def to_dict(self) -> dict[str, Any]:
         """The whole, as docs/reference/diff.md describes it."""
         from reconciler.review.summary import summary
@@ -132,7 +137,13 @@ class Review:
                 "likely": exposure_dict(self.likely.exposure) if self.likely else None,
             },
             "neverPass": [
-                {"wave": wave, "release": key, "held": [_held(one) for one in held]} for (wave, key), held in self.never
+                {
+                    "wave": place[0],
+                    "release": place[1],
+                    "eitherWay": self.fails_either_way(place),
+                    "held": [_held(one) for one in held],
+                }
+                for place, held in self.never
             ],
             "warnings": [_problem(problem) for problem in self.warnings],
             "downloads": self.downloads.to_dict(),

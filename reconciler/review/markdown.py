@@ -20,7 +20,9 @@ _BUDGETS = ((200, 20, 200), (60, 8, 80), (20, 4, 40), (5, 1, 20), (2, 0, 0))
 """Rows of a table, diffs, lines of a diff: the first with which everything fits is taken."""
 _MOST_CELL = 300
 _MOST_LINE = 600
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~^$=])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]|~$])")
+_AT_START = re.compile(r"^([-+#=]|\d+(?=[.)]))")
+"""What makes a heading, a list or a rule, where a line begins with it; anywhere else it is text."""
 _BREAK = "\u200b"
 _LINKS = (
     (re.compile(r"@(?=\w)"), f"@{_BREAK}"),
@@ -53,7 +55,8 @@ def prose(text: str) -> str:
     for pattern, broken in _LINKS:
         text = pattern.sub(broken, text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _SPECIAL.sub(r"\\\1", text)
+    text = _SPECIAL.sub(r"\\\1", text)
+    return _AT_START.sub(lambda found: found[1] + "\\" if found[1].isdigit() else "\\" + found[1], text)
 
 
 def code(text: str) -> str:

@@ -123,7 +123,7 @@ def _calendar(review: Review) -> Iterator[Section]:
                 _both(entry, late, "first_told_at"),
                 _both(entry, late, "last_arrived_at"),
                 proven,
-                _nights(likely, place),
+                _nights(likely if likely.local.get(place) else earliest, place),
             )
         )
     notes = _clocks(review)
@@ -196,7 +196,9 @@ def _never(review: Review) -> Iterator[Section]:
             for (wave, key), several in review.never
             if not several
         ]
-        yield Section("Gates that never pass", ("wave", "release", "reason", "until", "why"), rows)
+        heard = [wave for (wave, key), _ in review.never if not review.fails_either_way((wave, key))]
+        notes = [f"would pass if the silent devices answered: {', '.join(heard)}"] if heard else []
+        yield Section("Gates that never pass", ("wave", "release", "reason", "until", "why"), rows, notes)
 
 
 def _downloads(review: Review) -> Iterator[Section]:

@@ -175,10 +175,11 @@ def _exposure(review: Review) -> str:
 def _never(review: Review) -> Iterable[str]:
     if not review.never:
         return
-    (wave, key), held = review.never[0]
+    lost = [found for found in review.never if review.fails_either_way(found[0])]
+    (wave, key), held = (lost or list(review.never))[0]
     why = held[0].message if held else "the forecast ended before it"
     more = f" (and {len(review.never) - 1} more)" if len(review.never) > 1 else ""
-    yield f"NEVER PASSES: {wave} on {key}: {why}{more}"
+    yield f"{'NEVER PASSES' if lost else 'does not pass while the silent stay silent'}: {wave} on {key}: {why}{more}"
 
 
 def _download(review: Review) -> Iterable[str]:

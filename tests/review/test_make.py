@@ -196,6 +196,10 @@ def test_silent_devices_part_the_earliest_from_the_likely(made: Repo) -> None:
     (wave, key), held = found.never[0]
     assert (wave, key) == ("canary", "v1.4.2")
     assert {"offline", "gate-unresolved"} & {one.reason for one in held}
+    assert not found.fails_either_way((wave, key))
+    assert any(
+        line.startswith("does not pass while the silent stay silent: canary") for line in found.to_dict()["summary"]
+    )
 
 
 def test_a_snapshot_is_as_old_as_it_says_and_nobody_falls_silent_for_it(made: Repo) -> None:

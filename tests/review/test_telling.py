@@ -180,3 +180,18 @@ def test_the_page_names_every_key_of_the_json(promotion: Review, tmp_path: Path)
     held = {"held": {"reason": 1, "message": 1, "until": 1}, "code": 1, "column": 1}
     missing = (keys(late.to_dict()) | keys(promotion.to_dict()) | keys(held)) - named - {"offline"}
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("# x", "\\# x"),
+        ("- x", "\\- x"),
+        ("1. x", "1\\. x"),
+        ("---", "\\---"),
+        ("v1.4.2 (a-b)", "v1.4.2 (a-b)"),
+        ("a*b", "a\\*b"),
+    ],
+)
+def test_prose_begins_no_list_and_no_heading(text: str, shown: str) -> None:
+    assert prose(text) == shown
