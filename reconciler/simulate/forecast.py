@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from reconciler.model.desired import Desired
-from reconciler.model.observed import DeviceObservation, Health, Snapshot
+from reconciler.model.observed import ArtifactState, DeviceObservation, Snapshot
 from reconciler.model.plan import Action, ActionKind, Plan
+from reconciler.planner import waves_of_sites
 from reconciler.planner.live import Live
 from reconciler.planner.windows import SECOND, micros
 from reconciler.simulate.forecast_calls import CallsOff
@@ -98,6 +99,7 @@ class Forecast:
         self._tasks: list[_Task] = []
         self._open: set[str] = set()
         self._free_s = 0
+        self._still: dict[str, Unit] = {}
         self._calls_off = CallsOff(self.desired)
         self._versions = {
             (app, digest): f"{app}@{version}"
@@ -108,7 +110,7 @@ class Forecast:
             returns_at = self.start.devices[name].returns_at
             assert returns_at is not None
             self._schedule(seconds_of(returns_at), name, None)
-        self._go_on()
+        self._go_on(in_force)
 
     def run(self) -> Trace:
         """Tick until nothing is left that could change anything."""
@@ -142,14 +144,28 @@ class Forecast:
             if known is None or start.silent or leaves_out(known):
                 yield name
 
-    def _go_on(self) -> None:
-        """What devices are in the middle of at the start takes its course."""
-        for name, start in self.start.devices.items():
-            if start.doing is Doing.NOTHING or start.silent or name not in self._sites:
+    def _go_on(self, in_force: Desired) -> None:
+        """What devices are in the middle of at the start takes its course, as they were told under the commit before."""
+        busy = [start for start in self.start.devices.values() if start.doing is not Doing.NOTHING and not start.silent]
+        places = waves_of_sites(in_force, self.start.observed, self.start.at) if busy else {}
+        apps = {wave.name: wave.apps for wave in in_force.waves.waves}
+        for start in busy:
+            site, target = self._sites.get(start.name), start.target
+            if site is None:
                 continue
-            job = self._devices.goes_on(self._devices.unit(name, self._sites[name]), start)
+            if start.doing is Doing.UPDATING:
+                artifact = self.record.shared.artifacts.get(target or "")
+                ready = artifact is not None and artifact.state is ArtifactState.PUBLISHED
+                target = target if ready else None
+            elif start.doing is Doing.RESTARTING:
+                version = apps.get(places.get(site, ""), {}).get(target or "")
+                spec = in_force.apps.get(target or "")
+                target = spec.releases.get(version) if spec is not None and version is not None else None
+            else:
+                target = in_force.config.get(site)
+            job = self._devices.goes_on(self._devices.unit(start.name, site), start, target)
             if job is not None:
-                self._schedule(job.ends, name, job)
+                self._schedule(job.ends, start.name, job)
 
     # ------------------------------------------------ time
 
@@ -173,6 +189,7 @@ class Forecast:
     def _tick(self, tick: int) -> Plan:
         self._hear(tick)
         now = instant_of(tick)
+        self._still.clear()
         for _ in range(SPINS):
             self._collect(tick)
             devices, shared = self.record.taken()
@@ -180,6 +197,8 @@ class Forecast:
             self.planned(tick, plan)
             if not self._act(tick, plan):
                 break
+        for unit in self._still.values():
+            self._devices.stand_still(unit, tick, self._every)
         return plan
 
     def _hear(self, tick: int) -> None:
@@ -212,17 +231,14 @@ class Forecast:
     def _act(self, tick: int, plan: Plan) -> bool:
         """Do what the plan says and write it down. Whether that may let more be done at once."""
         self._tell_facts(plan)
-        marks: list[tuple[str, Marks]] = []
-        told = set()
-        for action in plan.actions:
-            if action.kind in _ON_DEVICES:
-                told.add(action.fields["device"] or "")
-                marks.append(self._tell(tick, plan.at, action))
+        orders = [action for action in plan.actions if action.kind in _ON_DEVICES]
+        told = {action.fields["device"] or "" for action in orders}
         for fact in plan.facts.timeouts:
             if fact.device not in told:
-                unit = self._devices.unit(fact.device, self._sites[fact.device])
-                self._devices.stand_still(unit, tick, self._every)
-        marks += self._call_off(tick, plan, told)
+                self._taken_back(fact.device)
+        # What was told before may be taken back; what this plan tells stands.
+        marks = list(self._call_off(tick, plan, told))
+        marks += [self._tell(tick, plan.at, action) for action in orders]
         self.record.note(plan.facts, marks)
         self._fetch(tick)
         return self._submit(tick, plan) or bool(self.record.changed or self.record.news)
@@ -240,7 +256,7 @@ class Forecast:
         for late in facts.timeouts:
             at = self._sites[late.device]
             key = late.key if late.key not in ("configure", "restart") else None
-            add(Event(plan.at, Kind.TIMED_OUT, self.live.wave_of(at), at, late.device, key, late.key))
+            add(Event(plan.at, Kind.TIMED_OUT, self.live.wave_of(at), at, late.device, key, "" if key else late.key))
 
     def _tell(self, tick: int, at: datetime, action: Action) -> tuple[str, Marks]:
         """A device is told to start: what it will do, and the mark that goes with it."""
@@ -248,6 +264,7 @@ class Forecast:
         name = fields["device"] or ""
         site = self._sites[name]
         unit = self._devices.unit(name, site)
+        self._still.pop(name, None)
         job: Job | None
         key: str | None = None
         detail: str | None
@@ -278,8 +295,14 @@ class Forecast:
             unit = self._devices.unit(name, self._sites[name])
             if name in told or unit.job is None or unit.job.work is not Work.IMAGE or unit.job.begins <= tick:
                 continue
-            self._devices.stand_still(unit, tick, self._every)
+            self._taken_back(name)
             yield name, {"updating_to": None, "updating_since": None, "rebooting_since": None}
+
+    def _taken_back(self, name: str) -> None:
+        """A device is told to stand still, unless a later word of the same tick tells it something else."""
+        unit = self._devices.unit(name, self._sites[name])
+        unit.word = None
+        self._still[name] = unit
 
     def _fetch(self, tick: int) -> None:
         """Devices that only wait for their window fetch meanwhile."""

@@ -71,6 +71,8 @@ class Job:
     """The report that tells of its end."""
     ready: int = 0
     """When its artifact is on the device."""
+    written: int = 0
+    """When the slot is written: what follows is waiting for the window, and the reboot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,12 @@ class Unit:
     share: float
     cached: dict[str, int] = field(default_factory=dict)
     """Release → when its artifact is on the device."""
+    part: tuple[str, int] | None = None
+    """A download that was cut off: its release, and the seconds that are left of it."""
+    written: tuple[str, int] | None = None
+    """A release that was written, and when, and waits for a word that lets it reboot."""
+    whole: str | None = None
+    """A release that the other slot holds and has never booted."""
     pulled: set[str] = field(default_factory=set)
     """Digests of apps that are on the device."""
     job: Job | None = None
@@ -175,20 +183,27 @@ class Devices:
             if earlier.target == release and earlier.work is Work.IMAGE:
                 return earlier
             c = earlier.ends
-        if switch:
-            ready = c
+        waits = unit.written[1] if unit.written is not None and unit.written[0] == release else None
+        unit.written = None
+        switch = switch or unit.whole == release
+        ready = c
+        if not switch and waits is None:
+            ready = max(unit.cached.get(release, c + self._left(unit, release, size)), c)
+            unit.cached, unit.part = {release: ready}, None
+        if waits is not None:
+            begins: int | None = waits - timings.write_s
+        elif earlier is not None and earlier.target == release and earlier.begins <= c < earlier.leaves:
+            begins = earlier.begins
         else:
-            ready = max(unit.cached.get(release, c + self._download(unit.site, size)), c)
-            unit.cached = {release: ready}
-        going_on = earlier is not None and earlier.target == release and earlier.begins <= c and earlier.leaves > c
-        begins = earlier.begins if going_on and earlier is not None else words.opens(ready, share)
+            begins = words.opens(ready, share)
+        unit.job = None
         if begins is None or begins >= words.expires:
             return None
         written = begins + (CHECK_S if switch else timings.write_s)
         leaves = words.opens(max(written, c), share)
         if leaves is None or (leaves > written and leaves >= words.expires):
             return None
-        unit.job = Job(Work.IMAGE, release, None, begins, leaves, leaves + timings.boot_s, ready)
+        unit.job = Job(Work.IMAGE, release, None, begins, leaves, leaves + timings.boot_s, ready, written)
         return unit.job
 
     def _interrupted(self, unit: Unit, work: Work, target: str, at: int) -> Job | None:
@@ -228,23 +243,49 @@ class Devices:
         if held or release in unit.cached:
             return
         heard = unit.next_report(tick, every)
-        unit.cached = {release: heard + self._download(unit.site, size)}
+        unit.cached, unit.part = {release: heard + self._left(unit, release, size)}, None
 
-    def stand_still(self, unit: Unit, tick: int, every: int) -> bool:
-        """Told to do nothing: heard with its next report. Whether that ends what it is about."""
-        job, unit.word = unit.job, None
-        if job is None or job.leaves <= unit.next_report(tick, every):
-            return False
+    def stand_still(self, unit: Unit, tick: int, every: int) -> None:
+        """What it hears with its next report is not to begin what it was told: `word` says whether to fetch it still."""
+        job, heard = unit.job, unit.next_report(tick, every)
+        if job is None or job.leaves <= heard:
+            return
         unit.job = None
-        return True
+        if job.work is not Work.IMAGE:
+            return
+        goes_on = unit.word == job.target
+        if job.begins > heard:
+            if not goes_on and job.ready > heard:
+                unit.cached, unit.part = {}, (job.target, job.ready - heard)
+        elif goes_on:
+            unit.written = (job.target, job.written)
+        elif job.written <= heard:
+            unit.whole = job.target
+        else:
+            unit.other = unit.whole = None
 
-    def goes_on(self, unit: Unit, start: DeviceStart) -> Job | None:
-        """What a device is in the middle of at the start; None where nobody knows what."""
+    def goes_on(self, unit: Unit, start: DeviceStart, target: str | None) -> Job | None:
+        """What a device is in the middle of at the start, and was told to run; None where it has nothing to go on with."""
         at, timings = self._start, self._timings
-        if start.doing is Doing.UPDATING and start.target is not None:
+        if target is None:
+            return None
+        if start.doing is Doing.UPDATING:
             leaves = at + timings.write_s
-            unit.job = Job(Work.IMAGE, start.target, None, at, leaves, leaves + timings.boot_s, at)
+            unit.job = Job(Work.IMAGE, target, None, at, leaves, leaves + timings.boot_s, at, leaves)
+        elif start.doing is Doing.RESTARTING and start.target is not None:
+            if unit.apps.get(start.target) != target:
+                pulled = at + (0 if target in unit.pulled else PULL_S)
+                unit.pulled.add(target)
+                unit.job = Job(Work.APP, target, start.target, at, pulled, pulled + RESTART_S)
+        elif unit.config != target:
+            unit.job = Job(Work.CONFIG, target, None, at, at, at + CONFIGURE_S)
         return unit.job
+
+    def _left(self, unit: Unit, release: str, size: int | None) -> int:
+        """Seconds that a download still takes."""
+        if unit.part is not None and unit.part[0] == release:
+            return unit.part[1]
+        return self._download(unit.site, size)
 
     def _download(self, site: str, size: int | None) -> int:
         found = self._downloads.get((site, size))
@@ -307,7 +348,7 @@ def arrived(unit: Unit, job: Job, seen: DeviceObservation) -> DeviceObservation:
 def _booted(unit: Unit, release: str, at: datetime) -> dict[str, Any]:
     before = unit.health
     unit.previous, unit.other, unit.booted = unit.booted, unit.booted, release
-    unit.cached = {}
+    unit.cached, unit.part, unit.written, unit.whole = {}, None, None, None
     if unit.ill is Ill.IMAGE:
         unit.ill, unit.health = None, Health.OK
     return {

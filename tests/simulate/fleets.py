@@ -79,9 +79,11 @@ def _sites(drawn: list[dict[str, Any]]) -> dict[str, SiteSpec]:
     out = {}
     for number, site in enumerate(drawn, 1):
         name = f"SITE-{number:02d}"
-        spec: dict[str, Any] = {key: site[key] for key in ("timezone", "window", "suspended", "uplink")}
+        spec: dict[str, Any] = {key: site[key] for key in ("timezone", "window", "uplink")}
+        # The first site takes part: a canary that cannot be judged does not load.
+        spec["suspended"] = site["suspended"] and number > 1
         spec["devices"] = [f"{name}-{n}" for n in range(1, site["devices"] + 1)]
-        if site["pin"] is not None:
+        if site["pin"] is not None and number > 1:
             spec["pin"] = {"image": site["pin"], "devices": spec["devices"][:1], "why": "trial"}
         out[name] = SiteSpec.model_validate(spec)
     return out
