@@ -101,7 +101,7 @@ def _signature(site: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str
             parts += [path, "-", *gone, "+", *come]
     if old["runcmd"] != new["runcmd"]:
         parts += ["runcmd", str(old["runcmd"]), str(new["runcmd"])]
-    return "\n".join(parts).replace(site, _NAME)
+    return "\n".join(parts).replace(site, _NAME).replace(site.lower(), _NAME)
 
 
 def _files(files: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:

@@ -223,8 +223,11 @@ def _back(review: Review) -> Iterable[str]:
 def _configuration(review: Review) -> Iterable[str]:
     found = review.configurations
     if found.sites:
-        groups = f" in {len(found.groups)} ways" if len(found.groups) > 1 else ""
-        yield f"configuration: {count(found.sites, 'site')} ({count(found.devices, 'device')}) are configured anew{groups}"
+        groups = f", in {len(found.groups)} ways" if len(found.groups) > 1 else ""
+        yield (
+            f"configuration: {count(found.sites, 'site')} ({count(found.devices, 'device')}) configured anew{groups};"
+            " at once, no wave, gate or window holds it"
+        )
 
 
 def _keys(review: Review) -> Iterable[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from reconciler.model.observed import Artifact, ArtifactState, Snapshot
 from reconciler.review.make import Outside
+from reconciler.review.summary import summary
 from reconciler.simulate.forecast import forecast
 from reconciler.simulate.start import settled
 from reconciler.simulate.timings import IMAGE_BYTES
@@ -298,6 +299,10 @@ def test_configurations_that_change_alike_are_shown_once(made: Repo) -> None:
     assert (first.sites, first.devices) == (("SITE-2", "SITE-3"), 4)
     assert "-    server ntp.example iburst\n+    server time.example iburst" in first.diff
     assert second.sites == ("SITE-4",)
+    assert any(
+        line.startswith("configuration: 3 sites (5 devices) configured anew, in 2 ways; at once")
+        for line in summary(found)
+    )
     assert "(the secret edge/SITE-4/vpn, filled in when the device fetches this file)" in second.diff
 
 

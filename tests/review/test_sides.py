@@ -43,6 +43,15 @@ def test_a_branch_that_is_behind_is_merged_and_undoes_nothing(tmp_path: Path) ->
     assert both.head.desired.waves.waves[0].image == "v1.4.2"
 
 
+def test_what_the_base_removed_meanwhile_stays_removed(tmp_path: Path) -> None:
+    made = repo(tmp_path)
+    made.git("checkout", "-q", "-b", "promote")
+    made.commit("Promote", {"fleet/waves.yaml": waves("v1.4.2")})
+    made.git("checkout", "-q", "main")
+    made.commit("Remove a site", {"fleet/sites/SITE-4.yaml": None})
+    assert "SITE-4" not in sides(made, "main", "promote").head.desired.sites
+
+
 def test_both_sides_of_one_file_are_merged_where_they_meet_nowhere(tmp_path: Path) -> None:
     made = repo(tmp_path)
     made.git("checkout", "-q", "-b", "promote")
