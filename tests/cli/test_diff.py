@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from reconciler.cli.diff import diff
 from reconciler.cli.main import _report
+from tests.house.test_imports import HEAVY
 from tests.review.repos import document, fleet_files, repo, site, waves
 from tests.support.gitrepo import Repo
 from tests.support.gpg import Home, make_home
@@ -220,3 +223,16 @@ def test_a_large_fleet_is_told_the_same_side_by_side(
     monkeypatch.setattr("reconciler.review.make.MANY", 1)
     assert told("HEAD", "--observed", str(path)) == before
     assert before["calendar"]["provenAt"]["earliest"] is not None
+
+
+def test_a_review_loads_nothing_heavy(made: Repo) -> None:
+    """Start-up time is a bar: neither GitPython nor a client of anything is imported to compare two commits."""
+    made.write({"fleet/waves.yaml": waves("v1.4.2")})
+    code = (
+        "import sys\nfrom reconciler.cli.main import cli\n"
+        "cli(['diff', 'HEAD', '--output', 'markdown'], standalone_mode=False)\n"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("**HEAD")
+    assert done.stderr.split() == []
