@@ -18,7 +18,7 @@ from typing import Any
 from reconciler.demo.chronicle import Chronicle, Tail
 from reconciler.demo.stage import OLD, Say, Stage
 from reconciler.demo.summary import aligned
-from reconciler.demo.wear import HoursUp
+from reconciler.demo.wear import Wear
 from reconciler.model.observed import Snapshot
 from reconciler.model.scalars import format_instant, parse_instant
 from reconciler.repo.load import load_folder
@@ -46,20 +46,16 @@ class Follow(Stage):
         debug: bool = False,
     ) -> None:
         super().__init__(root, fleet, say, start, paced=True, debug=debug)
-        self._left = pushes
+        self._left, self._shown = pushes, root
         self._seen: Snapshot | None = None
         self._commit = self._refused = ""
-        self._hours_up = HoursUp()
-
-    @property
-    def observed_file(self) -> Path:
-        """Where the snapshot stands."""
-        return self.ground.root / "observed.json"
 
     def play(self, tell: Callable[[str], object]) -> None:
         """Everything, in order. `tell` gets what is no event of virtual time. KeyboardInterrupt ends it."""
         self.set_up()
         self.bring_up()
+        sites = self.desired.sites
+        self._wear = Wear({name: len(spec.cameras) for spec in sites.values() for name in spec.devices})
         self._to_the_minute()
         self._tail = Tail(self.ground.log)
         for _ in self._tail.read():
@@ -78,9 +74,9 @@ class Follow(Stage):
         count = len(self.director.devices)
         return (
             f"\n{count} devices of {len(self.desired.sites)} sites run {OLD}, adopted and healthy.\n\n"
-            f"  the fleet repo    {self.ground.remote}\n"
-            f"  what is observed  {self.observed_file}\n"
-            f"  settings          {self.ground.config}\n\n{self._invitation()}"
+            f"  the fleet repo    {self._shown / self.ground.remote.name}\n"
+            f"  what is observed  {self._shown / 'observed.json'}\n"
+            f"  settings          {self._shown / self.ground.config.name}\n\n{self._invitation()}"
         )
 
     def _invitation(self) -> str:
@@ -102,9 +98,10 @@ class Follow(Stage):
     def _state(self, event: Event, of: Mapping[str, Any]) -> None:
         """A wave's state, where that says more than its gate did."""
         if event.detail == "rolling":
-            self._say(event.at, f"{event.wave:<7} {event.key}: begins, {of['devices']} devices.")
+            self._say(event.at, f"{event.wave:<7} {event.key}: rolling; {of['onRelease']} of {of['devices']} run it.")
         elif event.detail == "soaking":
-            until = parse_instant(of["soakEndsAt"])
+            # Seconds are not told: the soak is over when the minute has come that is named.
+            until = parse_instant(of["soakEndsAt"]) + timedelta(seconds=59)
             self._say(
                 event.at,
                 f"{event.wave:<7} {event.key}: {of['onRelease']} of {of['devices']} run it; soaks until {_when(until)}.",
@@ -204,10 +201,10 @@ class Follow(Stage):
             if self.now >= deadline:
                 self._say(self.now, f"Not done after {MOST_DAYS} days; see `reconciler status`.")
                 return
-            for name in self._hours_up.pass_on(self.director.devices, changed & self.director.devices.keys(), self.now):
+            for name in self._wear.pass_on(self.director.devices, changed & self.director.devices.keys(), self.now):
                 self.director.call(name, self.now)
             changed.clear()
-            self.director.jump(min(deadline, self._hours_up.next_at() or deadline))
+            self.director.jump(min(deadline, self._wear.next_at() or deadline))
 
     def _at_rest(self, plan: Mapping[str, Any], sha: str | None) -> bool:
         """Whether all that is left waits for a person."""
@@ -230,7 +227,7 @@ class Follow(Stage):
         self._commit = self.ground.head()
         self._seen = self.observed()
         self._sizes = {name: of.size for name, of in self._seen.artifacts.items() if of.size is not None}
-        self.write(self.observed_file, self._seen)
+        self.write(self.ground.root / "observed.json", self._seen)
         # Who forecasts does not know when each device last called, and lets it call when its name says.
         every = self.desired.fleet.report_every
         for name in self.director.devices:
