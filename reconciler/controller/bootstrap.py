@@ -19,6 +19,7 @@ from reconciler.controller.conditions import Conditions, Type
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gatekeeper import ReleaseKeys, StateLock
 from reconciler.controller.gather import Gatherer, Polls
+from reconciler.controller.herald import Herald
 from reconciler.controller.jobs import Jobs, PacedJobs, Worker
 from reconciler.controller.loop import Loop, Parts
 from reconciler.controller.pace import Backoff, Poll
@@ -44,9 +45,11 @@ from reconciler.ports import (
 
 if TYPE_CHECKING:
     from reconciler.adapters.aws import Aws
+    from reconciler.adapters.forge_github import GithubForge
     from reconciler.adapters.sql import SqlStore
 
 _JOB_STOP_S = 30.0
+_HERALD_S = 15.0
 Working = Callable[[], AbstractContextManager[None]]
 
 
@@ -182,6 +185,16 @@ def _aws(region: str | None, endpoint: str | None) -> Aws:
     return Aws(AwsSettings(region=region, endpoint_url=endpoint))
 
 
+def make_forge(settings: s.Settings) -> GithubForge | None:
+    """Where pull requests are; None where the settings name no forge."""
+    place = settings.forge
+    if place is None:
+        return None
+    from reconciler.adapters.forge_github import GithubForge, token_from
+
+    return GithubForge(place.repository, token_from(place.token_file), api_url=place.api_url)
+
+
 def make_builder(settings: s.Settings, git: GitSource) -> Builder:
     """Who builds images."""
     from reconciler.image.builder import RootfsBuilder
@@ -256,6 +269,8 @@ class Program:
         self.gatherer = Gatherer(self.source, self.store, self.images, registry, self.secrets, polls, rng)
         self.jobs = Jobs(self.clock.wake, working, inline=inline)
         work = settings.builder.work or settings.state / "builds"
+        self.forge = make_forge(settings)
+        self.herald = self._make_herald(backoff)
         hands = Hands(
             self.git,
             self.images,
@@ -264,6 +279,8 @@ class Program:
             make_release_signer(settings, self.images, self.clock.now),
             work,
             ReleaseKeys(settings.keys.release_keyring, settings.keys.releases, self.clock.now).judge,
+            self.forge,
+            settings.git.branch,
         )
         parts = Parts(
             clock=self.clock,
@@ -278,10 +295,18 @@ class Program:
             doorbell=make_doorbell(settings),
             conditions=Conditions(self.store.conditions(), self.clock.now(), log),
             log=log,
+            herald=self.herald,
         )
         self.loop = Loop(parts, loop, debug=settings.debug)
         self._watch: Any = None
         self._service: Service | None = None
+
+    def _make_herald(self, backoff: Backoff) -> Herald | None:
+        place = self.settings.forge
+        if self.forge is None or place is None:
+            return None
+        environments = place.environments if place.deployments else None
+        return Herald(self.forge, self._log, environments=environments, backoff=backoff, wake=self.clock.wake)
 
     def once(self) -> None:
         """Tick until nothing more can be done at once, and stop.
@@ -292,6 +317,8 @@ class Program:
         for _ in range(100):
             if not self.loop.tick() and not self.jobs.busy:
                 break
+        if self.herald is not None:
+            self.herald.flush(_HERALD_S)
         rows = {row.type: row for row in self.store.conditions() if row.status == "False"}
         refused = rows.get(Type.FLEET_VALID)
         if refused is not None:
@@ -323,6 +350,10 @@ class Program:
         if self._service is not None:
             self._service.stop()
         self.jobs.stop(_JOB_STOP_S)
+        if self.herald is not None:
+            self.herald.stop(_HERALD_S)
+        if self.forge is not None:
+            self.forge.close()
         self.store.close()
         self._lock.release()
 

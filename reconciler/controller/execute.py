@@ -19,7 +19,7 @@ from reconciler.controller.jobs import Finished, Worker
 from reconciler.controller.promotion import commit_that_raised
 from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import Action, ActionKind, Plan
-from reconciler.ports import Builder, GitSource, ImageStore, Intent, Registry, Signer, TerminalError
+from reconciler.ports import Builder, Forge, GitSource, ImageStore, Intent, Registry, Signer, TerminalError
 
 _STEPS = {
     ActionKind.BUILD: ArtifactState.BUILT,
@@ -41,6 +41,10 @@ class Hands:
     signer: Signer | None
     work: Path
     judge: Callable[[str, bytes, bytes, Collection[str]], None]
+    forge: Forge | None = None
+    """Where pull requests are; None: a proposed revert is a branch alone."""
+    base: str = "main"
+    """The branch in force, into which a proposed revert is to be merged."""
 
 
 class Executor:
@@ -188,9 +192,19 @@ class Executor:
     def _propose_revert(self, action: Action, world: World, plan: Plan) -> str:
         key = _key(action.fields)
         of = commit_that_raised(self._hands.git, world.commit, key)
-        title, evidence = evidence_of(key, of, world, plan)
         branch = f"revert/{key.replace('@', '-')}-{of[:12]}"
-        return f"{branch} {self._hands.git.propose_revert(branch, of, title, evidence)}"
+        forge = self._hands.forge
+        # A kill after the pull request was opened, and before that was written down, finds it here: open, or merged, or closed
+        # by a person, with its branch removed. None of these is answered with another.
+        there = forge.pull_request(branch) if forge is not None else None
+        if there is not None:
+            return f"{branch} {there.url} ({there.state})"
+        evidence = evidence_of(key, of, world, plan)
+        sha = self._hands.git.propose_revert(branch, of, evidence.title, evidence.message)
+        if forge is None:
+            return f"{branch} {sha}"
+        opened = forge.open_pull_request(branch, self._hands.base, evidence.title, evidence.body)
+        return f"{branch} {sha} {opened.url}"
 
 
 def _key(fields: Mapping[str, str | None]) -> str:

@@ -122,6 +122,11 @@ class Gatherer:
         """Whether the branch may have moved since the last tick."""
         return self._git_rang.is_set()
 
+    @property
+    def refused(self) -> tuple[str, str] | None:
+        """The branch's head that is not acted on, and why; None where the head is in force."""
+        return self._source.refused
+
     def facts_changed(self) -> None:
         """The loop has written facts or tags: read them again at the next tick."""
         self._facts = None

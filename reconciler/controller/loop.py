@@ -17,6 +17,7 @@ from reconciler.controller.assign import ON_DEVICES, Artifacts, Assigner, Draft,
 from reconciler.controller.conditions import Conditions, Finding, Type, check_status
 from reconciler.controller.execute import Executor
 from reconciler.controller.gather import Gatherer, World
+from reconciler.controller.herald import Herald, not_configured
 from reconciler.controller.record import Log, Recorder
 from reconciler.controller.settings import LoopSettings
 from reconciler.model.observed import ArtifactState
@@ -55,6 +56,8 @@ class Parts:
     doorbell: Doorbell
     conditions: Conditions
     log: Log
+    herald: Herald | None = None
+    """Who tells the forge; None where there is none."""
 
 
 class Loop:
@@ -223,6 +226,9 @@ class Loop:
     # ------------------------------------------------ record
 
     def _record(self, world: World | None, plan: Plan | None, now: datetime) -> None:
+        herald = self._parts.herald
+        if herald is not None and plan is not None:
+            herald.tell(plan, self._parts.gatherer.refused)
         self._set(self._own_findings(world, plan), now)
         self._parts.recorder.status(self._parts.conditions, plan, now)
         self._parts.recorder.tidy(now)
@@ -241,6 +247,7 @@ class Loop:
             yield Finding(Type.SIGNING_READY, False, "CannotSign", text)
         elif plan is not None:
             yield Finding(Type.SIGNING_READY, True, "CanSign")
+        yield not_configured() if self._parts.herald is None else self._parts.herald.finding()
         if world is None or plan is None:
             yield Finding(
                 Type.PROGRESSING, False, "NothingKnown", "no commit is in force, or the image store is unknown"

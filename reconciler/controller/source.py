@@ -41,6 +41,8 @@ class Source:
         """The commit that was loaded last, and what came of it: the next one is loaded from there."""
         self._judged: str | None = None
         self.desired: Desired | None = None
+        self.refused: tuple[str, str] | None = None
+        """The head that is not acted on, and why; None where the head is in force."""
 
     def renewed(self, epoch: int) -> None:
         """The writer's epoch has been raised."""
@@ -73,6 +75,9 @@ class Source:
         try:
             head = self._git.refresh()
             findings = list(self._consider(head, now))
+            for finding in findings:
+                if finding.status is False:
+                    self.refused = (head.sha, finding.message)
         except TransientError as error:
             self.poll.failed(now, draw, error.retry_after_s)
             yield Finding(Type.GIT_READY, False, "Unreachable", str(error))
@@ -89,6 +94,7 @@ class Source:
         """Put the head in force, or say why not. A head is judged once."""
         if head.sha == self._judged:
             return
+        self.refused = None
         before = self.desired
         if before is not None and before.commit == head.sha:
             self._judged = head.sha

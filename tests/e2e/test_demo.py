@@ -118,8 +118,8 @@ def test_the_fleet_ends_where_git_wants_it(played: Played) -> None:
     assert not played.demo.store.open_intents()
     conditions = {row.type: row.status for row in played.demo.store.conditions()}
     assert conditions == {
-        "GitReady": "True", "FleetValid": "True", "StoresReady": "True", "SigningReady": "True", "Progressing": "False",
-        "Stalled": "False",
+        "GitReady": "True", "FleetValid": "True", "StoresReady": "True", "SigningReady": "True", "ForgeReady": "True",
+        "Progressing": "False", "Stalled": "False",
     }  # fmt: skip
 
 
