@@ -27,6 +27,8 @@ from reconciler.review.ports import Revisions
 
 Read = Callable[[str], bytes]
 
+MOST_BACK = 20
+"""Commits before a BASE that does not load, among which the one in force is looked for."""
 NOTHING = ("4b825dc642cb6eb9a060e54bf8d69288fbee4904", "0" * 40)
 """The empty tree, and what a forge sends as "before" of a first push: a first commit is compared with nothing."""
 
@@ -84,7 +86,7 @@ def from_revisions(trees: Revisions, base: str, head: str | None, folder: Path) 
         head_files, read, relation = _after_merge(
             trees, (before, after), head is None, (base_files, head_files), read, shown
         )
-    loaded = _base(trees, base, before, base_files)
+    loaded = _in_force(trees, base, before, base_files)
     side = _head(loaded, head_files, read, label, after if head is not None else None, shown)
     return Sides(loaded, side, relation if loaded is not None else "first", shown)
 
@@ -258,6 +260,26 @@ def _conflict(path: str, base: Commit) -> Problem:
 
 
 # ---------------------------------------------------------------- loading
+
+
+def _in_force(trees: Revisions, name: str, commit: Commit | None, files: Mapping[str, Entry]) -> Side | None:
+    """BASE; where it does not load, the last commit before it that does: that one stays in force meanwhile (design §3)."""
+    broken: InvalidInput | None = None
+    for back in range(MOST_BACK + 1):
+        told = f"{name}~{back}" if back else name
+        try:
+            side = _base(trees, told, commit, files)
+        except InvalidInput as error:
+            broken = broken or error
+            if commit is None or not commit.parents or back == MOST_BACK:
+                raise broken from None
+            commit = trees.resolve(commit.parents[0])
+            files = _files(trees, commit.sha)
+            continue
+        if broken is None or side is None:
+            return side
+        return replace(side, label=f"{side.label}, in force since {name} does not load")
+    raise AssertionError("unreachable")
 
 
 def _base(trees: Revisions, name: str, commit: Commit | None, files: Mapping[str, Entry]) -> Side | None:

@@ -9,6 +9,7 @@ import pytest
 from reconciler.repo.problem import InvalidInput
 from reconciler.review.sides import changed_files, from_folders, new_warnings
 from tests.review.repos import document, fleet_files, repo, sides, site, waves
+from tests.support.gitrepo import Repo
 
 
 def test_the_work_tree_is_compared_as_it_is(tmp_path: Path) -> None:
@@ -135,6 +136,24 @@ def test_problems_of_both_sides_point_at_their_place(tmp_path: Path) -> None:
     made.commit("Break it", {"fleet/waves.yaml": waves("v9.9.9")})
     with pytest.raises(InvalidInput, match=r"fleet/waves.yaml:10:14: wave 'lab' asks for image v9.9.9"):
         sides(made, "HEAD~1", "HEAD")
+
+
+def test_a_base_that_does_not_load_stands_for_the_last_that_did(tmp_path: Path) -> None:
+    made = repo(tmp_path)
+    made.commit("Promote the lab", {"fleet/waves.yaml": waves("v1.4.2", "v1.4.1", "v1.4.1")})
+    good = made.head()
+    made.commit("Break it", {"fleet/waves.yaml": waves("v9.9.9")})
+    made.commit("Break it again", {"fleet/waves.yaml": waves("v9.9.8")})
+    made.commit("Mend it", {"fleet/waves.yaml": waves("v1.4.2")})
+    both = sides(made, "HEAD~1", "HEAD")
+    assert both.base is not None and both.base.commit is not None
+    assert both.base.commit.sha == good
+    assert both.base.label == f"HEAD~1~2 ({good[:10]}), in force since HEAD~1 does not load"
+
+
+def test_where_nothing_before_the_base_loads_its_problems_are_told(tmp_path: Path) -> None:
+    made = Repo(tmp_path / "r")
+    made.commit("Broken from the start", {**fleet_files(), "fleet/waves.yaml": waves("v9.9.9")})
     made.commit("Mend it", {"fleet/waves.yaml": waves("v1.4.1")})
     with pytest.raises(InvalidInput, match=r"^HEAD~1:fleet/waves.yaml:10:14: "):
         sides(made, "HEAD~1", "HEAD")
