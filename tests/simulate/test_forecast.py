@@ -103,11 +103,11 @@ def _broken(merge: Merge, trace: Trace) -> Iterator[str]:
     proven = {(verdict.wave, verdict.key) for verdict in merge.observed.proofs if not verdict.closed}
     empty = {wave.name for wave in desired.waves.waves if not able.get(wave.name)}
     flying: dict[str, str] = {}
-    frozen = False
+    begins = sorted(freeze.from_ for freeze in desired.fleet.freezes)
     for event in trace.events:
         # A failed gate, or a freeze that begins, takes back what has not begun: that has no event of its own.
-        before, frozen = frozen, rules.is_frozen(desired, event.at)
-        if event.kind is Kind.STOPPED or (frozen and not before):
+        if event.kind is Kind.STOPPED or (begins and begins[0] <= event.at):
+            begins = [begin for begin in begins if begin > event.at]
             flying.clear()
         if event.kind is Kind.PROVEN and event.wave is not None and event.key is not None:
             proven.add((event.wave, event.key))
