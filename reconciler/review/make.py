@@ -16,6 +16,7 @@ from reconciler.model.desired import Desired
 from reconciler.model.observed import Snapshot
 from reconciler.model.plan import Why
 from reconciler.model.scalars import format_instant
+from reconciler.repo.accept import REMOVED_PERCENT
 from reconciler.repo.problem import Problem
 from reconciler.review.back import Return, returns
 from reconciler.review.calendar import (
@@ -106,6 +107,17 @@ class Review:
             return "configuration"
         return "policy" if self.changes else "nothing"
 
+    @property
+    def removed_sites(self) -> tuple[str, ...]:
+        """Sites that git names no more after the merge."""
+        return tuple(change.subject for change in self.changes if change.kind == "Site" and change.what == "removed")
+
+    @property
+    def must_confirm(self) -> bool:
+        """Whether so many sites go that the controller wants a line in the merge's message (`repo.accept`)."""
+        before = len(self.base.desired.sites) if self.base is not None else 0
+        return len(self.removed_sites) * 100 > REMOVED_PERCENT * before
+
     def fails_either_way(self, place: Place) -> bool:
         """Whether a wave never proves a release even if the silent devices answer."""
         entry = self.earliest.entries.get(place) if self.earliest is not None else None
@@ -130,6 +142,7 @@ class Review:
             "siteMoves": [move.to_dict() for move in self.moves.sites],
             "alreadyThere": dict(self.moves.there),
             "underWay": dict(self.moves.pending),
+            "removedSites": {"sites": list(self.removed_sites), "mustConfirm": self.must_confirm},
             "removedDevices": list(self.moves.removed),
             "calendar": self._calendar(),
             "exposure": {

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from reconciler.model.plan import Why
 from reconciler.model.scalars import format_instant
+from reconciler.repo.accept import CONFIRM_KEY
 from reconciler.review.make import Review
 from reconciler.review.moves import IMAGE, Move, total
 
@@ -21,7 +22,7 @@ def summary(review: Review) -> list[str]:
     """Twelve lines at most; what does not apply has none, what is missing is said."""
     if review.kind == "nothing":
         return [headline(review)]
-    lines = [headline(review), *_moved(review), observed_line(review)]
+    lines = [headline(review), *_removed(review), *_moved(review), observed_line(review)]
     if review.likely is not None:
         lines += [_calendar(review), _exposure(review)]
     lines += _never(review)
@@ -31,7 +32,8 @@ def summary(review: Review) -> list[str]:
     lines += _keys(review)
     lines += _overlaps(review)
     lines += _warnings(review)
-    return lines[:MOST_LINES]
+    # Rarely does so much apply; then the last line holds the rest, and nothing is lost.
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "; ".join(lines[MOST_LINES - 1 :])]
 
 
 def names(items: Sequence[str], most: int = MOST_NAMES) -> str:
@@ -84,7 +86,7 @@ _KINDS = {
     "promotion and rollback": "a promotion and a rollback (the rollback takes the fast lane)",
     "configuration": "a change of configuration; no release moves",
     "policy": "a change of policy or documents; no device moves because of it",
-    "nothing": "nothing changes",
+    "nothing": "nothing changes for the fleet",
 }
 
 
@@ -97,6 +99,14 @@ def headline(review: Review) -> str:
         "unrelated": ", compared as they are: no common commit is known here",
     }.get(review.relation, "")
     return f"{base} → {review.head.label}{how}: {_KINDS[review.kind]}"
+
+
+def _removed(review: Review) -> Iterable[str]:
+    gone = review.removed_sites
+    if gone:
+        line = f"{CONFIRM_KEY}: {len(gone)}"
+        need = f"; REFUSED unless the merge's message has the line `{line}`" if review.must_confirm else ""
+        yield f"removes {count(len(gone), 'site')} ({names(gone)}): held as they are, never wiped{need}"
 
 
 def _moved(review: Review) -> Iterable[str]:

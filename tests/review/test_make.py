@@ -119,7 +119,7 @@ def test_nothing_changes(made: Repo) -> None:
     found = review(made, "HEAD", "HEAD")
     assert (found.kind, found.changes, found.moves.moves, found.likely) == ("nothing", (), (), None)
     assert found.to_dict()["summary"] == [
-        "HEAD (" + made.head()[:10] + ") → HEAD (" + made.head()[:10] + "): nothing changes"
+        "HEAD (" + made.head()[:10] + ") → HEAD (" + made.head()[:10] + "): nothing changes for the fleet"
     ]
 
 
@@ -182,6 +182,10 @@ def test_sites_that_come_go_and_change_their_wave(made: Repo) -> None:
     ]
     assert [(move.site, move.before, move.after) for move in found.moves.sites] == [("SITE-2", "all", "canary")]
     assert found.moves.removed == ("SITE-4-1",)
+    assert (found.removed_sites, found.must_confirm) == (("SITE-4",), True)
+    assert any(
+        "REFUSED unless the merge's message has the line `Confirm-Removed-Sites: 1`" in line for line in summary(found)
+    )
     assert [(move.why, move.devices) for move in found.moves.moves if move.of == "image"] == [
         ("provision", ("SITE-9-1",))
     ]
