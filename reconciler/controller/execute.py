@@ -19,7 +19,7 @@ from reconciler.controller.jobs import Finished, Worker
 from reconciler.controller.promotion import commit_that_raised
 from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import Action, ActionKind, Plan
-from reconciler.ports import Builder, Forge, GitSource, ImageStore, Intent, Registry, Signer, TerminalError
+from reconciler.ports import Builder, Forge, GitSource, ImageStore, Intent, PortError, Registry, Signer, TerminalError
 
 _STEPS = {
     ActionKind.BUILD: ArtifactState.BUILT,
@@ -196,11 +196,18 @@ class Executor:
         forge = self._hands.forge
         # A kill after the pull request was opened, and before that was written down, finds it here: open, or merged, or closed
         # by a person, with its branch removed. None of these is answered with another.
-        there = forge.pull_request(branch) if forge is not None else None
+        there, trouble = None, None
+        try:
+            there = forge.pull_request(branch) if forge is not None else None
+        except PortError as error:
+            # The branch is of use without it: whoever has to revert now finds it. What went wrong is raised below.
+            trouble = error
         if there is not None:
             return f"{branch} {there.url} ({there.state})"
         evidence = evidence_of(key, of, world, plan)
         sha = self._hands.git.propose_revert(branch, of, evidence.title, evidence.message)
+        if trouble is not None:
+            raise trouble
         if forge is None:
             return f"{branch} {sha}"
         opened = forge.open_pull_request(branch, self._hands.base, evidence.title, evidence.body)

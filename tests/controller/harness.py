@@ -22,6 +22,7 @@ from reconciler.controller.assign import Artifacts, Assigner
 from reconciler.controller.conditions import Conditions
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gather import Gatherer, Polls
+from reconciler.controller.herald import Herald
 from reconciler.controller.jobs import Jobs
 from reconciler.controller.loop import Loop, Parts
 from reconciler.controller.observe import fold
@@ -31,7 +32,7 @@ from reconciler.controller.settings import Settings
 from reconciler.controller.source import Source
 from reconciler.model.desired import ImageSpec
 from reconciler.planner.live import Live
-from reconciler.ports import Built, Store, TerminalError
+from reconciler.ports import Built, Forge, Store, TerminalError
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.manifest import NAME, Manifest
 from reconciler.protocol.report import Report, Slot
@@ -160,6 +161,8 @@ class Bench:
         self.builder, self.signer, self.bells = OneFileBuilder(root / "built"), NameSigner(), Bells()
         self.lines: list[tuple[str, dict[str, Any]]] = []
         self.sequence = 0
+        self.forge: Forge | None = None
+        self.herald: Herald | None = None
         self.repo.commit("First", self.files())
         self.loop = self.start()
 
@@ -209,8 +212,18 @@ class Bench:
         secrets = DirectorySecrets(self.root / "secrets")
         self.jobs = Jobs(self.clock.wake, nullcontext, inline=inline)
         hands = Hands(
-            self.git, self.images, self.registry, self.builder, self.signer, self.root / "work", self.signer.judge
+            self.git,
+            self.images,
+            self.registry,
+            self.builder,
+            self.signer,
+            self.root / "work",
+            self.signer.judge,
+            self.forge,
+            settings.git.branch,
         )
+        if self.forge is not None:
+            self.herald = Herald(self.forge, self.log, environments="fleet", backoff=backoff)
         self.executor = Executor(hands, self.jobs)
         parts = Parts(
             clock=self.clock,
@@ -225,6 +238,7 @@ class Bench:
             doorbell=self.bells,
             conditions=Conditions(self.store.conditions(), self.clock.now(), self.log),
             log=self.log,
+            herald=self.herald,
         )
         self.parts = parts
         self.loop = Loop(parts, settings.loop, debug=True)
