@@ -118,14 +118,20 @@ class Oracle:
         self._doing: dict[str, set[str]] = {}
         self._doing_at: dict[str, set[str]] = {}
         self._in_wave: dict[str, list[str]] = {}
+        self._judged_in: dict[str, list[Truth]] = {}
+        self._ill: set[str] = set()
+        """Devices that are critical now: few, where a wave has thousands."""
         self._seat()
 
     def _seat(self) -> None:
         self._in_wave = {wave.name: [] for wave in self.desired.waves.waves}
+        self._judged_in = {wave.name: [] for wave in self.desired.waves.waves}
         for name, device in self.devices.items():
             wave = self._wave_of.get(device.site)
             if wave in self._in_wave and device.site in self.desired.sites:
                 self._in_wave[wave].append(name)
+                if self._is_able(name):
+                    self._judged_in[wave].append(device)
 
     # ------------------------------------------------ what is told to it
 
@@ -140,6 +146,8 @@ class Oracle:
             device.app_since = {app: running.since for app, running in seen.apps.items() if running.since is not None}
             if seen.health is Health.CRITICAL:
                 device.critical_since = seen.health_since
+                if seen.health_since is not None:
+                    self._ill.add(seen.name)
                 earlier = (
                     seen.image_since is not None
                     and seen.health_since is not None
@@ -227,6 +235,7 @@ class Oracle:
         """A device's health changed in truth."""
         device = self.devices[name]
         device.critical_since = (device.critical_since or at) if critical else None
+        (self._ill.add if critical else self._ill.discard)(name)
         if critical:
             device.run_since = None
 
@@ -337,7 +346,7 @@ class Oracle:
         spec = next((spec for spec in self.desired.waves.waves if spec.name == wave), None)
         if spec is None:
             return
-        able = sum(1 for name in self._in_wave[spec.name] if self._is_able(name))
+        able = len(self._counted(spec.name))
         flying = sum(1 for name in self._doing[spec.name] if not self.devices[name].timed_out and self._is_able(name))
         if flying > rules.slots(spec, able):
             self._broken(
@@ -399,11 +408,14 @@ class Oracle:
         fleet = self.desired.fleet
         slack = timedelta(seconds=fleet.critical_for + 2 * fleet.report_every + 2 * TICK_S)
         last = self.desired.waves.waves[-1].name
-        if (last, key) in self._proven or "@" in key:
+        if (last, key) in self._proven or "@" in key or not self._ill:
             return None
         for spec in self.desired.waves.waves:
             counted = self._counted(spec.name)
-            failed = [d for d in counted if d.image == key and self._is_long_critical(at, d, slack)]
+            ill = (self.devices[name] for name in self._ill if self._wave_of.get(self.devices[name].site) == spec.name)
+            failed = [
+                d for d in ill if d.image == key and self._is_able(d.name) and self._is_long_critical(at, d, slack)
+            ]
             if not rules.allows(spec.max_failed, len(failed), len(counted)):
                 return spec.name
         return None
@@ -424,7 +436,7 @@ class Oracle:
 
     def _counted(self, wave: str) -> list[Truth]:
         """Devices that a wave is judged by, whatever they run."""
-        return [self.devices[name] for name in self._in_wave.get(wave, ()) if self._is_able(name)]
+        return self._judged_in.get(wave, [])
 
     def _is_able(self, name: str) -> bool:
         device = self.devices[name]
