@@ -54,7 +54,9 @@ class Herald:
         self._not_before: dict[Key, tuple[Notice, float]] = {}
         self._deployments: dict[tuple[str, str], int] = {}
         self._pause_until, self._failures = 0.0, 0
-        self._trouble: dict[Key, PortError] = {}
+        self._down: TransientError | None = None
+        """Why it does not answer: of the forge, whatever it was asked for, until something gets through."""
+        self._refused: dict[Key, PortError] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._sending = False
@@ -85,7 +87,7 @@ class Herald:
         last = before.superseded(commit) if before is not None and commit is not None and key[0] != commit else None
         if said is None or last is None:
             self._sent.pop(key, None)
-            self._trouble.pop(key, None)
+            self._refused.pop(key, None)
             self._not_before.pop(key, None)
         else:
             self._wanted[key] = last
@@ -93,14 +95,11 @@ class Herald:
     def finding(self) -> Finding:
         """The condition `ForgeReady`."""
         with self._changed:
-            if not self._trouble:
-                return Finding(
-                    Type.FORGE_READY, True, "UpToDate", "the forge shows how the rollout stands, or soon will"
-                )
-            errors = list(self._trouble.values())
-            waits = any(isinstance(error, TransientError) for error in errors)
-            texts = sorted({str(error) for error in errors})
-            return Finding(Type.FORGE_READY, False, "NotAnswering" if waits else "Refused", "; ".join(texts[:3]))
+            if self._down is not None:
+                return Finding(Type.FORGE_READY, False, "NotAnswering", str(self._down))
+            if self._refused:
+                return Finding(Type.FORGE_READY, False, "Refused", "; ".join(self._told()[:3]))
+            return Finding(Type.FORGE_READY, True, "UpToDate", "the forge shows how the rollout stands, or soon will")
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything is sent or has failed once; whether that was so in time. For a single pass."""
@@ -185,31 +184,31 @@ class Herald:
         with self._changed:
             now, before = self._now(), self._told()
             if error is None:
-                self._failures = 0
-                self._trouble.pop(notice.key, None)
+                self._failures, self._down = 0, None
+                self._refused.pop(notice.key, None)
                 self._not_before.pop(notice.key, None)
                 self._sent[notice.key] = (notice, now)
                 if notice.key not in self._last and self._wanted.get(notice.key) == notice:
                     # The last word on a commit that is not followed any more.
                     del self._wanted[notice.key], self._sent[notice.key]
                     self._deployments.pop((notice.sha, notice.environment or ""), None)
-                # One that got through shows that the forge answers.
-                for key in [key for key, other in self._trouble.items() if isinstance(other, TransientError)]:
-                    del self._trouble[key]
+            elif isinstance(error, TransientError):
+                self._down = error
+                self._failures += 1
+                self._pause_until = now + self._backoff.delay_s(self._failures, self._draw(), error.retry_after_s)
             else:
-                self._trouble[notice.key] = error
-                if isinstance(error, TransientError):
-                    self._failures += 1
-                    self._pause_until = now + self._backoff.delay_s(self._failures, self._draw(), error.retry_after_s)
-                else:
-                    self._not_before[notice.key] = (notice, now + _REFUSED_S)
+                # It answered, though not as we wish.
+                self._failures, self._down = 0, None
+                self._refused[notice.key] = error
+                self._not_before[notice.key] = (notice, now + _REFUSED_S)
             changed = self._told() != before
         if changed:
             self._log("forge", **({"error": str(error)} if error is not None else {"answers": True}))
             self._wake()
 
     def _told(self) -> Sequence[str]:
-        return sorted({str(error) for error in self._trouble.values()})
+        """What is wrong, in words."""
+        return sorted({str(error) for error in self._refused.values()} | ({str(self._down)} if self._down else set()))
 
 
 def not_configured() -> Finding:
