@@ -192,6 +192,8 @@ class Oracle:
             self._stopped.setdefault(event.key, event.at)
         elif event.kind is Kind.TIMED_OUT and event.device in self.devices:
             self.devices[event.device].timed_out = True
+            for flying in self._doing.values():
+                flying.discard(event.device)
         elif event.kind is Kind.TAKEN and event.site is not None and event.wave is not None and not self._exact:
             self._wave_of[event.site] = event.wave
             self._seat()
@@ -201,7 +203,9 @@ class Oracle:
         device = self.devices[name]
         wave = self._wave_of.get(device.site)
         device.doing, device.doing_since = release, at
-        self._doing.setdefault(wave or "", set()).add(name)
+        flying = self._doing.setdefault(wave or "", set())
+        if self._is_able(name):
+            flying.add(name)
         self._doing_at.setdefault(device.site, set()).add(name)
         self._check_window(at, device, release, waived=waived)
         self._check_budget(at, device, wave)
@@ -222,7 +226,8 @@ class Oracle:
         elif device.doing is not None and counts:
             device.failures[device.doing] = device.failures.get(device.doing, 0) + 1
         device.doing, device.doing_since, device.timed_out = None, None, False
-        self._doing.get(self._wave_of.get(device.site) or "", set()).discard(name)
+        for flying in self._doing.values():
+            flying.discard(name)
         self._doing_at.get(device.site, set()).discard(name)
         self.look(at, name)
 
@@ -347,7 +352,7 @@ class Oracle:
         if spec is None:
             return
         able = len(self._counted(spec.name))
-        flying = sum(1 for name in self._doing[spec.name] if not self.devices[name].timed_out and self._is_able(name))
+        flying = len(self._doing[spec.name])
         if flying > rules.slots(spec, able):
             self._broken(
                 at, Rule.BUDGET, device.name, f"{flying} of wave {wave} at once, {rules.slots(spec, able)} allowed"
