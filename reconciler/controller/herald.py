@@ -63,13 +63,15 @@ class Herald:
 
     # ------------------------------------------------ the loop's side
 
-    def tell(self, plan: Plan, refused: tuple[str, str] | None) -> None:
-        """Show this from now on. `refused`: the branch's head that is not acted on, and why."""
+    def tell(self, plan: Plan | None, refused: tuple[str, str] | None) -> None:
+        """Show this from now on; no plan, where nothing is in force yet. `refused`: the branch's head that is not acted on,
+        and why."""
+        commit = plan.commit if plan is not None else None
         news = news_of(plan, refused, self._environments)
         keys = {notice.key for notice in news}
         with self._changed:
             for key in self._last - keys:
-                self._supersede(key, plan.commit)
+                self._supersede(key, commit)
             self._last = keys
             changed = False
             for notice in news:

@@ -227,7 +227,7 @@ class Loop:
 
     def _record(self, world: World | None, plan: Plan | None, now: datetime) -> None:
         herald = self._parts.herald
-        if herald is not None and plan is not None:
+        if herald is not None:
             herald.tell(plan, self._parts.gatherer.refused)
         self._set(self._own_findings(world, plan), now)
         self._parts.recorder.status(self._parts.conditions, plan, now)

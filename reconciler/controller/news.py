@@ -51,14 +51,14 @@ class Notice:
         return replace(self, state=state, description=f"superseded by {by[:12]}, which is followed instead")
 
 
-def news_of(plan: Plan, refused: tuple[str, str] | None, environments: str | None) -> tuple[Notice, ...]:
+def news_of(plan: Plan | None, refused: tuple[str, str] | None, environments: str | None) -> tuple[Notice, ...]:
     """What is to be shown now. `refused` is the branch's head that is not acted on, and why; `environments` the beginning of
     their names, None for no deployments. Nothing before a commit is in force."""
     found: list[Notice] = []
     if refused is not None:
         found.append(Notice(refused[0], CONTEXT, None, "failure", f"not acted on: {refused[1]}"))
-    sha = plan.commit
-    if sha is None:
+    sha = plan.commit if plan is not None else None
+    if plan is None or sha is None:
         return tuple(found)
     waves = tuple(plan.waves)
     state, description = _status(waves)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from reconciler.controller.gatekeeper import StateLock
+from tests.support.github import GithubServer
 from tests.support.gitrepo import Repo
 from tests.support.gpg import make_home
 from tests.support.settings import write_settings
@@ -57,6 +58,19 @@ def test_a_head_that_is_not_valid(tmp_path: Path, key: dict[str, str]) -> None:
     Repo(tmp_path / "fleet").commit("First", {"fleet.yaml": "kind: Flet\n"})
     status, last = once(tmp_path, key)
     assert status == 1 and "fleet.yaml:1:" in last and "nothing is in force" in last
+
+
+def test_a_head_that_is_not_valid_is_marked_at_the_forge_before_it_ends(tmp_path: Path, key: dict[str, str]) -> None:
+    sha = Repo(tmp_path / "fleet").commit("First", {"fleet.yaml": "kind: Flet\n"})
+    (tmp_path / "token").write_text("ghp_secret\n")
+    with GithubServer() as hub:
+        hub.commits.add(sha)
+        forge = {"type": "github", "repository": hub.repository, "apiUrl": hub.url, "tokenFile": "token"}
+        assert once(tmp_path, key, forge=forge)[0] == 1
+        assert [(each["sha"], each["state"]) for each in hub.statuses] == [(sha, "failure")]
+        # Another run sends nothing that is there.
+        once(tmp_path, key, forge=forge)
+        assert len(hub.statuses) == 1
 
 
 def test_a_remote_that_does_not_answer(tmp_path: Path, key: dict[str, str]) -> None:

@@ -110,6 +110,8 @@ def test_a_head_that_is_not_acted_on_has_failed_beside_the_commit_in_force() -> 
     news = news_of(plan(wave("all", WaveState.COMPLETE)), refused, None)
     assert [(each.sha, each.state) for each in news] == [(HEAD, "failure"), (SHA, "success")]
     assert [each.sha for each in news_of(plan(commit=None), refused, "fleet")] == [HEAD]
+    assert [each.sha for each in news_of(None, refused, "fleet")] == [HEAD]
+    assert news_of(None, None, "fleet") == ()
 
 
 def test_progress_is_told_in_tenths() -> None:

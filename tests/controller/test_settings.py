@@ -181,3 +181,26 @@ def test_a_registry_elsewhere_is_not_read_in_clear_text(tmp_path: Path, url: str
         load(tmp_path, text)
     else:
         assert "`registry.url`" in refused(tmp_path, text)[0] and "https://" in refused(tmp_path, text)[0]
+
+
+def test_a_forge_is_optional_and_its_token_stands_in_a_file(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).forge is None
+    text = GOOD + "forge: {type: github, repository: video-edge/fleet, tokenFile: keys/forge.token}\n"
+    forge = load(tmp_path, text).forge
+    assert forge is not None and forge.token_file == tmp_path / "keys/forge.token"
+    assert (forge.api_url, forge.deployments, forge.environments) == ("https://api.github.com", True, "fleet")
+
+
+@pytest.mark.parametrize(
+    ("forge", "said"),
+    [
+        ("{type: github, repository: fleet, tokenFile: t}", "`forge.repository`"),
+        ("{type: github, repository: a/b}", "`forge.tokenFile` is missing"),
+        ("{type: gitlab, repository: a/b, tokenFile: t}", "`forge.type`"),
+        ("{type: github, repository: a/b, tokenFile: t, apiUrl: 'http://github.example'}", "clear text"),
+        ("{type: github, repository: a/b, tokenFile: t, token: ghp_x}", "unknown key `forge.token`"),
+    ],
+)
+def test_a_forge_that_cannot_be_is_refused(tmp_path: Path, forge: str, said: str) -> None:
+    (problem,) = refused(tmp_path, GOOD + f"forge: {forge}\n")
+    assert said in problem and problem.startswith("14:")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -106,6 +107,31 @@ def test_the_action_needs_no_other_action_and_its_scripts_are_sound(tmp_path: Pa
     scripts = sorted(map(str, tmp_path.glob("*.sh")))
     done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_workflow_that_others_are_told_to_write_is_as_safe_as_ours(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/review-in-github.md").read_text()
+    block = re.search(r"   ```yaml\n(   name: fleet-pr\n.*?)   ```", page, re.DOTALL)
+    assert block is not None
+    path = tmp_path / "fleet-pr.yml"
+    path.write_text(dedent(block[1]))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    told, ours = yaml.safe_load(path.read_text()), yaml.safe_load((FOLDER / "fleet-pr.yml").read_text())
+    assert told["permissions"] == {} and told.get("on", told.get(True)) == "pull_request"
+    assert told["jobs"]["check"]["permissions"] == MAY["check"]
+    # Its tool is no checkout of the fleet repo, so it needs not even to read that.
+    assert told["jobs"]["post"]["permissions"] == {key: may for key, may in MAY["post"].items() if key != "contents"}
+    assert told["jobs"]["check"]["outputs"] == ours["jobs"]["check"]["outputs"]
+    assert told["jobs"]["post"]["if"] == ours["jobs"]["post"]["if"]
+    inputs = set(yaml.safe_load(ACTION.read_text())["inputs"])
+    for step in steps(path):
+        assert "${{" not in step.get("run", "")
+        if "uses" in step:
+            assert PINNED.match(step["uses"])
+        if "fleet-pr@" in step.get("uses", ""):
+            assert set(step["with"]) <= inputs
 
 
 def test_the_fleet_of_this_project_passes_what_the_workflow_checks() -> None:
