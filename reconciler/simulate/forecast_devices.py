@@ -114,6 +114,8 @@ class Unit:
     share: float
     cached: dict[str, int] = field(default_factory=dict)
     """Release → when its artifact is on the device."""
+    fetches_from: int = 0
+    """When the download of what is not on the device yet begins, or began."""
     part: tuple[str, int] | None = None
     """A download that was cut off: its release, and the seconds that are left of it."""
     written: tuple[str, int] | None = None
@@ -144,6 +146,14 @@ class Unit:
             window_share(start.name),
             pulled=set(start.apps.values()),
         )
+
+    def stop_fetching(self, at: int) -> None:
+        """It hears a word without an image: a download that is not done is cut off, and what is there of it stays."""
+        for release, ready in self.cached.items():
+            if ready > at:
+                self.part = (release, ready - max(at, self.fetches_from))
+                self.cached = {}
+                return
 
     def next_report(self, after: int, every: int) -> int:
         """The first quiet report strictly after an instant."""
@@ -188,8 +198,12 @@ class Devices:
         switch = switch or unit.whole == release
         ready = c
         if not switch and waits is None:
-            ready = max(unit.cached.get(release, c + self._left(unit, release, size)), c)
-            unit.cached, unit.part = {release: ready}, None
+            if unit.fetches_from > c:
+                # The word to fetch was not heard yet: this one is heard first.
+                unit.stop_fetching(c)
+            if release not in unit.cached:
+                self._fetches(unit, c, release, size)
+            ready = max(unit.cached[release], c)
         if waits is not None:
             begins: int | None = waits - timings.write_s
         elif earlier is not None and earlier.target == release and earlier.begins <= c < earlier.leaves:
@@ -218,6 +232,7 @@ class Devices:
         """Told to run another release of an app."""
         c = tick + RING_S
         unit.last_report, unit.word = c, None
+        unit.stop_fetching(c)
         earlier = self._interrupted(unit, Work.APP, digest, c)
         if earlier is not None and earlier.work is Work.IMAGE:
             c = earlier.ends
@@ -232,6 +247,7 @@ class Devices:
         """Told to apply another configuration."""
         c = tick + RING_S
         unit.last_report, unit.word = c, None
+        unit.stop_fetching(c)
         unit.job = Job(Work.CONFIG, digest, None, c, c, c + CONFIGURE_S)
         return unit.job
 
@@ -242,8 +258,7 @@ class Devices:
         unit.word = release
         if held or release in unit.cached:
             return
-        heard = unit.next_report(tick, every)
-        unit.cached, unit.part = {release: heard + self._left(unit, release, size)}, None
+        self._fetches(unit, unit.next_report(tick, every), release, size)
 
     def stand_still(self, unit: Unit, tick: int, every: int) -> None:
         """What it hears with its next report is not to begin what it was told: `word` says whether to fetch it still."""
@@ -255,8 +270,8 @@ class Devices:
             return
         goes_on = unit.word == job.target
         if job.begins > heard:
-            if not goes_on and job.ready > heard:
-                unit.cached, unit.part = {}, (job.target, job.ready - heard)
+            if not goes_on:
+                unit.stop_fetching(heard)
         elif goes_on:
             unit.written = (job.target, job.written)
         elif job.written <= heard:
@@ -281,11 +296,11 @@ class Devices:
             unit.job = Job(Work.CONFIG, target, None, at, at, at + CONFIGURE_S)
         return unit.job
 
-    def _left(self, unit: Unit, release: str, size: int | None) -> int:
-        """Seconds that a download still takes."""
-        if unit.part is not None and unit.part[0] == release:
-            return unit.part[1]
-        return self._download(unit.site, size)
+    def _fetches(self, unit: Unit, at: int, release: str, size: int | None) -> None:
+        """A download begins, or goes on where it was cut off. There is room for one artifact."""
+        part = unit.part
+        left = part[1] if part is not None and part[0] == release else self._download(unit.site, size)
+        unit.cached, unit.part, unit.fetches_from = {release: at + left}, None, at
 
     def _download(self, site: str, size: int | None) -> int:
         found = self._downloads.get((site, size))
