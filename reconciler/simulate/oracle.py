@@ -247,7 +247,7 @@ class Oracle:
     def heard(self, at: datetime, name: str) -> None:
         """The controller took a report of a device, which spoke of it as it is now."""
         device, stale = self.devices[name], timedelta(seconds=self.desired.fleet.stale_after)
-        if device.heard_at is not None and at - device.heard_at > stale:
+        if device.heard_at is not None and not device.parked and at - device.heard_at > stale:
             device.run_since = None
         device.heard_at = at
         if device.run_since is None and device.critical_since is None and device.doing is None:

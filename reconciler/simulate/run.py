@@ -41,6 +41,8 @@ from reconciler.simulate.world import World
 
 DECODER = "decoder"
 """The check that a bad release fails after a while."""
+HERD_HOUR = 2
+"""When a herd comes, UTC."""
 _SETTLE = timedelta(days=14)
 """After the last fault, so long until everything must be where git wants it."""
 
@@ -95,7 +97,9 @@ class Simulation:
     def _make_fleet(self) -> None:
         course, signer = self.course, SimulatedSigner()
         observed = course.observed or settled(self.base, course.at)
-        self.start = start_of(observed, course.at, *self._configured(observed), silent=course.silent)
+        self.start = start_of(
+            observed, course.at, *self._configured(observed), silent=course.silent, in_step=course.faults.herd
+        )
         self.controller = SimController(
             self.clock,
             self.git,
@@ -175,6 +179,12 @@ class Simulation:
             self._at(end, self._calm)
         if faults.bad_from_s is not None:
             self._at(start, self._poison)
+        if faults.herd:
+            night = start.replace(hour=HERD_HOUR, minute=0, second=0, microsecond=0)
+            while night < end:
+                if night > start:
+                    self._at(night, self._herd)
+                night += timedelta(days=1)
 
     def _at(self, at: datetime, happens: Callable[[datetime], None]) -> None:
         self._count += 1
@@ -207,6 +217,10 @@ class Simulation:
     def _power_goes(self, name: str, at: datetime) -> None:
         self.machines.cut_power(name, at, POWER_OFF_S)
 
+    def _herd(self, at: datetime) -> None:
+        """Everybody calls in at the same second, as after a line that they share has come back."""
+        self.machines.ring(self.machines.devices, at)
+
     def _calm(self, at: datetime) -> None:
         for name, device in self.machines.devices.items():
             device.link.disturb(None, self.draws.stream("line", name))
@@ -214,14 +228,23 @@ class Simulation:
     def _poison(self, at: datetime) -> None:
         """Whatever device runs a bad release gets critical after a while, each for itself."""
         for release in sorted(self.course.faults.bad - self._poisoned):
-            target = self._targets.target(release)
-            if target is None:
+            image, app = self._digests_of(release)
+            if image is None and app is None:
                 continue
             self._poisoned.add(release)
             after = self.course.faults.bad_from_s
-            condition = Condition(DECODER, message="it leaks", image=target.digest, after_s=after)
+            condition = Condition(DECODER, message="it leaks", image=image, app=app, after_s=after)
             for name, device in self.machines.devices.items():
                 self.machines.impose([name], (*device.hardware.conditions, condition), at)
+
+    def _digests_of(self, release: str) -> tuple[str | None, str | None]:
+        """What a device shows that runs a release: the digest of a published image, or of an app that git names."""
+        app, at_sign, version = release.partition("@")
+        if at_sign:
+            specs = [desired.apps[app] for desired in self._named if app in desired.apps]
+            return None, next((spec.releases[version] for spec in specs if version in spec.releases), None)
+        target = self._targets.target(release)
+        return (target.digest if target is not None else None), None
 
     def _fault(self, at: datetime, what: str) -> None:
         self.events.append(Event(at, Kind.FAULT, detail=what))

@@ -94,21 +94,27 @@ class Start:
     """Every device that git names or that was observed, by name."""
 
 
-def first_report_at(device: str, every_s: int, at: datetime) -> datetime:
-    """The first instant, not before `at`, at which a device of this name reports."""
+def first_report_at(device: str, every_s: int, at: datetime, *, in_step: bool = False) -> datetime:
+    """The first instant, not before `at`, at which a device of this name reports. `in_step`: all devices at the same second."""
     since = int(-(-(at - _EPOCH) // timedelta(seconds=1)))
-    late = (since - report_offset_s(device, every_s)) % every_s
+    late = (since - (0 if in_step else report_offset_s(device, every_s))) % every_s
     return _EPOCH + timedelta(seconds=since + (every_s - late) % every_s)
 
 
 def start_of(
-    observed: Snapshot, at: datetime, *desired: Desired, silent: Silent = "stay", heard: datetime | None = None
+    observed: Snapshot,
+    at: datetime,
+    *desired: Desired,
+    silent: Silent = "stay",
+    heard: datetime | None = None,
+    in_step: bool = False,
 ) -> Start:
     """What stands at `at` (UTC), for the commits that are in force in the run, the first of them first.
 
     A device counts as silent by the instant of the snapshot, where that names one that is past: a fleet does not fall silent
     because its snapshot lay about. A name that was observed twice is in conflict, as the planner takes it, and silent.
     `heard` is when the record says that devices were last heard of that report; their last report before `at` unless said.
+    `in_step` lets all that report do so at the same second.
     """
     fleet = desired[0].fleet
     taken = min(observed.at, at) if observed.at is not None else at
@@ -122,12 +128,13 @@ def start_of(
     for name in sorted(claims.keys() | site_of.keys()):
         seen, site = claims.get(name), site_of.get(name)
         quiet = seen is None or seen.last_seen is None or seen.last_seen < oldest or seen.conflict
-        returns_at = None if quiet and silent == "stay" else first_report_at(name, fleet.report_every, at)
+        silent_for_ever = quiet and silent == "stay"
+        returns_at = None if silent_for_ever else first_report_at(name, fleet.report_every, at, in_step=in_step)
         if seen is not None and not quiet:
             assert returns_at is not None
             last = returns_at if returns_at == at else returns_at - timedelta(seconds=fleet.report_every)
             wanted = desired[0].config.get(site) if site is not None else None
-            seen = _carried_on(seen, heard or last, wanted)
+            seen = _carried_on(seen, heard or last, wanted, in_step=in_step)
         if seen is not None:
             record.append(seen)
         starts[name] = _start(name, site, seen, quiet=quiet, returns_at=returns_at)
@@ -201,9 +208,11 @@ def _doing(seen: DeviceObservation) -> tuple[Doing, str | None]:
     return (Doing.CONFIGURING if seen.configuring_since is not None else Doing.NOTHING), None
 
 
-def _carried_on(seen: DeviceObservation, heard: datetime, config: str | None) -> DeviceObservation:
+def _carried_on(
+    seen: DeviceObservation, heard: datetime, config: str | None, *, in_step: bool = False
+) -> DeviceObservation:
     """The record of a device that has gone on reporting. A configuration that the snapshot leaves out is the wanted one."""
-    heard = max(seen.last_seen or heard, heard)
+    heard = heard if in_step else max(seen.last_seen or heard, heard)
     changes: dict[str, object] = {"last_seen": heard}
     if seen.config is None and config is not None:
         changes["config"] = config

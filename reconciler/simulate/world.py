@@ -31,8 +31,9 @@ class World(Watch):
         """Its reports are heard one by one again, or it falls silent."""
         self.controller.unparked(device, last_at, announce=True)
         if self.oracle is not None:
-            self.oracle.parks(device, parked=False)
+            # In this order: the reports up to the last were heard.
             self.oracle.heard(last_at, device)
+            self.oracle.parks(device, parked=False)
 
     def began(self, device: str, release: str, at: datetime, *, waived: bool) -> None:
         """It writes its other slot."""
