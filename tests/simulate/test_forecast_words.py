@@ -25,4 +25,4 @@ def test_devices_that_report_daily_are_moved_in_the_night_in_which_they_may() ->
     trace = forecast(after, settled(before, AT), AT, before=before)
     assert [event for event in trace.events if event.kind is Kind.TIMED_OUT] == []
     canary = next(entry for entry in calendar_of(trace) if entry.wave == "canary" and entry.key == "v1.4.2")
-    assert canary.last_arrived_at is not None and canary.last_arrived_at.date() == datetime(2026, 1, 13).date()  # noqa: DTZ001
+    assert canary.last_arrived_at is not None and canary.last_arrived_at.date() == datetime(2026, 1, 13).date()
