@@ -182,8 +182,12 @@ class Forecast:
         instants += [task.ends for task in self._tasks]
         if wake < micros(self._heard):
             instants.append(-(-wake // SECOND))
-        if self.record.changed or self.record.news:
+        if self.record.news:
             instants.append(tick + 1)
+        elif self.record.changed:
+            # Marks that no plan has seen: what they mark cannot time out before this.
+            fleet = self.desired.fleet
+            instants.append(tick + min(fleet.update_timeout, fleet.boot_timeout))
         return max(_grid(min(instants)), tick + TICK_S) if instants else None
 
     def _tick(self, tick: int) -> Plan:
@@ -237,11 +241,19 @@ class Forecast:
             if fact.device not in told:
                 self._taken_back(fact.device)
         # What was told before may be taken back; what this plan tells stands.
-        marks = list(self._call_off(tick, plan, told))
-        marks += [self._tell(tick, plan.at, action) for action in orders]
+        off = list(self._call_off(tick, plan, told))
+        marks = off + [self._tell(tick, plan.at, action) for action in orders]
         self.record.note(plan.facts, marks)
-        self._fetch(tick)
-        return self._submit(tick, plan) or bool(self.record.changed or self.record.news)
+        self._fetch(tick, told)
+        amended = off or plan.facts.timeouts or plan.facts.rescues or self.record.news
+        return self._submit(tick, plan) or bool(amended) or (bool(told) and self._holds_its_own())
+
+    def _holds_its_own(self) -> bool:
+        """Whether some wave's own devices hold for its gate. Elsewhere devices that were told to start let nobody else start:
+        the plan that starts them has counted them already. So the next tick that has more to say takes their marks along.
+        """
+        assert self.live.state is not None
+        return any(judged.own_held for gates in self.live.state.ground.gates for judged in gates.judged)
 
     def _tell_facts(self, plan: Plan) -> None:
         facts, add = plan.facts, self.events.append
@@ -304,9 +316,11 @@ class Forecast:
         unit.word = None
         self._still[name] = unit
 
-    def _fetch(self, tick: int) -> None:
-        """Devices that only wait for their window fetch meanwhile."""
+    def _fetch(self, tick: int, told: set[str]) -> None:
+        """Devices that only wait for their window fetch meanwhile; not those that the same plan tells something else."""
         for name, release in self.live.waiting_for_window():
+            if name in told:
+                continue
             unit = self._devices.unit(name, self._sites[name])
             held = unit.other == release
             self._devices.fetch(unit, tick, release, self._size(release), self._every, held=held)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from hypothesis import HealthCheck, given, settings
 
@@ -57,10 +57,12 @@ class Watched(Forecast):
         found = super()._next(tick)
         # What a report tells, or work that has ended, is news from the next tick on: until there nothing may change.
         until = tick + 5 * 86_400 if found is None else found - TICK_S
-        at, seen, opened = self._last.wake_at, self._everything(), set(self._open)
+        seen, opened = self._everything(), set(self._open)
+        at: datetime | None = self._last.at
+        # Once more at the same instant: marks that the last plan made let nobody else start.
         opened |= {action.key for action in self._last.actions if self._never_ends(action)}
         for _ in range(40):
-            if at is None or at.timestamp() > until:
+            if at is None or at.timestamp() > max(until, tick):
                 break
             skipped = define(self.desired, seen, at)
             assert _do_nothing(skipped, opened), (at, skipped.actions, skipped.facts)
