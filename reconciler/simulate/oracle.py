@@ -16,7 +16,7 @@ from typing import Protocol
 from reconciler.model.desired import Desired
 from reconciler.model.observed import Health, Snapshot
 from reconciler.model.plan import Reason
-from reconciler.model.scalars import format_instant, release_key
+from reconciler.model.scalars import format_instant, release_key, version_key
 from reconciler.simulate import rules
 from reconciler.simulate.timings import TICK_S
 from reconciler.simulate.trace import Event, Kind
@@ -296,7 +296,7 @@ class Oracle:
         wave = self._wave_of.get(device.site)
         pin = None if at_sign else rules.pinned(self.desired, device.site, device.name)
         wanted = pin or rules.asks(self.desired, wave).get(subject)
-        back = event.detail in ("rollback", "rescue")
+        back = event.detail in ("rollback", "rescue") or (bool(at_sign) and self._is_app_going_back(device, app, key))
         if event.detail == "rescue":
             self._rescued.add((device.name, device.image or ""))
         if release != wanted and event.detail not in ("rescue", "provision"):
@@ -309,6 +309,13 @@ class Oracle:
             return
         if pin is None and event.detail != "provision":
             self._check_forward(event, wave, key)
+
+    def _is_app_going_back(self, device: Truth, app: str, key: str) -> bool:
+        """A restart does not say that it goes back: it does where a lower release than the running one follows."""
+        running = device.machine.running().get(app)
+        of = (known.partition("@") for known, digest in self._app_digests.items() if digest == running and "@" in known)
+        versions = [version for name, _, version in of if name == app]
+        return any(version_key(key.partition("@")[2]) < version_key(version) for version in versions)
 
     def _check_back(self, event: Event, device: Truth, key: str) -> None:
         """What is called going back is a lower release that the fleet has had."""
