@@ -127,7 +127,7 @@ def _remedy(status: int) -> str:
     if status in (401, 403):
         return "make a token with `reconciler token operator NAME --scope read`, and name its file"
     if status == 404:
-        return "name the address of the service itself, without a path; versions before 3 have no /v1/observed"
+        return "name the address of the service itself, without a path; an older version has no /v1/observed"
     if 300 <= status < 400:
         return "name the final address; redirects are not followed"
     return "try again; the controller's log has the cause"

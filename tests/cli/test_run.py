@@ -18,6 +18,7 @@ import pytest
 
 from reconciler.adapters.sql import open_store
 from reconciler.demo.ground import Ground
+from reconciler.repo.snapshot import load_snapshot
 from tests.support.system import need
 
 FLEET = Path(__file__).resolve().parents[2] / "fleet"
@@ -86,6 +87,35 @@ def test_it_serves_and_ends_cleanly_at_sigterm(ground: Ground, daemon: subproces
     assert daemon.wait(60) == 0
     assert '"stopped"' in ground.log.read_text().splitlines()[-1]
     assert {line.split()[1] for line in journal(ground)} <= {"done", "None"}
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_what_is_observed_is_fetched_by_a_reader_and_is_what_the_store_gives(
+    ground: Ground, daemon: subprocess.Popen[bytes]
+) -> None:
+    config, out = str(ground.config), ground.root / "observed.json"
+    # A token that is made while the service runs counts from the next request.
+    made = reconciler("token", "operator", "pull-requests", "--scope", "read", "--config", config)
+    token = ground.root / "reader.token"
+    token.write_text(made.stdout)
+    served = f"http://127.0.0.1:{ground.port}"
+    fetched = reconciler("snapshot", "--server", served, "--token-file", str(token), "--output", str(out))
+    assert fetched.returncode == 0, fetched.stderr
+    observed = load_snapshot(out)
+    assert observed.at is not None and datetime.now(UTC) - observed.at < timedelta(minutes=2)
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(60) == 0
+    gone = reconciler("snapshot", "--server", served, "--token-file", str(token), "--output", str(out))
+    assert gone.returncode == 3 and "did not answer" in gone.stderr and load_snapshot(out) == observed
+    stored = reconciler("snapshot", "--config", config)
+    assert stored.returncode == 0, stored.stderr
+    found = load_snapshot(stored.stdout.encode())
+    assert found.at is not None
+    # The job that ran while it was stopped may have gone one step further.
+    assert set(found.artifacts) >= set(observed.artifacts) and found.devices == observed.devices
+    plan = reconciler("plan", "--fleet", str(FLEET), "--observed", str(out), "--output", "json")
+    assert plan.returncode == 0, plan.stderr
 
 
 @pytest.mark.slow
