@@ -99,6 +99,12 @@ def test_the_newest_of_a_branch_counts_and_a_fork_of_the_same_name_does_not(hub:
     assert found is not None and found.number == new["number"] != old["number"]
 
 
+def test_an_answer_that_was_not_filtered_is(hub: GithubServer) -> None:
+    others = [hub.add_pull("promote/v3"), hub.add_pull("revert/v1.4.2", fork="stranger")]
+    hub.fail(200, method="GET", path="/pulls", body=others)
+    assert forge(hub).pull_request("revert/v1.4.2") is None
+
+
 def test_open_pull_requests_over_pages_with_those_of_forks_named_apart(hub: GithubServer) -> None:
     for number in range(103):
         hub.add_pull(f"promote/v{number}")
