@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.benchmarks import loading, planning, starting, ticking
+from tests.benchmarks import loading, planning, reviewing, simulating, starting, ticking, validating
 
 Row = tuple[str, float, str, float, float]
 MEMORY = "from tests.benchmarks.planning import memory; print(memory())"
@@ -17,6 +17,8 @@ MEMORY = "from tests.benchmarks.planning import memory; print(memory())"
 def rows() -> Iterator[Row]:
     """Every figure, the cheap ones first."""
     yield from starting.measure()
+    yield from reviewing.measure()
+    yield from validating.measure()
     yield from planning.measure()
     peak = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True).stdout
     yield "peak memory of a plan, 1,000,000 devices (GiB)", float(peak), "1 GiB", 1.0, 1.0
@@ -24,6 +26,7 @@ def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for row in loading.measure(Path(folder)):
             yield tuple(row)
+    yield from simulating.measure()
 
 
 def main() -> None:
