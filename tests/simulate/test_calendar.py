@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from reconciler.simulate.course import Course, Run
 from reconciler.simulate.course import Merge as Push
@@ -91,6 +90,6 @@ def test_of_a_spoiled_fleet_the_calendar_is_what_the_simulator_does_to_the_minut
 
 @pytest.mark.slow
 @settings(max_examples=MANY, deadline=None, suppress_health_check=QUIET)
-@given(merges(), st.sampled_from(["stay", "return"]))
-def test_of_many_fleets_the_calendar_is_what_the_simulator_does_to_the_minute(merge: Merge, silent: Silent) -> None:
-    check(merge, silent)
+@given(merges())
+def test_of_many_fleets_the_calendar_is_what_the_simulator_does_to_the_minute(merge: Merge) -> None:
+    check(merge)
