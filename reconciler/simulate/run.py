@@ -109,6 +109,7 @@ class Simulation:
             signer,
             seed=course.seed,
             settings=course.settings,
+            in_force=self._first,
             loaded=self._loaded[self._first],
         )
         world = self._world = World(self.controller)
@@ -127,7 +128,7 @@ class Simulation:
         for device in devices:
             start = self.start.devices[device.name]
             if start.silent and start.returns_at is not None and start.booted is not None:
-                self._at(start.returns_at, partial(self._line_is_back, device.name))
+                self._at(start.returns_at, partial(self._is_heard_again, device.name))
         self._targets = targets
         self._make_oracle(populate)
 
@@ -214,6 +215,11 @@ class Simulation:
     def _line_is_back(self, name: str, at: datetime) -> None:
         self.machines.restore([name], at)
 
+    def _is_heard_again(self, name: str, at: datetime) -> None:
+        """A device that was silent when the run began reports in its own second, not when its back-off ends."""
+        self.machines.restore([name], at)
+        self.machines.ring([name], at)
+
     def _power_goes(self, name: str, at: datetime) -> None:
         self.machines.cut_power(name, at, POWER_OFF_S)
 
@@ -283,10 +289,12 @@ class Simulation:
 
     # ------------------------------------------------ time
 
-    def run(self) -> Run:
-        """Event by event, until nothing will happen any more or the limit is reached."""
+    def run(self, watchers: Sequence[Callable[[datetime], object]] = ()) -> Run:
+        """Event by event, until nothing will happen any more or the limit is reached. `watchers` are told each instant that is over."""
         while (at := self._next_at()) is not None and at <= self._end:
             self.step(at)
+            for watcher in watchers:
+                watcher(at)
             if not self.course.to_the_end and self._is_quiet():
                 break
         else:
