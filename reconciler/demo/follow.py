@@ -23,6 +23,7 @@ from reconciler.model.observed import Snapshot
 from reconciler.model.scalars import format_instant, parse_instant
 from reconciler.repo.load import load_folder
 from reconciler.simulate.start import first_report_at
+from reconciler.simulate.timings import TICK_S
 from reconciler.simulate.trace import Event, Kind
 
 START = datetime(2026, 1, 12, 12, tzinfo=UTC)
@@ -54,8 +55,14 @@ class Follow(Stage):
         """Everything, in order. `tell` gets what is no event of virtual time. KeyboardInterrupt ends it."""
         self.set_up()
         self.bring_up()
-        sites = self.desired.sites
-        self._wear = Wear({name: len(spec.cameras) for spec in sites.values() for name in spec.devices})
+        # A site's devices share its cameras.
+        self._wear = Wear(
+            {
+                name: -(-len(spec.cameras) // len(spec.devices))
+                for spec in self.desired.sites.values()
+                for name in spec.devices
+            }
+        )
         self._to_the_minute()
         self._tail = Tail(self.ground.log)
         for _ in self._tail.read():
@@ -100,8 +107,9 @@ class Follow(Stage):
         if event.detail == "rolling":
             self._say(event.at, f"{event.wave:<7} {event.key}: rolling; {of['onRelease']} of {of['devices']} run it.")
         elif event.detail == "soaking":
-            # Seconds are not told: the soak is over when the minute has come that is named.
-            until = parse_instant(of["soakEndsAt"]) + timedelta(seconds=59)
+            # It is judged with the tick that follows.
+            step, ends = timedelta(seconds=TICK_S), parse_instant(of["soakEndsAt"])
+            until = ends + (START - ends) % step
             self._say(
                 event.at,
                 f"{event.wave:<7} {event.key}: {of['onRelease']} of {of['devices']} run it; soaks until {_when(until)}.",
