@@ -42,9 +42,9 @@ def _site(spec: SiteSpec) -> Iterator[Finding]:
         )
     if len(set(spec.devices)) != len(spec.devices):
         yield from _repeated(("spec", "devices"), spec.devices, "device", "error")
-    if len(spec.ntp) > 1:
+    if len(set(spec.ntp)) != len(spec.ntp):
         yield from _repeated(("spec", "ntp"), spec.ntp, "time server", "warning")
-    if len(spec.cameras) > 1:
+    if len(set(spec.cameras)) != len(spec.cameras):
         yield from _repeated(("spec", "cameras"), spec.cameras, "camera", "warning")
     if spec.pin is not None and spec.pin.devices is not None:
         where: Where = ("spec", "pin", "devices")

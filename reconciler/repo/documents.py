@@ -129,8 +129,8 @@ class Place:
 def place_of(path: str) -> Place:
     """`sites/SITE-2847.yaml` → a Site named SITE-2847. Only the listed folders and files hold documents."""
     folder, _, name = path.rpartition("/")
-    stem = next((name[: -len(suffix)] for suffix in SUFFIXES if name.endswith(suffix)), None)
-    if not stem or name.startswith("."):
+    stem = name.rpartition(".")[0] if name.endswith(SUFFIXES) else ""
+    if not stem or name[0] == ".":
         return Place(None, name)
     return Place(FOLDERS.get(folder) if folder else FILES.get(stem), stem)
 

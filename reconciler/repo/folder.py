@@ -5,10 +5,10 @@ Called by `repo.load.load_folder`. A file that is too large is not read, and one
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
 from dataclasses import dataclass, field
+from hashlib import sha1
+from operator import attrgetter
 from pathlib import Path
 
 from reconciler.repo.documents import FOLDERS, place_of
@@ -18,7 +18,7 @@ from reconciler.repo.reader import MAX_BYTES
 
 _DEEPEST = 2
 _ONCE = 16384
-_MODES = {stat.S_IFLNK: "120000", stat.S_IFREG: "100644"}
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,10 @@ def folder_entries(root: Path, *, scenarios: bool) -> Files:
 
 
 def _walk(root: Path, below: str, depth: int, scenarios: bool, files: Files) -> None:
+    folder = os.path.join(root, below)
     try:
-        with os.scandir(root / below) as listing:
-            found = sorted(listing, key=lambda entry: entry.name)
+        with os.scandir(folder) as listing:
+            found = sorted(listing, key=attrgetter("name"))
     except OSError as error:
         files.problems.append(_unreadable(below or ".", error))
         return
@@ -75,39 +76,42 @@ def _walk(root: Path, below: str, depth: int, scenarios: bool, files: Files) -> 
             elif depth < _DEEPEST:
                 _walk(root, path, depth + 1, scenarios, files)
         elif place_of(path).kind is not None or looked_at(path) or path in FOLDERS:
-            _add(root, path, files)
+            _add(entry, path, files)
 
 
-def _add(root: Path, path: str, files: Files) -> None:
+def _add(entry: os.DirEntry[str], path: str, files: Files) -> None:
     """One file. Opened without following a link and without waiting for a pipe, whatever it became meanwhile."""
-    place = os.path.join(root, path)
+    data, size = b"", 0
     try:
-        status = os.lstat(place)
-        mode = _MODES.get(stat.S_IFMT(status.st_mode), "other")
-        data = b""
-        if mode == "100644" and status.st_size <= MAX_BYTES:
-            handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        if entry.is_file(follow_symlinks=False):
+            mode = "100644"
+            handle = os.open(entry.path, _OPEN)
             try:
-                data = _whole(handle)
+                data, size = _whole(handle)
             finally:
                 os.close(handle)
+        else:
+            mode = "120000" if entry.is_symlink() else "other"
     except OSError as error:
         files.problems.append(_unreadable(path, error))
         return
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    blob = sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     files.contents[blob] = data
-    files.entries.append(File(path, blob, mode, max(status.st_size, len(data))))
+    files.entries.append(File(path, blob, mode, size))
 
 
-def _whole(handle: int) -> bytes:
-    """The bytes of an open file, and one more than may be read where it has more. Most files are read by the first call."""
+def _whole(handle: int) -> tuple[bytes, int]:
+    """The bytes of an open file, none where it is too large, and its size. Most files are read by the first call."""
     data = os.read(handle, _ONCE)
     # A short read of a regular file is its end; the next call would only say so.
     if len(data) < _ONCE:
-        return data
+        return data, len(data)
+    size = os.fstat(handle).st_size
+    if size > MAX_BYTES:
+        return b"", size
     while len(data) <= MAX_BYTES and (more := os.read(handle, MAX_BYTES + 1 - len(data))):
         data += more
-    return data
+    return data, max(size, len(data))
 
 
 def _unreadable(path: str, error: OSError) -> Problem:

@@ -6,7 +6,6 @@ model accepts, and `check_document`. Whether it fits the other documents is `rep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,8 @@ from reconciler.repo.wording import complaint, show
 
 MOST = 500
 """Problems shown of one file."""
+
+_NAMED_LIKE_THEIR_FILE = ("Image", "App", "Site")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +45,27 @@ class Parsed:
 
 def parse(path: str, blob: str, data: bytes) -> Parsed:
     """The document in `data`, for a path that `place_of` gives a kind. Never raises, whatever the bytes are."""
-    kind = place_of(path).kind
+    place = place_of(path)
+    kind = place.kind
     assert kind is not None, f"{path} is no place of a document"
     try:
         tree = read(data)
     except Refused as refused:
         problems = tuple(Problem(path, f.line, f.column, one_line(f.message), "error", f.code) for f in refused.faults)
-        return Parsed(path, blob, kind, place_of(path).stem, None, problems)
+        return Parsed(path, blob, kind, place.stem, None, problems)
     findings: list[Finding] = []
     document = _validate(tree, kind, findings)
     if document is not None:
         findings += check_document(document.spec)
-    findings += _name(path, kind, tree)
-    problems = tuple(sorted(placed(path, data, findings))) if findings else ()
+    name = _name_of(tree)
+    if name is not None and name != place.stem and kind in _NAMED_LIKE_THEIR_FILE:
+        findings.append(_misnamed(name, place.stem))
+    if not findings and document is not None:
+        return Parsed(path, blob, kind, name or place.stem, document.spec)
+    problems = tuple(sorted(placed(path, data, findings)))
     good = document is not None and not any(problem.severity == "error" for problem in problems)
-    return Parsed(
-        path,
-        blob,
-        kind,
-        _name_of(tree) or place_of(path).stem,
-        document.spec if good and document is not None else None,
-        problems,
-        None if good else tree,
-    )
+    spec = document.spec if good and document is not None else None
+    return Parsed(path, blob, kind, name or place.stem, spec, problems, None if good else tree)
 
 
 def _validate(tree: Data, kind: str, findings: list[Finding]) -> Any:
@@ -135,13 +134,9 @@ def _name_of(tree: Data) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _name(path: str, kind: str, tree: Data) -> Iterator[Finding]:
+def _misnamed(name: str, stem: str) -> Finding:
     """People look for a document by its file's name."""
-    name = _name_of(tree)
-    stem = place_of(path).stem
-    if name is None or kind in ("Fleet", "Waves", "Scenario") or name == stem:
-        return
     message = (
         f"metadata.name is {name!r} and the file is named {stem!r}; the name in the document counts, give both the same"
     )
-    yield Finding(("metadata", "name"), message, "file-name", "warning")
+    return Finding(("metadata", "name"), message, "file-name", "warning")

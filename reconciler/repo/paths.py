@@ -14,6 +14,8 @@ from reconciler.repo.documents import FOLDERS, KINDS, SUFFIXES
 _ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\\\]")
 _FLEET = re.compile(rb"""^[\s{,]*["']?apiVersion["']?\s*:\s*["']?fleet/v""", re.MULTILINE)
 _KIND = re.compile(rf"""^[\s{{,]*["']?kind["']?\s*:\s*["']?({"|".join(KINDS)})\b""".encode(), re.MULTILINE)
+# What nearly every path is: nothing below can be wrong with it.
+_ORDINARY = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _DEEPEST = 3
 
 
@@ -28,6 +30,8 @@ def looked_at(path: str) -> bool:
 
 def path_fault(path: str, mode: str, kind: str | None) -> str | None:
     """Why a path cannot be loaded, or None. `mode` is git's."""
+    if mode == "100644" and kind is not None and _ORDINARY.fullmatch(path):
+        return None
     parts = path.split("/")
     if path.startswith("/") or ".." in parts or "." in parts or "" in parts:
         return "the path leads out of the fleet repo; name files below its top only"

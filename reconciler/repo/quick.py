@@ -25,13 +25,16 @@ _WORD = re.compile(rf"{_PLAIN}(?::[A-Za-z0-9./_@+%~-]+)*")
 _QUOTED = re.compile(r"\"([ !#-\[\]-~]*)\"|'([ -&(-~]*)'")
 _KEY = r"[A-Za-z][A-Za-z0-9_./-]*"
 _ENTRY = re.compile(rf"( *)(?:({_KEY}):(?: +(\S.*?))?|- +(\S.*?)) *")
-_COMMA, _COLON = re.compile(", *"), re.compile(": +")
+_COMMA = re.compile(", *")
 _COMMENT = re.compile(r" +#")
 _QUOTED_WORD = r"\"[A-Za-z0-9./_@+%~: -]*\""
 _ITEM = rf"(?:{_PLAIN}|{_QUOTED_WORD})"
 _ITEMS = re.compile(rf"\[ *{_ITEM}(?:, *{_ITEM})* *\]")
 _PAIRS = re.compile(rf"\{{ *{_KEY}: +{_ITEM}(?:, *{_KEY}: +{_ITEM})* *\}}")
-_known: dict[str, Line | None] = {}
+# The same in one look, for most lines: an entry whose value is a word, a list or a mapping.
+_USUAL = re.compile(rf"( *)({_KEY}): +(?:({_WORD.pattern})|({_ITEMS.pattern})|({_PAIRS.pattern})) *")
+_PAIR = re.compile(rf"({_KEY}): +({_ITEM})")
+_known: dict[str, Line] = {}
 
 
 def quick(data: bytes) -> dict[str, Any] | None:
@@ -43,10 +46,9 @@ def quick(data: bytes) -> dict[str, Any] | None:
     stack: list[tuple[int, Any]] = [(0, root)]
     # The key that waits for what follows it, where it stands, and how far it is indented.
     waiting: str | None = None
+    known = _known.get
     for text in data.decode("ascii").split("\n"):
-        line = _known.get(text, _SKIPPED)
-        if line is _SKIPPED:
-            line = _look(text)
+        line = known(text) or _look(text)
         if line is None:
             return None
         indent, key, value = line
@@ -89,11 +91,20 @@ def _look(text: str) -> Line | None:
     """One line, remembered; None where it is not plain."""
     if len(_known) >= _MOST_LINES:
         _known.clear()
-    line = _known[text] = _parsed(text)
+    line = _parsed(text)
+    if line is not None:
+        _known[text] = line
     return line
 
 
 def _parsed(text: str) -> Line | None:
+    usual = _USUAL.fullmatch(text)
+    if usual is not None:
+        spaces, of, word, items, pairs = usual.groups()
+        if word is not None:
+            return len(spaces), of, None if word in _NULLS else word
+        value = _items(items) if items is not None else _pairs(pairs)
+        return None if value is OPEN else (len(spaces), of, value)
     bare = text.strip(" ")
     if not bare or (bare[0] == "#" and text.isprintable()):
         return (-2, None, None)
@@ -123,12 +134,21 @@ def _value(text: str) -> Any:
     if quoted is not None:
         return quoted[1] if quoted[1] is not None else quoted[2]
     if _ITEMS.fullmatch(text):
-        return [_word(item) for item in _COMMA.split(text[1:-1].strip(" "))]
-    if _PAIRS.fullmatch(text):
-        pairs = [_COLON.split(pair, maxsplit=1) for pair in _COMMA.split(text[1:-1].strip(" "))]
-        mapping = {key: _word(value) for key, value in pairs}
-        return mapping if len(mapping) == len(pairs) else OPEN
-    return OPEN
+        return _items(text)
+    return _pairs(text) if _PAIRS.fullmatch(text) else OPEN
+
+
+def _items(text: str) -> list[str | None]:
+    """A flow list of words, as `_ITEMS` finds it."""
+    items = _COMMA.split(text[1:-1].strip(" "))
+    return items if '"' not in text and _NULLS.isdisjoint(items) else [_word(item) for item in items]
+
+
+def _pairs(text: str) -> Any:
+    """A flow mapping of words, as `_PAIRS` finds it; OPEN where a key is there twice."""
+    pairs = _PAIR.findall(text)
+    mapping = {key: _word(value) for key, value in pairs}
+    return mapping if len(mapping) == len(pairs) else OPEN
 
 
 def _word(text: str) -> str | None:

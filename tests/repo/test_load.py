@@ -134,7 +134,10 @@ def test_odd_file_names_are_told_on_one_line(fleet: Path) -> None:
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     """As when a file or a folder goes away, or is closed to us, while the fleet is read."""
     files = Files()
-    _add(tmp_path, "sites/none.yaml", files)
+    (tmp_path / "none.yaml").touch()
+    (gone,) = os.scandir(tmp_path)
+    (tmp_path / "none.yaml").unlink()
+    _add(gone, "sites/none.yaml", files)
     _walk(tmp_path, "images", 1, True, files)
     assert [(problem.code, problem.path) for problem in files.problems] == [
         ("unreadable", "sites/none.yaml"),
