@@ -93,10 +93,15 @@ class Terminals:
         """Run a command in the second terminal, on both streams. It must not fail."""
         if command.startswith(_NOT_RUN):
             return []
-        if command.split()[-1] == _FOLLOWS:
+        if command.rsplit(maxsplit=1)[-1] == _FOLLOWS:
             with open(self._log, "wb") as log:
                 self._first = subprocess.Popen(
-                    shlex.split(command), cwd=self._folder, env=self._env, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                    shlex.split(command),
+                    cwd=self._folder,
+                    env=self._env,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
                 )
             return []
         # Where the shell ends is where the next one starts.
@@ -146,7 +151,9 @@ def environment(programs: Path) -> dict[str, str]:
     """What a reader's shell has: the program, a name for commits, and no settings of this machine."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "RECONCILER"))}
     who = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER") for what, value in _READER.items()}
-    return env | who | {"PATH": f"{programs}:{env['PATH']}", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+    return (
+        env | who | {"PATH": f"{programs}:{env['PATH']}", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+    )
 
 
 _READER = {"NAME": "Ada Reader", "EMAIL": "ada@reader.example"}
