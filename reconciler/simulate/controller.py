@@ -84,8 +84,8 @@ class SimController:
         in_force: str | None = None,
         loaded: LoadResult | None = None,
     ) -> None:
-        """Begin, and be up. `in_force` is the commit to begin with (the head, unless said: a merge may come at the same instant), and
-        `loaded` what it holds, where somebody has loaded it already. ValueError: its documents do not load."""
+        """Begin, and be up. `in_force` is the commit to begin with (the head, unless said: a merge may come at the same
+        instant), and `loaded` what it holds, where somebody has loaded it already. ValueError: its documents do not load."""
         self.clock, self.git, self._told, self._settings = clock, git, told, settings
         self._life: _Life | None = None
         self._random = random.Random(seed)  # noqa: S311 - jitter of polls, the same for the same seed

@@ -173,7 +173,7 @@ def _start(
         ill,
         app,
         # What nobody has said yet is good news as long as nobody says otherwise.
-        Health.OK if seen.health is Health.UNKNOWN else seen.health,
+        Health.OK if seen.health is Health.UNKNOWN or seen.image is None else seen.health,
         quiet,
         returns_at,
         doing,
@@ -183,7 +183,8 @@ def _start(
 
 def _illness(seen: DeviceObservation) -> tuple[Ill | None, str | None]:
     """Critical health goes with what changed last before it began, where its beginning and that change are on record."""
-    if seen.health is not Health.CRITICAL:
+    # Where nothing is booted no healthcheck runs: whatever is on record of its health, the next report does not say it again.
+    if seen.health is not Health.CRITICAL or seen.image is None:
         return None, None
     since = seen.health_since
     if since is None:

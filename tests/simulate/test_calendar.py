@@ -25,7 +25,6 @@ from tests.simulate.fleets import Merge, merges
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "6"))
 MANY = int(os.environ.get("PROPERTY_EXAMPLES", "150"))
 LIMIT = timedelta(days=30)
-SECOND = timedelta(seconds=1)
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 TOLD = (Kind.TOLD, Kind.ARRIVED, Kind.LEFT, Kind.PROVEN, Kind.STOPPED, Kind.TIMED_OUT)
 
@@ -33,7 +32,7 @@ TOLD = (Kind.TOLD, Kind.ARRIVED, Kind.LEFT, Kind.PROVEN, Kind.STOPPED, Kind.TIME
 def simulated(merge: Merge, silent: Silent = "stay") -> Run:
     """The merge as the simulator plays it: pushed at its instant onto a branch whose head is in force."""
     push = Push(merge.at, changes(merge.before, merge.after))
-    course = Course(files_of(merge.before), merge.at - SECOND, (push,), merge.observed, silent=silent, limit=LIMIT)
+    course = Course(files_of(merge.before), merge.at, (push,), merge.observed, silent=silent, limit=LIMIT)
     return simulate(course)
 
 
@@ -88,8 +87,15 @@ def test_of_a_spoiled_fleet_the_calendar_is_what_the_simulator_does_to_the_minut
     check(merge)
 
 
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=QUIET)
+@given(merges())
+def test_of_a_fleet_whose_silent_devices_answer_the_calendar_is_what_the_simulator_does(merge: Merge) -> None:
+    check(merge, "return")
+
+
 @pytest.mark.slow
 @settings(max_examples=MANY, deadline=None, suppress_health_check=QUIET)
 @given(merges())
 def test_of_many_fleets_the_calendar_is_what_the_simulator_does_to_the_minute(merge: Merge) -> None:
     check(merge)
+    check(merge, "return")
