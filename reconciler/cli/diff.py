@@ -77,8 +77,8 @@ def diff(
     if (server is None) != (token_file is None):
         raise click.UsageError("--server and --token-file go together")
     now = _instant(at)
-    folder = fleet if fleet is not None else _nearest()
-    sides, trees = _sides(base, head, folder, fleet)
+    folder = fleet if fleet is not None else nearest_fleet()
+    sides, trees = sides_of(base, head, folder, fleet)
     known = _observed(observed, config, server, token_file)
     from reconciler.cli.side_by_side import side_by_side
     from reconciler.review.make import make
@@ -96,13 +96,13 @@ def _instant(at: str | None) -> datetime:
         raise click.BadParameter(str(error), param_hint="--at") from None
 
 
-def _nearest() -> Path:
+def nearest_fleet() -> Path:
     """This folder if it is a fleet repo, or `fleet` in it, as for `validate`."""
     elsewhere = not Path("fleet.yaml").exists() and Path("fleet").is_dir()
     return Path("fleet") if elsewhere else Path()
 
 
-def _sides(base: str, head: str | None, folder: Path, fleet: Path | None) -> tuple[Sides, Revisions | None]:
+def sides_of(base: str, head: str | None, folder: Path, fleet: Path | None) -> tuple[Sides, Revisions | None]:
     """Both sides, and the repository that they are from (None: two folders)."""
     from reconciler.review.sides import from_folders, from_revisions
 

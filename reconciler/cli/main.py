@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "schema": ("schema", "schema", "Print or write the JSON Schemas of the fleet documents."),
     "test": ("test", "test", "Run the policy scenarios of a fleet repo."),
     "diff": ("diff", "diff", "Show everything that a merge will do, before it."),
+    "simulate": ("simulate", "simulate", "Play a merge, and what may go wrong, in virtual time."),
     "plan": ("plan", "plan", "Show what the loop would do now, and what it holds and why."),
     "explain": ("explain", "explain", "Say why a device, a site or a wave is where it is, and what would change it."),
     "status": ("status", "status", "Show where every wave stands, what is held and why."),

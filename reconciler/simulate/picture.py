@@ -1,4 +1,4 @@
-"""Draws a run: waves × time, with how many devices run each release, soaks, holds and windows; and the spread over many seeds.
+"""Draws a run: waves over time, with how many devices run each release, soaks, holds and windows; and the spread of many seeds.
 
 Needs matplotlib, the extra `pictures`. The same run gives the same SVG bytes. Called by the command line.
 """
@@ -6,7 +6,7 @@ Needs matplotlib, the extra `pictures`. The same run gives the same SVG bytes. C
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,68 +21,103 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from reconciler.simulate.distribution import Distribution
+
 # Okabe and Ito's palette: told apart by colour-blind eyes too. Releases also differ by hatch, so that print in grey will do.
-_COLOURS = ("#9aa5b1", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-_HATCHES = ("", "", "//", "..", "xx", "--", "\\\\", "++")
-_STATES = {
-    "soaking": "soaks",
-    "waiting": "waits",
-    "unresolved": "unresolved",
-    "failed": "gate failed",
-    "paused": "paused",
+_RELEASES = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442")
+_HATCHES = ("", "//", "..", "xx", "--")
+_BEFORE, _OPEN, _INK, _FAINT = "#dfe4e9", "#cfe3f1", "#22303c", "#6b7885"
+_SOAKS, _WAITS, _FAILED, _UNRESOLVED = "#009E73", "#9aa5b1", "#D55E00", "#E69F00"
+_WORDS = {
+    "soaking": ("soaks", _SOAKS),
+    "waiting": ("waits", _WAITS),
+    "unresolved": ("unresolved", _UNRESOLVED),
+    "failed": ("gate failed", _FAILED),
+    "paused": ("paused", _FAILED),
 }
-_MOST_BANDS = 400
+_EARLIER = frozenset({"wave-waits", "soaking", "gate-unresolved"})
+"""What a wave waits for that lies in the waves before it."""
+_LONGEST_WITH_WINDOWS = timedelta(days=60)
+_WIDTH, _LEFT = 12.0, 1.2
+"""Inches: of the picture, and about as much of it is left of the axes."""
+_LOW, _HIGH, _STRIP = -0.22, 0.40, -0.31
+"""Of a lane of height 1, around its middle: the area of counts, and the middle of the strip below it."""
+_HOUR = 1 / 24
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """How many devices of a wave ran a release, from an instant on."""
+class _Lane:
+    """One wave and one subject: the image, or an app."""
 
-    at: datetime
-    count: int
+    wave: str
+    subject: str
+    size: int
+    row: int
 
 
-def draw(trace: Trace, desired: Desired, waves: Mapping[str, str], title: str) -> Figure:
-    """One band a wave. `waves` is site → wave, for the windows. TerminalError: matplotlib is not installed."""
-    figure, axes = _canvas(2.2 + 0.9 * max(len(desired.waves.waves), 1))
-    names = [wave.name for wave in desired.waves.waves]
-    sizes = {
-        name: sum(len(desired.sites[s].devices) for s, w in waves.items() if w == name and s in desired.sites)
-        for name in names
-    }
-    keys = sorted({event.key for event in trace.events if event.kind in (Kind.ARRIVED, Kind.TOLD) and event.key})
-    for row, name in enumerate(reversed(names)):
-        _windows(axes, row, name, trace, desired, waves)
-        _counts(axes, row, name, max(sizes[name], 1), trace, keys)
-        _states(axes, row, name, trace)
-    for event in trace.events:
-        if event.kind in (Kind.MERGED, Kind.REFUSED):
-            axes.axvline(
-                _x(event.at), color="#333333", linewidth=1, linestyle="-" if event.kind is Kind.MERGED else ":"
-            )
-    axes.set_yticks(range(len(names)), [f"{name}\n{sizes[name]} devices" for name in reversed(names)])
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_xlim(_x(trace.started_at), _x(max(trace.ended_at, trace.started_at + timedelta(hours=1))))
-    _dates(axes)
-    axes.set_title(title, loc="left", fontsize=10)
-    _legend(axes, keys)
+def draw(trace: Trace, desired: Desired, waves: Mapping[str, str], title: str, subtitle: str = "") -> Figure:
+    """One lane a wave (a second one for an app that moves). `waves` is site → wave. TerminalError: matplotlib is not installed."""
+    lanes = _lanes(trace, desired, waves)
+    figure, axes = _canvas(1.9 + 0.85 * len(lanes))
+    keys = list(dict.fromkeys(event.key for event in trace.events if event.kind is Kind.ARRIVED and event.key))
+    begin, end = _span(trace)
+    axes.set_xlim(_x(begin), _x(end))
+    axes.set_ylim(-0.5, len(lanes) - 0.5)
+    for lane in lanes:
+        _windows(axes, lane, (begin, end), desired, waves)
+        _counts(axes, lane, trace, keys, end)
+        _states(axes, lane, trace, end)
+        if lane.row:
+            axes.axhline(lane.row - 0.5, color="#ffffff", linewidth=2, zorder=1)
+    _instants(axes, trace, end)
+    apps = len({lane.subject for lane in lanes}) > 1
+    names = [
+        f"{lane.wave}{f', {lane.subject}' if apps else ''}\n{lane.size} device{'s' * (lane.size != 1)}"
+        for lane in lanes
+    ]
+    axes.set_yticks([lane.row for lane in lanes], names, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    _dates(axes, begin, end)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
+    axes.set_title(subtitle, loc="left", fontsize=9, color=_FAINT, pad=20, parse_math=False)
+    _legend(figure, trace, keys)
     return figure
 
 
-def draw_distribution(calendars: Mapping[str, Sequence[float]], exposures: Sequence[int], title: str) -> Figure:
-    """Over many seeds: per wave and release the days until its proof, and the most devices ever on an unproven release."""
-    figure, axes = _canvas(2.6 + 0.45 * max(len(calendars), 1), columns=2)
-    left, right = axes
-    names = list(calendars)
-    filled = [name for name in names if calendars[name]]
-    if filled:
-        left.boxplot([calendars[name] for name in filled], orientation="horizontal", whis=(5, 95), tick_labels=filled)
-        left.invert_yaxis()
-    left.set_xlabel("days until proven (median, quartiles, 5 to 95 %)")
-    left.set_title(title, loc="left", fontsize=10)
-    right.hist(exposures, bins=min(20, max(1, len(set(exposures)))), color=_COLOURS[1])
-    right.set_xlabel("most devices at once on an unproven release")
-    right.set_ylabel("seeds")
+def draw_distribution(found: Distribution, title: str, subtitle: str = "") -> Figure:
+    """Over many seeds: per wave and release the days until its proof, and how many devices were ever at risk at once."""
+    spreads = list(found.spreads)
+    figure, (left, right) = _canvas(2.2 + 0.42 * max(len(spreads), 3), columns=2)
+    some = [number for number, spread in enumerate(spreads) if spread.days]
+    if some:
+        drawn = left.boxplot(
+            [spreads[number].days for number in some], positions=some, orientation="horizontal", whis=(5, 95),
+            widths=0.5, patch_artist=True, showfliers=False, medianprops={"color": _INK, "linewidth": 2},
+        )  # fmt: skip
+        for box in drawn["boxes"]:
+            box.set(facecolor=_OPEN, edgecolor=_RELEASES[0])
+    names = [f"{spread.name}\nproven in {len(spread.days)} of {spread.runs}" for spread in spreads]
+    left.set_yticks(range(len(spreads)), names, fontsize=8)
+    left.set_ylim(len(spreads) - 0.4, -0.6)
+    left.set_xlim(left=0)
+    left.grid(axis="x", color="#e6eaee")
+    left.set_axisbelow(True)
+    left.set_xlabel("days until proven: median, quartiles, 5 and 95 %", fontsize=9)
+    bad = bool(found.course.faults.bad)
+    _bars(
+        right,
+        [outcome.bad if bad else outcome.unproven for outcome in found.outcomes],
+        _FAILED if bad else _RELEASES[0],
+    )
+    right.set_xlabel(f"most devices at once on {'a bad' if bad else 'an unproven'} release", fontsize=9)
+    right.set_ylabel("seeds", fontsize=9)
+    for axes in (left, right):
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
+    left.set_title(subtitle, loc="left", fontsize=9, color=_FAINT, parse_math=False)
     return figure
 
 
@@ -93,13 +128,16 @@ def save(figure: Figure, path: Path) -> None:
         raise TerminalError(f"{path} is neither .svg nor .png", needed_for="the picture", remedy="name it so")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # No date and fixed identifiers: the same run is the same file.
-        metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+        # No date, no version and fixed identifiers: the same run is the same file.
+        metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(temporary, format=kind, metadata=metadata, dpi=144)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TerminalError(f"{path} cannot be written ({error.strerror})", needed_for="the picture") from None
+
+
+# ---------------------------------------------------------------- the frame
 
 
 def _canvas(height: float, columns: int = 1) -> tuple[Figure, Any]:
@@ -115,113 +153,308 @@ def _canvas(height: float, columns: int = 1) -> tuple[Figure, Any]:
         ) from None
     mpl.rcParams["svg.hashsalt"] = "reconciler"
     mpl.rcParams["svg.fonttype"] = "none"
-    figure = Figure(figsize=(12, min(height, 40)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, min(height, 40)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns)
+
+
+def _span(trace: Trace) -> tuple[datetime, datetime]:
+    """What is shown: some time after the end too, so that what happened last can be seen."""
+    length = max(trace.ended_at - trace.started_at, timedelta(hours=1))
+    return trace.started_at, trace.ended_at + length / 30
 
 
 def _x(at: datetime) -> float:
     return at.timestamp() / 86400
 
 
-def _dates(axes: Axes) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    locator = AutoDateLocator()  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    axes.set_xlabel("UTC")
+def _inches(axes: Axes, days: float) -> float:
+    """About how wide so many days are drawn."""
+    low, high = axes.get_xlim()
+    return float(days / (high - low)) * (_WIDTH - _LEFT)
 
 
-def _windows(axes: Axes, row: int, name: str, trace: Trace, desired: Desired, waves: Mapping[str, str]) -> None:
-    """Pale bands where some site of the wave has its window open; left out where there would be too many to see."""
+def _fits(axes: Axes, text: str, days: float, points: float) -> bool:
+    return _inches(axes, days) > len(text) * points * 0.6 / 72 + 0.06
+
+
+def _subject(key: str) -> str:
+    app, at_sign, _ = key.partition("@")
+    return app if at_sign else "image"
+
+
+def _lanes(trace: Trace, desired: Desired, waves: Mapping[str, str]) -> list[_Lane]:
+    """A lane for each wave and subject of which anything happened; the first wave is the highest."""
+    moved = {_subject(event.key) for event in trace.events if event.kind in (Kind.TOLD, Kind.ARRIVED) and event.key}
+    subjects = sorted(moved, key=lambda subject: (subject != "image", subject)) or ["image"]
+    asked = {(wave, _subject(key)) for wave, key, _ in trace.asked}
+    places = [
+        (wave.name, subject)
+        for wave in desired.waves.waves
+        for subject in subjects
+        if (wave.name, subject) in asked or len(subjects) == 1
+    ]
+    sizes: dict[str, int] = {}
+    for site, wave in waves.items():
+        if site in desired.sites:
+            sizes[wave] = sizes.get(wave, 0) + len(desired.sites[site].devices)
+    return [
+        _Lane(wave, subject, sizes.get(wave, 0), len(places) - 1 - number)
+        for number, (wave, subject) in enumerate(places)
+    ]
+
+
+def _dates(axes: Axes, begin: datetime, end: datetime) -> None:
+    """A day's name under each day; hours where there are few days, and fewer days where there are many."""
+    from matplotlib.ticker import FixedLocator
+
+    days = (end - begin).total_seconds() / 86400
+    midnight = begin.replace(hour=0, minute=0, second=0, microsecond=0)
+    if days <= 3:
+        every = timedelta(hours=1 if days <= 0.3 else 3 if days <= 1.2 else 6)
+    else:
+        every = timedelta(days=next(step for step in (1, 2, 7, 14, 28, 91, 10_000) if days / step <= 16))
+        if every.days % 7 == 0:
+            midnight -= timedelta(days=midnight.weekday())
+    ticks = [at for number in range(400) if begin <= (at := midnight + every * number) <= end]
+    labels: list[str] = []
+    for at in ticks:
+        first = not labels or at.hour == 0
+        day = f"{at:%a} {at.day} {at:%b}" if days <= 32 else f"{at.day} {at:%b}"
+        labels.append((f"{at:%H:%M}" + (f"\n{day}" if first else "")) if days <= 3 else day)
+    axes.set_xticks([_x(at) for at in ticks], labels, fontsize=8)
+    if 3 < days <= 120:
+        night = [_x(midnight + timedelta(days=number)) for number in range(int(days) + 8)]
+        axes.xaxis.set_minor_locator(FixedLocator([at for at in night if _x(begin) <= at <= _x(end)]))
+    axes.grid(axis="x", which="major", color="#ffffff", linewidth=0.8, zorder=0.5)
+    axes.set_facecolor("#f6f8fa")
+    axes.set_xlabel(f"UTC, {begin:%Y}" if begin.year == end.year else f"UTC, {begin:%Y} to {end:%Y}", fontsize=9)
+
+
+def _legend(figure: Figure, trace: Trace, keys: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [Patch(label=f"on {key}", **_look(number)) for number, key in enumerate(keys)]
+    handles.append(Patch(facecolor=_BEFORE, label="on another release"))
+    handles.append(Patch(facecolor=_OPEN, label="a window is open"))
+    said = {event.detail.partition(":")[0] for event in trace.events if event.kind is Kind.STATE}
+    handles += [
+        Line2D([], [], color=colour, linewidth=4, label=word)
+        for state, (word, colour) in _WORDS.items()
+        if state in said
+    ]
+    kinds = {event.kind for event in trace.events}
+    for kind, marker, colour, word in _MARKS:
+        if kind in kinds:
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=6, label=word))
+    if any(_is_down(event) for event in trace.events):
+        handles.append(Patch(facecolor="none", edgecolor=_FAINT, hatch="////", label="the controller is down"))
+    figure.legend(handles=handles, loc="outside lower left", ncols=7, fontsize=8, frameon=False)
+
+
+_MARKS = (
+    (Kind.PROVEN, "D", _SOAKS, "proven"),
+    (Kind.STOPPED, "X", _FAILED, "stopped"),
+    (Kind.ATTEMPT_FAILED, "v", _INK, "an attempt failed"),
+)
+
+
+# ---------------------------------------------------------------- what is in a lane
+
+
+def _windows(
+    axes: Axes, lane: _Lane, span: tuple[datetime, datetime], desired: Desired, waves: Mapping[str, str]
+) -> None:
+    """Pale where some site of the wave has its window open; left out where the bands would be too thin to see."""
+    if span[1] - span[0] > _LONGEST_WITH_WINDOWS:
+        return
     places = set()
     for site, wave in waves.items():
         spec = desired.sites.get(site)
-        if wave == name and spec is not None:
+        if wave == lane.wave and spec is not None:
             window = spec.window or desired.fleet.window
             places.add((spec.timezone, window.start, window.end))
-    since, until = micros(trace.started_at), micros(trace.ended_at)
-    spans = [span for place in sorted(places) for span in calendar(*place).intervals(since, until)]
-    if len(spans) <= _MOST_BANDS:
-        bars = [(_x(instant(opens)), (closes - opens) / 86400e6) for opens, closes in spans]
-        axes.broken_barh(bars, (row - 0.45, 0.9), facecolors="#eef2f6", zorder=0)
+    since, until = micros(span[0]), micros(span[1])
+    found = sorted(part for place in places for part in calendar(*place).intervals(since, until))
+    bars = [
+        (_x(instant(opens)), (closes - opens) / 86400e6)
+        for opens, closes in _joined((max(opens, since), min(closes, until)) for opens, closes in found)
+    ]
+    axes.broken_barh(bars, (lane.row - 0.36, 0.86), facecolors=_OPEN, linewidth=0, zorder=0.8)
 
 
-def _counts(axes: Axes, row: int, name: str, size: int, trace: Trace, keys: Sequence[str]) -> None:
-    for number, key in enumerate(keys):
-        steps = _steps(trace.events, name, key)
-        if not steps:
-            continue
-        times = [_x(step.at) for step in steps] + [_x(trace.ended_at)]
-        heights = [step.count / size for step in steps]
-        tops = [row - 0.4 + 0.8 * height for height in (*heights, heights[-1])]
-        axes.fill_between(
-            times, [row - 0.4] * len(times), tops, step="post", color=_COLOURS[(number + 1) % len(_COLOURS)],
-            hatch=_HATCHES[(number + 1) % len(_HATCHES)] or None, alpha=0.75, linewidth=0, zorder=2,
-        )  # fmt: skip
-        axes.annotate(
-            f"{max(step.count for step in steps)}",
-            (times[0], tops[0]),
-            fontsize=7,
-            xytext=(2, 2),
-            textcoords="offset points",
-        )
-
-
-def _steps(events: Sequence[Event], wave: str, key: str) -> list[_Step]:
-    there: set[str] = set()
-    out: list[_Step] = []
-    for event in events:
-        if (
-            event.wave != wave
-            or event.key != key
-            or event.device is None
-            or event.kind not in (Kind.ARRIVED, Kind.LEFT)
-        ):
-            continue
-        (there.add if event.kind is Kind.ARRIVED else there.discard)(event.device)
-        out.append(_Step(event.at, len(there)))
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans in order of their beginning, those that touch as one."""
+    out: list[tuple[int, int]] = []
+    for opens, closes in spans:
+        if out and opens <= out[-1][1]:
+            out[-1] = (out[-1][0], max(closes, out[-1][1]))
+        else:
+            out.append((opens, closes))
     return out
 
 
-def _states(axes: Axes, row: int, name: str, trace: Trace) -> None:
-    """A thin line under the band says what the wave waited for, in words where there is room."""
-    changes = [event for event in trace.events if event.kind is Kind.STATE and event.wave == name]
-    whole = _x(trace.ended_at) - _x(trace.started_at) or 1.0
+def _look(number: int) -> dict[str, Any]:
+    number %= len(_RELEASES)
+    return {"facecolor": _RELEASES[number], "hatch": _HATCHES[number] or None, "edgecolor": "#ffffff", "linewidth": 0}
+
+
+def _counts(axes: Axes, lane: _Lane, trace: Trace, keys: Sequence[str], end: datetime) -> None:
+    """How many devices run each release, one above the other; the rest run what they ran before."""
+    if not lane.size:
+        return
+    mine = [key for key in keys if _subject(key) == lane.subject]
+    scale = (_HIGH - _LOW) / lane.size
+    moves = [
+        event for event in trace.events
+        if event.wave == lane.wave and event.key in mine and event.device and event.kind in (Kind.ARRIVED, Kind.LEFT)
+    ]  # fmt: skip
+    low, high = lane.row + _LOW, lane.row + _HIGH
+    axes.fill_between([_x(trace.started_at), _x(end)], low, high, color=_BEFORE, linewidth=0, zorder=1.5, alpha=0.7)
+    times, there, heights = [trace.started_at], {key: set[str]() for key in mine}, {key: [0] for key in mine}
+    for event in moves:
+        assert event.key is not None and event.device is not None
+        (there[event.key].add if event.kind is Kind.ARRIVED else there[event.key].discard)(event.device)
+        times.append(event.at)
+        for key in mine:
+            heights[key].append(len(there[key]))
+    xs = [*(_x(at) for at in times), _x(end)]
+    below = [low] * len(xs)
+    for key in mine:
+        counts = [*heights[key], heights[key][-1]]
+        above = [base + count * scale for base, count in zip(below, counts, strict=True)]
+        axes.fill_between(xs, below, above, step="post", zorder=2, **_look(keys.index(key)))
+        _number(axes, lane, xs, counts, (below, above))
+        below = above
+
+
+def _number(
+    axes: Axes, lane: _Lane, xs: Sequence[float], counts: Sequence[int], edges: tuple[Sequence[float], Sequence[float]]
+) -> None:
+    """The most devices that ran it, written into its area where there is room, else beside it."""
+    most = max(counts)
+    if not most:
+        return
+    first = next(at for at, count in enumerate(counts) if count)
+    at = counts.index(most)
+    stop = next((n for n in range(at, len(counts)) if counts[n] < most), len(counts) - 1)
+    text = f"{most} of {lane.size}" if most < lane.size else f"all {most}" if most > 1 else "1"
+    low, high = edges[0][at], edges[1][at]
+    if high - low > 0.2 and _fits(axes, text, xs[stop] - xs[at], 8):
+        axes.text(
+            (xs[at] + xs[stop]) / 2, (low + high) / 2, text, fontsize=8, color="#ffffff", ha="center", va="center",
+            fontweight="bold", zorder=4, clip_on=True,
+            bbox={"facecolor": _INK, "alpha": 0.55, "linewidth": 0, "boxstyle": "round,pad=0.2"},
+        )  # fmt: skip
+        return
+    place, side = (xs[first], "right") if _fits(axes, text, xs[first] - xs[0], 8) else (xs[stop], "left")
+    axes.annotate(
+        text, (place, lane.row + (_LOW + _HIGH) / 2), xytext=(-4 if side == "right" else 4, 0),
+        textcoords="offset points", fontsize=8, color=_INK, ha=side, va="center", zorder=4,
+    )  # fmt: skip
+
+
+def _states(axes: Axes, lane: _Lane, trace: Trace, end: datetime) -> None:
+    """A strip under the area: what the wave waits for, soaks and stops, in words where there is room; and the marks on it."""
+    spans: list[tuple[str, str, float, float]] = []
+    mine = [e for e in trace.events if e.wave == lane.wave and e.key is not None and _subject(e.key) == lane.subject]
+    changes = [event for event in mine if event.kind is Kind.STATE]
     for event, after in zip(changes, [*changes[1:], None], strict=True):
-        word = _STATES.get(event.detail.partition(":")[0])
-        until = trace.ended_at if after is None else after.at
-        if word is None or until <= event.at:
+        state, _, reason = event.detail.partition(": ")
+        since, until = _x(event.at), _x(trace.ended_at if after is None else after.at)
+        if state not in _WORDS or until <= since:
             continue
-        colour = (
-            _COLOURS[6] if word in ("gate failed", "unresolved") else _COLOURS[3] if word == "soaks" else _COLOURS[0]
+        word, colour = _WORDS[state]
+        if reason:
+            word = "waits for earlier waves" if reason in _EARLIER else f"waits: {reason}"
+        if spans and spans[-1][0] == word and spans[-1][3] >= since - 0.02 * _HOUR:
+            spans[-1] = (word, colour, spans[-1][2], until)
+        else:
+            spans.append((word, colour, since, until))
+    strip = lane.row + _STRIP
+    for word, colour, since, until in spans:
+        axes.broken_barh([(since, until - since)], (strip - 0.075, 0.15), facecolors=colour, linewidth=0, zorder=3)
+        short = word.partition(" for ")[0].partition(":")[0]
+        text = next((text for text in (word, short) if _fits(axes, text, until - since, 7)), "")
+        ink = "#ffffff" if colour in (_SOAKS, _FAILED) else _INK
+        axes.text(
+            (since + until) / 2,
+            strip - 0.005,
+            text,
+            fontsize=7,
+            ha="center",
+            va="center",
+            color=ink,
+            zorder=4,
+            clip_on=True,
         )
-        axes.plot(
-            [_x(event.at), _x(until)],
-            [row - 0.45, row - 0.45],
+    for kind, marker, colour, _ in _MARKS:
+        marks = [_x(event.at) for event in mine if event.kind is kind]
+        height = lane.row + _HIGH + 0.03 if kind is Kind.ATTEMPT_FAILED else strip
+        size = 18 if kind is Kind.ATTEMPT_FAILED else 40
+        axes.scatter(
+            marks,
+            [height] * len(marks),
+            marker=marker,
+            s=size,
             color=colour,
-            linewidth=3,
-            solid_capstyle="butt",
-            zorder=3,
+            edgecolors="#ffffff",
+            linewidths=0.8,
+            zorder=5,
         )
-        if (_x(until) - _x(event.at)) / whole > 0.08:
+
+
+def _is_down(event: Event) -> bool:
+    return event.kind is Kind.FAULT and event.detail == "the controller is down"
+
+
+def _instants(axes: Axes, trace: Trace, end: datetime) -> None:
+    """Across all lanes: merges, the first stop of each release, and when the controller was away."""
+    said: set[tuple[Kind, str | None]] = set()
+    free_from = _x(trace.started_at) - 1
+    for event in trace.events:
+        word, colour, style = {
+            Kind.MERGED: ("merge", _INK, "-"), Kind.REFUSED: ("refused", _INK, ":"), Kind.STOPPED: ("stopped", _FAILED, "--"),
+        }.get(event.kind, ("", "", ""))  # fmt: skip
+        place = (event.kind, event.key if event.kind is Kind.STOPPED else event.detail)
+        if not word or place in said:
+            continue
+        said.add(place)
+        axes.axvline(_x(event.at), color=colour, linewidth=1.2, linestyle=style, zorder=3.5)
+        if _x(event.at) >= free_from:
             axes.annotate(
-                word, (_x(event.at), row - 0.45), fontsize=7, xytext=(2, 4), textcoords="offset points", zorder=4
-            )
+                word, (_x(event.at), 1), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+                fontsize=8, color=colour, ha="left", annotation_clip=False,
+            )  # fmt: skip
+            low, high = axes.get_xlim()
+            free_from = _x(event.at) + (len(word) + 2) * 8 * 0.6 / 72 / (_WIDTH - _LEFT) * (high - low)
+    since: datetime | None = None
+    for event in trace.events:
+        if _is_down(event):
+            since = event.at
+        elif since is not None and event.kind is Kind.FAULT and event.detail == "the controller is back":
+            _away(axes, since, event.at)
+            since = None
+    if since is not None:
+        _away(axes, since, end)
 
 
-def _legend(axes: Axes, keys: Sequence[str]) -> None:
-    from matplotlib.patches import Patch
+def _away(axes: Axes, since: datetime, until: datetime) -> None:
+    axes.axvspan(
+        _x(since), _x(until), facecolor="none", edgecolor=_FAINT, hatch="////", linewidth=0, alpha=0.5, zorder=2.5
+    )
 
-    handles = [
-        Patch(
-            facecolor=_COLOURS[(n + 1) % len(_COLOURS)],
-            hatch=_HATCHES[(n + 1) % len(_HATCHES)] or None,
-            alpha=0.75,
-            label=key,
-        )
-        for n, key in enumerate(keys)
-    ]
-    handles.append(Patch(facecolor="#eef2f6", label="a window is open"))
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+
+def _bars(axes: Axes, values: Sequence[int], colour: str) -> None:
+    """How many runs had each number; in groups where there are many numbers."""
+    low, high = min(values), max(values)
+    if high - low < 30:
+        axes.bar(range(low, high + 1), [values.count(n) for n in range(low, high + 1)], color=colour, width=0.8)
+        axes.set_xlim(low - max(1, (high - low) * 0.05), high + max(1, (high - low) * 0.05))
+    else:
+        axes.hist(values, bins=20, color=colour, edgecolor="#ffffff")
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -96,8 +96,10 @@ def _sentence(event: Event) -> str | None:
             return f"{about}gate failed: {event.key} is stopped in every wave"
         case Kind.PROPOSED:
             return f"a revert of {event.key} is proposed"
-        case Kind.FAULT | Kind.QUIET:
-            return event.detail or event.kind.value
+        case Kind.FAULT:
+            return event.detail
+        case Kind.QUIET:
+            return "quiet: nothing more happens by itself"
         case _:
             return None
 
@@ -110,8 +112,8 @@ def table(calendar: Iterable[Entry]) -> list[str]:
             entry.wave,
             entry.key,
             f"{entry.arrived} of {entry.devices}" if entry.arrived != entry.devices else str(entry.devices),
-            _when(entry.first_told_at),
-            _when(entry.last_arrived_at),
+            when(entry.first_told_at),
+            when(entry.last_arrived_at),
             _outcome(entry),
         )
         for entry in calendar
@@ -124,13 +126,15 @@ def table(calendar: Iterable[Entry]) -> list[str]:
 
 def _outcome(entry: Entry) -> str:
     if entry.stopped_at is not None:
-        return f"gate failed {_when(entry.stopped_at)}"
+        return f"gate failed {when(entry.stopped_at)}"
     if entry.proven_at is not None:
-        return f"proven {_when(entry.proven_at)}"
+        return f"proven {when(entry.proven_at)}"
     if entry.held:
-        return f"{entry.held[0].reason}: {entry.held[0].message}"
+        message = entry.held[0].message.removeprefix(f"wave {entry.wave!r}: ").partition(";")[0]
+        return f"{entry.held[0].reason}: {message}"
     return "nothing to do" if not entry.first_told_at else "under way"
 
 
-def _when(at: datetime | None) -> str:
+def when(at: datetime | None) -> str:
+    """An instant as the timeline has it, UTC."""
     return f"{at:%a %d %b %H:%M}" if at is not None else "-"
