@@ -1,186 +1,56 @@
 """Watches a simulated fleet and says where a rule of the design was broken. It sees the devices as they truly are.
 
 Judges; changes nothing, and asks neither the planner nor the records of the controller what is right: what devices hold, run and
-report is told to it by the machines (`Truth`), what was decided by the trace, and the rules are written once more in `rules`.
+report is told to it by the machines (`truth`), what was decided by the trace, and the rules are written once more in `rules`.
 Called after every simulated event by `run`. Source: design §4 and §5; the invariants are those of the simulator's contract.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Protocol
 
 from reconciler.model.desired import Desired
-from reconciler.model.observed import Health, Snapshot
 from reconciler.model.plan import Reason
 from reconciler.model.scalars import format_instant, release_key, version_key
 from reconciler.simulate import rules
-from reconciler.simulate.timings import TICK_S
 from reconciler.simulate.trace import Event, Kind
+from reconciler.simulate.truth import Knowledge, Machine, Rule, Truth, Violation
+
+__all__ = ["Machine", "Oracle", "Rule", "Truth", "Violation"]
 
 
-class Rule(StrEnum):
-    """What must hold after every event."""
-
-    RELEASED = "released"
-    """A slot that boots, and an app that runs, hold bytes that were published under a release git names."""
-    SLOT = "slot"
-    """Power may go now: the device boots a slot that was good, or tries one that is whole and comes back by itself."""
-    SERIAL = "serial"
-    """Serials of accepted assignments rise."""
-    WINDOW = "window"
-    """Nothing is written to a slot in use, and nothing reboots, outside of the site's window; but provisions and waived returns."""
-    BUDGET = "budget"
-    """`maxInFlight` of a wave, and one device of a site."""
-    ASKED = "asked"
-    """A device starts only what its wave or its pin asks for, or what it goes back to."""
-    ORDER = "order"
-    """A wave starts a release only after every earlier wave has proven it, and a proof stands on devices that truly soaked."""
-    STOPPED = "stopped"
-    """Nothing starts forward on a release whose gate has failed, or must have."""
-    REFUSED = "refused"
-    """Nothing starts for a commit that was not taken."""
-    CONVERGES = "converges"
-    """Faults over, every device that can be reached gets where git wants it, unless a person is needed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A rule that was broken: when, by which device or wave, and how."""
-
-    at: datetime
-    rule: Rule
-    who: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{format_instant(self.at)} {self.rule.value}: {self.who}: {self.text}"
-
-
-class Machine(Protocol):
-    """What the oracle reads of a simulated machine: the truth, not a report."""
-
-    def booted_digest(self) -> str | None:
-        """Digest of the bytes that the booted slot holds; None: nothing bootable."""
-
-    def next_boots(self) -> Iterable[tuple[str, bool]]:
-        """(digest of the bytes, marked good) of the slots that the boot loader would try after a power cut, in order."""
-
-    def running(self) -> Mapping[str, str]:
-        """App → digest of what runs."""
-
-
-@dataclass(slots=True)
-class Truth:
-    """A device as it is, and what the controller can have learned of it."""
-
-    name: str
-    site: str
-    machine: Machine
-    image: str | None = None
-    critical_since: datetime | None = None
-    critical_before: bool = False
-    run_since: datetime | None = None
-    """Since when its reports show the present image in unbroken good health."""
-    heard_at: datetime | None = None
-    parked: bool = False
-    """It goes on reporting the same, which nobody tells."""
-    serial: tuple[int, int] | None = None
-    doing: str | None = None
-    doing_since: datetime | None = None
-    timed_out: bool = False
-    failures: dict[str, int] = field(default_factory=dict)
-    app_since: dict[str, datetime] = field(default_factory=dict)
-    past: set[str] = field(default_factory=set)
-
-
-class Oracle:
+class Oracle(Knowledge):
     """One run's witness. `violations` grows as rules are broken; nothing is raised, so that a run is seen to its end."""
 
     def __init__(
         self, desired: Desired, devices: Iterable[Truth], published: Mapping[str, str], apps: Mapping[str, str]
     ) -> None:
         """`desired` is what was in force before the run; `published` release → digest and `apps` key → digest, of the beginning."""
+        super().__init__(desired, devices, published, apps)
         self.violations: list[Violation] = []
-        self.desired = desired
-        self.devices = {device.name: device for device in devices}
-        self._digests = dict(published)
-        self._app_digests = dict(apps)
         self._refused: list[Desired] = []
-        self._proven: set[tuple[str, str]] = set()
-        self._stopped: dict[str, datetime] = {}
-        self._rescued: set[tuple[str, str]] = set()
-        self._wave_of = rules.waves_of(desired)
-        self._exact = True
+        self._overruled = False
+        """A commit is in force that must not be."""
         self._doing: dict[str, set[str]] = {}
         self._doing_at: dict[str, set[str]] = {}
-        self._in_wave: dict[str, list[str]] = {}
-        self._judged_in: dict[str, list[Truth]] = {}
-        self._ill: set[str] = set()
-        """Devices that are critical now: few, where a wave has thousands."""
-        self._seat()
 
-    def _seat(self) -> None:
-        self._in_wave = {wave.name: [] for wave in self.desired.waves.waves}
-        self._judged_in = {wave.name: [] for wave in self.desired.waves.waves}
-        for name, device in self.devices.items():
-            wave = self._wave_of.get(device.site)
-            if wave in self._in_wave and device.site in self.desired.sites:
-                self._in_wave[wave].append(name)
-                if self._is_able(name):
-                    self._judged_in[wave].append(device)
-
-    # ------------------------------------------------ what is told to it
-
-    def remember(self, observed: Snapshot) -> None:
-        """What the record of the beginning says of devices and releases: evidence that was there before the run."""
-        for seen in observed.devices:
-            device = self.devices.get(seen.name)
-            if device is None:
-                continue
-            device.heard_at, device.serial = seen.last_seen, seen.serial
-            device.failures = dict(seen.failed_attempts)
-            device.app_since = {app: running.since for app, running in seen.apps.items() if running.since is not None}
-            if seen.health is Health.CRITICAL:
-                device.critical_since = seen.health_since
-                if seen.health_since is not None:
-                    self._ill.add(seen.name)
-                earlier = (
-                    seen.image_since is not None
-                    and seen.health_since is not None
-                    and seen.health_since < seen.image_since
-                )
-                device.critical_before = seen.health_before_update is Health.CRITICAL or earlier
-            elif seen.health_since is not None and seen.image_since is not None:
-                device.run_since = max(seen.health_since, seen.image_since)
-            self._rescued |= {(seen.name, release) for release in seen.rescued_from}
-        open_proofs = [verdict for verdict in observed.proofs if not verdict.closed]
-        self._proven |= {(verdict.wave, verdict.key) for verdict in open_proofs}
-        self._stopped |= {verdict.key: verdict.at for verdict in observed.failures if not verdict.closed}
+    # ------------------------------------------------ commits and decisions
 
     def merged(self, desired: Desired) -> None:
-        """A commit came into force. What was proven or stopped of releases that nobody asks for any more is closed."""
-        # Where the draw changes, who is in which wave depends on the record of who was taken: then the record is believed.
-        self._exact = self._exact and rules.same_draw(self.desired, desired)
-        self.desired = desired
-        self._wave_of = rules.waves_of(desired)
-        self._seat()
-        asked = {
-            self._key(subject, r) for w in desired.waves.waves for subject, r in rules.asks(desired, w.name).items()
-        }
-        self._proven = {place for place in self._proven if place[1] in asked}
-        self._stopped = {key: at for key, at in self._stopped.items() if key in asked}
+        """A commit came into force, as it may."""
+        super().merged(desired)
+        self._overruled = False
 
     def refused(self, desired: Desired) -> None:
         """A head was not taken; `desired` is what it asked for."""
         self._refused.append(desired)
 
-    def published(self, release: str, digest: str) -> None:
-        """An image release got into the store."""
-        self._digests[release] = digest
+    def overruled(self, desired: Desired | None) -> None:
+        """A head was taken that must not be: what was in force before stays what is right. None: it does not even load."""
+        self._overruled = True
+        if desired is not None:
+            self._refused.append(desired)
 
     def decided(self, event: Event) -> None:
         """Something that the controller decided or learned."""
@@ -188,66 +58,115 @@ class Oracle:
             self._told(event)
         elif event.kind is Kind.PROVEN and event.wave is not None and event.key is not None:
             self._proof(event.at, event.wave, event.key)
-        elif event.kind is Kind.STOPPED and event.key is not None:
+        elif event.kind is Kind.STOPPED and event.wave is not None and event.key is not None:
+            self._check_failure(event.at, event.wave, event.key)
             self._stopped.setdefault(event.key, event.at)
         elif event.kind is Kind.TIMED_OUT and event.device in self.devices:
-            self.devices[event.device].timed_out = True
-            for flying in self._doing.values():
-                flying.discard(event.device)
-        elif event.kind is Kind.TAKEN and event.site is not None and event.wave is not None and not self._exact:
-            self._wave_of[event.site] = event.wave
-            self._seat()
+            self._timed_out(self.devices[event.device], event.key)
+        elif event.kind is Kind.ATTEMPT_FAILED and event.device in self.devices and "@" in (event.key or ""):
+            self._rests(self.devices[event.device])
+        elif event.kind is Kind.TAKEN and event.site is not None and event.wave is not None:
+            self._taken.add((event.site, event.key or ""))
+            if not self._exact:
+                self._wave_of[event.site] = event.wave
+                self._seat()
 
-    def began(self, at: datetime, name: str, release: str, *, waived: bool) -> None:
-        """A device starts to write its other slot, or arms it. `waived`: its assignment says that no window binds it."""
-        device = self.devices[name]
+    def _timed_out(self, device: Truth, key: str | None) -> None:
+        device.timed_out = True
+        if key is not None:
+            device.timeouts[key] = device.timeouts.get(key, 0) + 1
+        for flying in self._doing.values():
+            flying.discard(device.name)
+
+    def _starts(self, at: datetime, device: Truth) -> None:
+        """Something is done to a device from now on that takes it out of service for a while."""
         wave = self._wave_of.get(device.site)
-        device.doing, device.doing_since = release, at
-        flying = self._doing.setdefault(wave or "", set())
-        if self._is_able(name):
-            flying.add(name)
-        self._doing_at.setdefault(device.site, set()).add(name)
-        self._check_window(at, device, release, waived=waived)
+        if self._is_able(device.name) and not device.timed_out:
+            self._doing.setdefault(wave or "", set()).add(device.name)
+        self._doing_at.setdefault(device.site, set()).add(device.name)
         self._check_budget(at, device, wave)
 
-    def reboots(self, at: datetime, name: str, release: str, *, waived: bool) -> None:
-        """What a device has written it will now boot."""
-        self._check_window(at, self.devices[name], release, waived=waived)
+    def _rests(self, device: Truth) -> None:
+        """Nothing is done to it any more."""
+        for flying in self._doing.values():
+            flying.discard(device.name)
+        self._doing_at.get(device.site, set()).discard(device.name)
 
-    def ended(self, at: datetime, name: str, release: str | None, *, good: bool, counts: bool) -> None:
+    # ------------------------------------------------ what machines tell
+
+    def began(self, at: datetime, name: str, release: str, *, waived: bool) -> None:
+        """A device starts to write its other slot. `waived`: its assignment says that no window binds it."""
+        device = self.devices[name]
+        device.doing, device.armed, device.excused = release, None, False
+        self._check_window(at, device, release, waived=waived)
+        self._starts(at, device)
+        self.look(at, name)
+
+    def reboots(self, at: datetime, name: str, release: str, *, waived: bool) -> None:
+        """A device has armed its other slot and will now boot it."""
+        device = self.devices[name]
+        device.armed, device.excused = device.critical_checks(), False
+        tries = next(iter(device.machine.next_boots()), None)
+        if tries is None or tries[0] != self._digests.get(release):
+            self._broken(at, Rule.SLOT, name, f"arms a slot that does not hold {release}")
+        self._check_window(at, device, release, waived=waived)
+        self.look(at, name)
+
+    def power_went(self, name: str) -> None:
+        """A device's power is cut: what it tries may fail for that."""
+        self.devices[name].excused = True
+
+    def booted(self, at: datetime, name: str) -> None:
+        """A device boots."""
+        device = self.devices[name]
+        # A slot that does not boot, or whose checks are worse, is given up with right.
+        if device.doing is not None and device.armed is not None:
+            on_trial = device.machine.booted_digest() == self._digests.get(device.doing)
+            device.excused |= not on_trial or bool(device.critical_checks() - device.armed)
+        self.look(at, name)
+
+    def ended(self, at: datetime, name: str, release: str | None, *, good: bool, counts: bool, fell_back: bool) -> None:
         """What a device began is over: its new slot with `release` is good, or the old one runs as before. `counts`: that was
-        an attempt."""
+        an attempt. `fell_back`: it was booted on trial and given up."""
         device = self.devices[name]
         if good:
+            self._check_good(at, device, release)
             if device.image is not None:
                 device.past.add(device.image)
             device.critical_before = device.critical_since is not None
             device.image, device.run_since = release, None
         elif device.doing is not None and counts:
+            if fell_back and not device.excused:
+                self._broken(at, Rule.CONVERGES, name, f"gives {device.doing} up, and nothing was wrong with it")
             device.failures[device.doing] = device.failures.get(device.doing, 0) + 1
-        device.doing, device.doing_since, device.timed_out = None, None, False
-        for flying in self._doing.values():
-            flying.discard(name)
-        self._doing_at.get(device.site, set()).discard(name)
+            device.failed_at[device.doing] = at
+            self._spent.add(name)
+        device.doing, device.armed, device.timed_out = None, None, False
+        self._rests(device)
         self.look(at, name)
 
     def app_runs(self, at: datetime, name: str, app: str) -> None:
         """Another release of an app runs on a device."""
         self.devices[name].app_since[app] = at
+        if self.devices[name].doing is None:
+            self._rests(self.devices[name])
         self.look(at, name)
 
     def health(self, at: datetime, name: str, *, critical: bool) -> None:
         """A device's health changed in truth."""
         device = self.devices[name]
+        if not critical and device.critical_since is not None:
+            device.well_since = at
         device.critical_since = (device.critical_since or at) if critical else None
         (self._ill.add if critical else self._ill.discard)(name)
         if critical:
             device.run_since = None
+            device.excused |= device.armed is not None
 
     def heard(self, at: datetime, name: str) -> None:
         """The controller took a report of a device, which spoke of it as it is now."""
-        device, stale = self.devices[name], timedelta(seconds=self.desired.fleet.stale_after)
-        if device.heard_at is not None and not device.parked and at - device.heard_at > stale:
+        device = self.devices[name]
+        if device.heard_at is not None and self._is_silent(at, device):
             device.run_since = None
         device.heard_at = at
         if device.run_since is None and device.critical_since is None and device.doing is None:
@@ -268,21 +187,31 @@ class Oracle:
 
     def look(self, at: datetime, name: str) -> None:
         """Bytes and slots of one device, as they are."""
-        machine, known = self.devices[name].machine, set(self._digests.values())
-        digest = machine.booted_digest()
+        device, known = self.devices[name], set(self._digests.values())
+        digest = device.machine.booted_digest()
         if digest is not None and digest not in known:
             self._broken(at, Rule.RELEASED, name, f"runs {digest}, which nobody published")
-        for app, running in machine.running().items():
+        for app, running in device.machine.running().items():
             if running not in self._app_digests.values():
                 self._broken(at, Rule.RELEASED, name, f"runs {app} {running}, which is no release")
-        boots = list(machine.next_boots())
-        if digest is not None and not any(good for _, good in boots):
+        boots = list(device.machine.next_boots())
+        if device.image is not None and (digest is None or not any(good for _, good in boots)):
             self._broken(at, Rule.SLOT, name, "no slot that was good would boot after a power cut")
         for slot, _ in boots:
             if slot not in known:
                 self._broken(
                     at, Rule.SLOT, name, f"after a power cut it would boot {slot}, which is no published release"
                 )
+
+    def _check_good(self, at: datetime, device: Truth, release: str | None) -> None:
+        """What is marked good runs, and shows nothing that is worse than before."""
+        if release is None or device.machine.booted_digest() != self._digests.get(release):
+            self._broken(at, Rule.SLOT, device.name, f"marks {release} good, which it has not booted")
+        worse = device.critical_checks() - (device.armed or frozenset())
+        if device.armed is not None and worse:
+            self._broken(
+                at, Rule.SLOT, device.name, f"marks {release} good, and {', '.join(sorted(worse))} is worse than before"
+            )
 
     # ------------------------------------------------ what may start
 
@@ -293,22 +222,46 @@ class Oracle:
         app, at_sign, release = key.partition("@")
         subject = app if at_sign else "image"
         release = release if at_sign else key
+        device.timed_out = False
         wave = self._wave_of.get(device.site)
         pin = None if at_sign else rules.pinned(self.desired, device.site, device.name)
         wanted = pin or rules.asks(self.desired, wave).get(subject)
-        back = event.detail in ("rollback", "rescue") or (bool(at_sign) and self._is_app_going_back(device, app, key))
+        app_back = bool(at_sign) and self._is_app_going_back(device, app, key)
+        back = event.detail in ("rollback", "rescue") or app_back
         if event.detail == "rescue":
-            self._rescued.add((device.name, device.image or ""))
+            self._check_rescue(event, device)
         if release != wanted and event.detail not in ("rescue", "provision"):
-            if any(rules.asks(head, wave).get(subject) == release for head in self._refused):
+            heads = (rules.asks(head, wave).get(subject) for head in self._refused)
+            if self._overruled or release in heads:
                 self._broken(event.at, Rule.REFUSED, device.name, f"starts {key}, which a refused commit asks for")
             elif self._exact:
                 self._broken(event.at, Rule.ASKED, device.name, f"starts {key}; wave {wave} asks for {wanted}")
+        if at_sign:
+            self._check_restart(event, device, app, back=back)
+        self._check_banned(event, device, key)
         if back:
-            self._check_back(event, device, key)
+            self._check_back(event, device, wave, key)
             return
+        self._check_halted(event, device, wave, key)
         if pin is None and event.detail != "provision":
             self._check_forward(event, wave, key)
+
+    def _check_banned(self, event: Event, device: Truth, key: str) -> None:
+        """What holds for going back too: nothing at suspended sites, nothing to a withdrawn release."""
+        site, image = self.desired.sites.get(device.site), self.desired.images.get(key)
+        if site is not None and site.suspended:
+            self._broken(event.at, Rule.ASKED, device.name, f"starts {key} at a suspended site")
+        if image is not None and image.withdrawn is not None:
+            self._broken(event.at, Rule.ASKED, device.name, f"starts {key}, which is withdrawn")
+
+    def _check_restart(self, event: Event, device: Truth, app: str, *, back: bool) -> None:
+        """An app that restarts: its window, where the site's binds it, and the budgets."""
+        spec = self.desired.apps.get(app)
+        if spec is not None and spec.window == "site" and device.site in self.desired.sites:
+            is_open = rules.is_open(self.desired, device.site, event.at)
+            if not is_open and not (back and self._is_waived(device)):
+                self._broken(event.at, Rule.WINDOW, device.name, f"restarts {event.key} outside of its window")
+        self._starts(event.at, device)
 
     def _is_app_going_back(self, device: Truth, app: str, key: str) -> bool:
         """A restart does not say that it goes back: it does where a lower release than the running one follows."""
@@ -317,25 +270,51 @@ class Oracle:
         versions = [version for name, _, version in of if name == app]
         return any(version_key(key.partition("@")[2]) < version_key(version) for version in versions)
 
-    def _check_back(self, event: Event, device: Truth, key: str) -> None:
-        """What is called going back is a lower release that the fleet has had."""
-        if device.image is not None and "@" not in key and not _lower(key, device.image):
+    def _check_back(self, event: Event, device: Truth, wave: str | None, key: str) -> None:
+        """What is called going back is a lower release that the device, or its wave, has had."""
+        if device.image is None or "@" in key:
+            return
+        if not _lower(key, device.image):
             self._broken(event.at, Rule.ASKED, device.name, f"{event.detail} from {device.image} to {key} is none")
+        had = key in device.past or (wave, key) in self._ever_proven or (device.site, key) in self._taken
+        if not had:
+            self._broken(
+                event.at, Rule.ASKED, device.name, f"{event.detail} to {key}, which neither it nor its wave has had"
+            )
+
+    def _check_rescue(self, event: Event, device: Truth) -> None:
+        if self.desired.fleet.on_failure != "rollback":
+            self._broken(event.at, Rule.ASKED, device.name, "is rescued, and the fleet says to hold")
+        if device.image is not None:
+            self._rescued.add((device.name, device.image))
+            self._spent.add(device.name)
+
+    def _check_halted(self, event: Event, device: Truth, wave: str | None, key: str) -> None:
+        """Git says that nothing moves forward."""
+        spec = self._spec(wave)
+        paused = self.desired.fleet.paused or (spec is not None and spec.paused)
+        if paused or rules.is_frozen(self.desired, event.at):
+            self._broken(event.at, Rule.ASKED, device.name, f"starts {key} in a freeze or a pause")
 
     def _check_forward(self, event: Event, wave: str | None, key: str) -> None:
-        name = event.device or ""
+        device = self.devices[event.device or ""]
         stopped = self._stopped.get(key)
         if stopped is not None and stopped < event.at:
-            self._broken(event.at, Rule.STOPPED, name, f"starts {key}, stopped since {format_instant(stopped)}")
+            self._broken(event.at, Rule.STOPPED, device.name, f"starts {key}, stopped since {format_instant(stopped)}")
         elif (failed := self._must_have_failed(event.at, key)) is not None:
-            self._broken(event.at, Rule.STOPPED, name, f"starts {key}, which must have failed in wave {failed}")
-        if rules.is_frozen(self.desired, event.at) or self.desired.fleet.paused:
-            self._broken(event.at, Rule.ASKED, name, f"starts {key} in a freeze or a pause")
+            self._broken(event.at, Rule.STOPPED, device.name, f"starts {key}, which must have failed in wave {failed}")
+        if self._must_be_exhausted(event.at, device, key):
+            self._broken(event.at, Rule.STOPPED, device.name, f"starts {key}, which it failed as often as allowed")
         for spec in self.desired.waves.waves:
             if spec.name == wave:
                 break
             if (spec.name, key) not in self._proven and self._counted(spec.name):
-                self._broken(event.at, Rule.ORDER, name, f"starts {key} before wave {spec.name} has proven it")
+                self._broken(event.at, Rule.ORDER, device.name, f"starts {key} before wave {spec.name} has proven it")
+
+    def _is_waived(self, device: Truth) -> bool:
+        """Whether going back needs no window."""
+        policy = self.desired.fleet.rollback.ignore_window
+        return policy == "all" or (policy == "true" and device.critical_since is not None)
 
     def _check_window(self, at: datetime, device: Truth, release: str, *, waived: bool) -> None:
         if (
@@ -344,44 +323,38 @@ class Oracle:
             or rules.is_open(self.desired, device.site, at)
         ):
             return
-        policy = self.desired.fleet.rollback.ignore_window
-        back = _lower(release, device.image)
-        if not (waived and back and (policy == "all" or (policy == "true" and device.critical_since is not None))):
+        if not (waived and _lower(release, device.image) and self._is_waived(device)):
             self._broken(at, Rule.WINDOW, device.name, f"begins {release} outside of its window")
 
     def _check_budget(self, at: datetime, device: Truth, wave: str | None) -> None:
-        beside = {n for n in self._doing_at[device.site] if not self.devices[n].timed_out}
-        if len(beside) > 1:
-            self._broken(
-                at, Rule.BUDGET, device.name, f"begins while {', '.join(sorted(beside - {device.name}))} is at it"
-            )
-        spec = next((spec for spec in self.desired.waves.waves if spec.name == wave), None)
+        beside = {n for n in self._doing_at[device.site] if not self.devices[n].timed_out} - {device.name}
+        if beside and not device.timed_out:
+            self._broken(at, Rule.BUDGET, device.name, f"begins while {', '.join(sorted(beside))} is at it")
+        spec = self._spec(wave)
         if spec is None:
             return
-        able = len(self._counted(spec.name))
-        flying = len(self._doing[spec.name])
+        able, flying = len(self._counted(spec.name)), len(self._doing.get(spec.name, ()))
         if flying > rules.slots(spec, able):
             self._broken(
                 at, Rule.BUDGET, device.name, f"{flying} of wave {wave} at once, {rules.slots(spec, able)} allowed"
             )
 
-    # ------------------------------------------------ what was proven, and what must have failed
+    # ------------------------------------------------ proofs and failures
 
     def _proof(self, at: datetime, wave: str, key: str) -> None:
         self._proven.add((wave, key))
-        spec = next((spec for spec in self.desired.waves.waves if spec.name == wave), None)
-        counted = self._counted(wave)
+        self._ever_proven.add((wave, key))
+        spec, counted = self._spec(wave), self._counted(wave)
         if spec is None or not counted or not self._exact:
             return
         app, at_sign, _ = key.partition("@")
         soak = timedelta(seconds=(spec.app_soak if spec.app_soak is not None else spec.soak) if at_sign else spec.soak)
-        stale = timedelta(seconds=self.desired.fleet.stale_after)
         failed = silent = soaked = 0
         for device in counted:
             since = self._shown_since(device, app if at_sign else None, key)
             if self._has_failed(at, device, key):
                 failed += 1
-            elif not device.parked and (device.heard_at is None or at - device.heard_at > stale):
+            elif self._is_silent(at, device):
                 silent += 1
                 if device.heard_at is not None and device.heard_at + soak > at:
                     self._broken(
@@ -399,61 +372,14 @@ class Oracle:
         if not rules.allows(spec.max_offline, silent, len(counted)):
             self._broken(at, Rule.ORDER, wave, f"proves {key} with {silent} silent of {len(counted)}")
 
-    def _shown_since(self, device: Truth, app: str | None, key: str) -> datetime | None:
-        if device.run_since is None:
-            return None
-        if app is None:
-            return device.run_since if device.image == key else None
-        if device.machine.running().get(app) != self._app_digests.get(key):
-            return None
-        return max(device.run_since, device.app_since.get(app, device.run_since))
-
-    def _has_failed(self, at: datetime, device: Truth, key: str) -> bool:
-        if device.failures.get(key, 0) >= self.desired.fleet.attempts or (device.name, key) in self._rescued:
-            return True
-        long = timedelta(seconds=self.desired.fleet.critical_for)
-        charged = device.critical_since is not None and not device.critical_before
-        return bool(charged and device.image == key and device.critical_since and at - device.critical_since >= long)
-
-    def _must_have_failed(self, at: datetime, key: str) -> str | None:
-        """A wave whose gate the controller must have seen fail by now: long critical in truth, and heard of since."""
-        fleet = self.desired.fleet
-        slack = timedelta(seconds=fleet.critical_for + 2 * fleet.report_every + 2 * TICK_S)
-        last = self.desired.waves.waves[-1].name
-        if (last, key) in self._proven or "@" in key or not self._ill:
-            return None
-        for spec in self.desired.waves.waves:
-            counted = self._counted(spec.name)
-            ill = (self.devices[name] for name in self._ill if self._wave_of.get(self.devices[name].site) == spec.name)
-            failed = [
-                d for d in ill if d.image == key and self._is_able(d.name) and self._is_long_critical(at, d, slack)
-            ]
-            if not rules.allows(spec.max_failed, len(failed), len(counted)):
-                return spec.name
-        return None
-
-    @staticmethod
-    def _is_long_critical(at: datetime, device: Truth, slack: timedelta) -> bool:
-        since, heard = device.critical_since, device.heard_at
-        newer = (
-            any(device.run_since is not None and app > since for app in device.app_since.values()) if since else True
-        )
-        return (
-            since is not None
-            and not device.critical_before
-            and not newer
-            and heard is not None
-            and since + slack <= min(at, heard)
-        )
-
-    def _counted(self, wave: str) -> list[Truth]:
-        """Devices that a wave is judged by, whatever they run."""
-        return self._judged_in.get(wave, [])
-
-    def _is_able(self, name: str) -> bool:
-        device = self.devices[name]
-        site = self.desired.sites.get(device.site)
-        return site is not None and not site.suspended and rules.pinned(self.desired, device.site, name) is None
+    def _check_failure(self, at: datetime, wave: str, key: str) -> None:
+        """A gate fails by devices to which something truly happened: else a release is stopped for nothing."""
+        spec, counted = self._spec(wave), self._counted(wave)
+        if spec is None or not self._exact:
+            return
+        failed = [device for device in counted if self._may_have_failed(at, device, key)]
+        if rules.allows(spec.max_failed, len(failed), len(counted)):
+            self._broken(at, Rule.CONVERGES, wave, f"stops {key}, and {len(failed)} of {len(counted)} can have failed")
 
     # ------------------------------------------------ the end
 
@@ -467,20 +393,31 @@ class Oracle:
             if reason is Reason.WAVE_WAITS:
                 # Waiting is no end by itself: in an earlier wave somebody must be needed.
                 earlier = names[: names.index(wave)] if wave in names else []
-                held = (found[n][1] for w in earlier for n in self._in_wave[w])
-                if not any(of in _FOR_A_PERSON for of in held):
+                held = ((n, found[n]) for w in earlier for n in self._in_wave[w])
+                if not any(self._needs_a_person(at, self.devices[n], *of) for n, of in held):
                     self._broken(at, Rule.CONVERGES, name, "waits for waves that nothing keeps")
-            elif reason is not None and reason not in _FOR_A_PERSON:
+            elif reason is not None and not self._needs_a_person(at, device, wanted, reason):
                 self._broken(at, Rule.CONVERGES, name, f"still held ({reason.value}) long after the last fault")
             elif reason is None and wanted is not None and device.machine.booted_digest() != self._digests.get(wanted):
                 self._broken(at, Rule.CONVERGES, name, f"is said to run {wanted}, and does not")
 
+    def _needs_a_person(self, at: datetime, device: Truth, wanted: str | None, reason: Reason | None) -> bool:
+        """Whether a hold stands in truth, and only git, or somebody at the device, can change it."""
+        site, spec = self.desired.sites.get(device.site), self._spec(self._wave_of.get(device.site))
+        stopped = wanted in self._stopped
+        facts: Mapping[Reason, bool] = {
+            Reason.SUSPENDED: site is not None and site.suspended,
+            Reason.OFFLINE: self._is_silent(at, device),
+            Reason.GATE_FAILED: stopped,
+            Reason.ATTEMPTS_EXHAUSTED: self._is_exhausted(device, wanted or "")
+            or (device.name, wanted or "") in self._rescued,
+            Reason.PAUSED: self.desired.fleet.paused or (spec is not None and spec.paused),
+            Reason.FROZEN: rules.is_frozen(self.desired, at),
+        }
+        return facts.get(reason, True) if reason in _FOR_A_PERSON else False
+
     def _broken(self, at: datetime, rule: Rule, who: str, text: str) -> None:
         self.violations.append(Violation(at, rule, who, text))
-
-    @staticmethod
-    def _key(subject: str, release: str) -> str:
-        return release if subject == "image" else f"{subject}@{release}"
 
 
 _FOR_A_PERSON = frozenset(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -103,6 +104,15 @@ def asks(desired: Desired, wave: str | None) -> Mapping[str, str]:
     if spec is None:
         return {}
     return ({"image": spec.image} if spec.image is not None else {}) | dict(spec.apps)
+
+
+def may_remove(removed: int, of: int, message: str) -> bool:
+    """Whether a commit may drop so many sites: 5 in a hundred at once, more where a line of its message confirms how many."""
+    said = [line.partition(":")[2].strip() for line in message.splitlines()[1:] if _CONFIRMS.match(line)]
+    return removed * 100 <= 5 * of or said == [str(removed)]
+
+
+_CONFIRMS = re.compile(r"\s*confirm-removed-sites\s*:", re.IGNORECASE)
 
 
 def is_frozen(desired: Desired, at: datetime) -> bool:

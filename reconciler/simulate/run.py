@@ -21,6 +21,7 @@ from reconciler.planner.render import named, reason_of, track_state
 from reconciler.planner.roster import IMAGE_TRACK
 from reconciler.planner.windows import micros
 from reconciler.repo.load import LoadResult, load_changed, load_tree, with_config
+from reconciler.simulate import rules
 from reconciler.simulate.controller import FAR, SimController
 from reconciler.simulate.course import Course, Run
 from reconciler.simulate.faults import POWER_OFF_S, Draws
@@ -74,7 +75,7 @@ class Simulation:
     def _make_git(self) -> None:
         course = self.course
         self.git = MemoryGit(self.clock.now, documents_only=True)
-        self._first = first = self.git.push(course.files, course.at, "The fleet as it is")
+        self._first = self._lawful = first = self.git.push(course.files, course.at, "The fleet as it is")
         self._loaded: dict[str, LoadResult] = {first: load_tree(self.git.files(first), self.git.blob)}
         before = [first]
         for merge in sorted(course.merges, key=lambda merge: merge.at):
@@ -221,6 +222,8 @@ class Simulation:
         self.machines.ring([name], at)
 
     def _power_goes(self, name: str, at: datetime) -> None:
+        if self.oracle is not None:
+            self.oracle.power_went(name)
         self.machines.cut_power(name, at, POWER_OFF_S)
 
     def _herd(self, at: datetime) -> None:
@@ -264,9 +267,13 @@ class Simulation:
             return
         if event.kind is Kind.MERGED:
             loaded = self._loaded.get(event.detail)
-            if loaded is not None and loaded.desired is not None:
-                self.depot.desired = loaded.desired
-                oracle.merged(loaded.desired)
+            desired = None if loaded is None else loaded.desired
+            if desired is None or not self._may_follow(event.detail, desired):
+                oracle.overruled(desired)
+            else:
+                self._lawful = event.detail
+                self.depot.desired = desired
+                oracle.merged(desired)
         elif event.kind is Kind.REFUSED:
             head = self._loaded.get(self.git.head)
             if head is not None and head.desired is not None:
@@ -280,6 +287,15 @@ class Simulation:
         else:
             oracle.decided(event)
 
+    def _may_follow(self, sha: str, desired: Desired) -> bool:
+        """Whether a commit may come into force after the last that rightly did."""
+        before = self._loaded[self._lawful].desired
+        removed = 0 if before is None else len(before.sites.keys() - desired.sites.keys())
+        message = self.git.commit(sha).message
+        return self.git.is_ancestor(self._lawful, sha) and (
+            before is None or rules.may_remove(removed, len(before.sites), message)
+        )
+
     def _told(self, rung: Sequence[str], quiet: Sequence[str]) -> None:
         now = self.clock.at
         if rung:
@@ -290,7 +306,7 @@ class Simulation:
     # ------------------------------------------------ time
 
     def run(self, watchers: Sequence[Callable[[datetime], object]] = ()) -> Run:
-        """Event by event, until nothing will happen any more or the limit is reached. `watchers` are told each instant that is over."""
+        """Event by event, until nothing will happen any more or the limit is reached. `watchers` hear of each instant."""
         while (at := self._next_at()) is not None and at <= self._end:
             self.step(at)
             for watcher in watchers:

@@ -45,23 +45,23 @@ class World(Watch):
         """It will boot its other slot: what it has just written, or what was there."""
         if self.oracle is None or release is None:
             return
-        if device in self._writes:
-            self.oracle.reboots(at, device, release, waived=waived)
-        else:
+        if device not in self._writes:
             self._writes.add(device)
             self.oracle.began(at, device, release, waived=waived)
+        self.oracle.reboots(at, device, release, waived=waived)
 
     def ended(self, device: str, release: str | None, at: datetime, outcome: str) -> None:
         """It is over."""
         self._writes.discard(device)
         if self.oracle is not None:
-            failed = outcome in ("fell-back", "failed")
-            self.oracle.ended(at, device, release, good=outcome == "good", counts=failed)
+            fell_back = outcome == "fell-back"
+            failed = fell_back or outcome == "failed"
+            self.oracle.ended(at, device, release, good=outcome == "good", counts=failed, fell_back=fell_back)
 
     def booted(self, device: str, slot: str, at: datetime) -> None:
         """It boots."""
         if self.oracle is not None:
-            self.oracle.look(at, device)
+            self.oracle.booted(at, device)
 
     def app_runs(self, device: str, app: str, digest: str | None, at: datetime) -> None:
         """Another release of an app runs."""
