@@ -63,6 +63,9 @@ class _Words:
         name, judged = self.blocker()
         if judged is None:
             return name
+        index = self.state.ground.gates[max(self.number, 0)].entry[self.wave].blocker
+        if index >= 0 and self.state.roster.waves[index].ask(max(self.number, 0)) != self.code:
+            return f"wave {name!r} does not ask for it, and has no proof for it"
         return (
             f"wave {name!r} has {judged.healthy} of {judged.devices} devices healthy on it"
             f" ({judged.failed} failed, {judged.offline} offline)"

@@ -46,7 +46,7 @@ def returns(
     moves: Sequence[Move], after: Standing, desired: Desired, artifacts: Mapping[str, Artifact]
 ) -> tuple[Return, ...]:
     """One entry a release that devices would go back to, those of this merge first, then highest release first."""
-    inactive = after.state.obs.inactive.tolist()
+    inactive = after.other_slot()
     groups: dict[tuple[bool, str], list[str]] = {}
     for move in moves:
         if move.of != IMAGE or move.before is None:
@@ -54,7 +54,10 @@ def returns(
         lower = move.why in (Why.ROLLBACK, Why.RESCUE)
         if not lower and _key(move.before) > _key(move.after):
             continue  # downward by the gates: what would undo it goes forward
-        groups.setdefault((lower, move.after if lower else move.before), []).extend(move.devices)
+        # Who never leaves its release has none to return to; who cannot go back by this merge is named below.
+        who = move.devices if lower else move.goes
+        if who:
+            groups.setdefault((lower, move.after if lower else move.before), []).extend(who)
     out = []
     for (lower, release), devices in groups.items():
         why_not = _why_not(desired, artifacts, release)

@@ -8,8 +8,9 @@ design §4.5; `simulate.forecast`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 from reconciler.model.desired import Desired, Window
@@ -44,6 +45,20 @@ class Local:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What stands before a forecast begins, of the places that a merge concerns."""
+
+    proven: Mapping[Place, datetime] = field(default_factory=dict)
+    """Gates that passed before the merge, and when."""
+    apart: Mapping[Place, int] = field(default_factory=dict)
+    """Places that no gate is asked of, since the wave itself asks for another release (a pin, a rescue): how many devices move."""
+    back: frozenset[Place] = frozenset()
+    """Places that devices go back to: they or their wave ran the release before."""
+    running: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
+    """Devices that run the release already."""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One forecast, as far as a review tells it."""
 
@@ -51,8 +66,10 @@ class Run:
     entries: Mapping[Place, Entry]
     local: Mapping[Place, tuple[Local, ...]]
     exposure: Exposure
+    gated: bool
+    """Whether any gate has still to pass."""
     finished_at: datetime | None
-    """When the last wave has proven what the merge asks of it; None where one never does."""
+    """When the last of these gates has passed; None where one never does, or there is none."""
     arrived_at: datetime | None
     """When the last device is where the merge wants it; None where one never is."""
 
@@ -82,23 +99,48 @@ class ClockChange:
         }
 
 
-def run_of(trace: Trace, desired: Desired, places: frozenset[Place]) -> Run:
+def run_of(trace: Trace, desired: Desired, places: frozenset[Place], known: Known | None = None) -> Run:
     """What a trace says about the waves and releases of a merge."""
-    entries = {(entry.wave, entry.key): entry for entry in calendar_of(trace)}
-    chosen = [entry for place, entry in entries.items() if place in places and entry.devices]
+    known = known or Known()
+    asked = [*trace.asked, *((wave, key, devices) for (wave, key), devices in sorted(known.apart.items()))]
+    entries = {(entry.wave, entry.key): entry for entry in calendar_of(replace(trace, asked=asked))}
+    before = {place: at for place, at in known.proven.items() if place in entries and entries[place].proven_at is None}
+    chosen = {place: entry for place, entry in entries.items() if place in places and entry.devices}
+    gates = [entry.proven_at for place, entry in chosen.items() if place not in before and place not in known.apart]
     return Run(
         trace.ended_at,
-        entries,
+        entries | {place: replace(entries[place], proven_at=at) for place, at in before.items()},
         _local(trace.events, desired, places),
-        exposure(trace.events, {key for _, key in places}),
-        _last([entry.proven_at for entry in chosen]),
-        _last([_there(entry) for entry in chosen if entry.arrived or entry.proven_at is None]),
+        _exposure(trace, places, known, before),
+        bool(gates),
+        _last(gates),
+        _last(
+            [_there(entry, place in before) for place, entry in chosen.items() if _waited_for(entry, place in before)]
+        ),
     )
 
 
-def _there(entry: Entry) -> datetime | None:
+def _exposure(trace: Trace, places: frozenset[Place], known: Known, before: Mapping[Place, datetime]) -> Exposure:
+    """Devices that run an unproven release already count from the start; who goes back runs what is known, and never counts."""
+    safe = before.keys() | known.back
+    there = [
+        Event(trace.started_at, Kind.ARRIVED, wave, None, device, key)
+        for (wave, key), devices in sorted(known.running.items())
+        for device in devices
+    ]
+    events: Iterable[Event] = chain(there, trace.events)
+    if safe:
+        events = (event for event in events if (event.wave, event.key) not in safe)
+    return exposure(events, {key for _, key in places})
+
+
+def _waited_for(entry: Entry, before: bool) -> bool:
+    return entry.arrived > 0 or not (before or entry.proven_at is not None)
+
+
+def _there(entry: Entry, before: bool) -> datetime | None:
     """When the last of a wave's devices arrived; None while one that the wave waits for has not."""
-    return entry.last_arrived_at if entry.proven_at is not None or entry.arrived >= entry.devices else None
+    return entry.last_arrived_at if before or entry.proven_at is not None or entry.arrived >= entry.devices else None
 
 
 def _last(instants: Sequence[datetime | None]) -> datetime | None:
@@ -163,12 +205,12 @@ def offset(at: datetime) -> str:
     return f"UTC{sign}{abs(seconds) // 3600:02d}:{abs(seconds) % 3600 // 60:02d}"
 
 
-def never(run: Run, places: Iterable[Place]) -> list[tuple[Place, tuple[Held, ...]]]:
+def never(run: Run, places: Iterable[Place], known: Known) -> list[tuple[Place, tuple[Held, ...]]]:
     """Waves that never prove what the merge asks of them, and what held them at the end of the forecast."""
     out = []
     for place in places:
         entry = run.entries.get(place)
-        if entry is not None and entry.proven_at is None and (entry.devices or entry.held):
+        if place not in known.apart and entry is not None and entry.proven_at is None and (entry.devices or entry.held):
             out.append((place, entry.held))
     return out
 

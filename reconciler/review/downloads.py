@@ -2,7 +2,7 @@
 
 A device whose inactive slot holds the release already downloads nothing. Devices prefetch around the clock, so a site is ready
 for its window in the night of the number given: 1 where less than a day is needed. Called by `review.make`. Source: design
-§4.5; `simulate.timings`, which the forecast goes by too.
+§4.5; `simulate.timings` for what is assumed, which the forecast goes by too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from reconciler.model.desired import Desired
 from reconciler.model.observed import Artifact
 from reconciler.review.moves import IMAGE, Move, Standing
-from reconciler.simulate.timings import IMAGE_BYTES, UPLINK_BPS, download_s
+from reconciler.simulate.timings import IMAGE_BYTES, UPLINK_BPS
 
 DAY_S = 86_400
 
@@ -88,16 +88,16 @@ class Downloads:
 
 def downloads(moves: Sequence[Move], after: Standing, desired: Desired, artifacts: Mapping[str, Artifact]) -> Downloads:
     """The image downloads of what moves. Apps are layers of a registry, whose sizes nobody here knows."""
-    obs, row_of = after.state.obs, after.roster.row_of
+    row_of = after.roster.row_of
     site_of = after.roster.site_of.tolist()
-    inactive = obs.inactive.tolist()
+    inactive = after.other_slot()
     counts: dict[str, dict[str, int]] = {}
     switching = 0
     for move in moves:
         if move.of != IMAGE:
             continue
         code = after.roster.release_code[move.after]
-        for device in move.devices:
+        for device in move.goes:
             row = row_of[device]
             if inactive[row] == code:
                 switching += 1
@@ -123,10 +123,11 @@ def _size(artifacts: Mapping[str, Artifact], release: str) -> int | None:
 def _site(desired: Desired, name: str, devices: Mapping[str, int], sizes: Mapping[str, int | None]) -> SiteDownload:
     spec = desired.sites[name]
     total = sum((sizes[release] or IMAGE_BYTES) * count for release, count in devices.items())
+    rate = spec.uplink or desired.fleet.uplink or UPLINK_BPS
     return SiteDownload(
         name,
         sum(devices.values()),
         total,
-        max(download_s(desired, name, sizes[release]) for release in devices),
-        spec.uplink or desired.fleet.uplink or UPLINK_BPS,
+        -(-total * 8 // rate),
+        rate,
     )

@@ -21,6 +21,7 @@ from reconciler.repo.problem import Problem
 from reconciler.review.back import Return, returns
 from reconciler.review.calendar import (
     ClockChange,
+    Known,
     Place,
     Run,
     clock_changes,
@@ -34,13 +35,16 @@ from reconciler.review.changes import Change, changes_of
 from reconciler.review.config import Configurations, configurations
 from reconciler.review.downloads import Downloads, downloads
 from reconciler.review.keys import Keyring, Keys, keys_of
-from reconciler.review.moves import Moves, Standing, moves_of, standing
+from reconciler.review.moves import Move, Moves, Standing, moves_of, standing
 from reconciler.review.overlap import Overlaps
 from reconciler.review.sides import Side, Sides, new_warnings
 from reconciler.simulate.trace import Held
 
 if TYPE_CHECKING:
     from reconciler.simulate.start import Silent
+
+
+_BACK = frozenset({Why.ROLLBACK, Why.RESCUE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class Review:
     likely: Run | None
     clock_changes: tuple[ClockChange, ...]
     never: tuple[tuple[Place, tuple[Held, ...]], ...]
+    known: Known
     warnings: tuple[Problem, ...]
     downloads: Downloads
     returns: tuple[Return, ...]
@@ -98,8 +103,8 @@ class Review:
     def kind(self) -> str:
         """`promotion`, `rollback`, `promotion and rollback`, `configuration`, `policy`, or `nothing`."""
         whys = {move.why for move in self.moves.moves}
-        back = bool(whys & {Why.ROLLBACK, Why.RESCUE})
-        if whys - {Why.ROLLBACK, Why.RESCUE}:
+        back = bool(whys & _BACK)
+        if whys - _BACK:
             return "promotion and rollback" if back else "promotion"
         if back:
             return "rollback"
@@ -191,6 +196,7 @@ class Review:
                 "wave": place[0],
                 "release": place[1],
                 "byMerge": place in self.by_merge,
+                "apart": place in self.known.apart,
                 "earliest": entry_dict(self.earliest, place) if self.earliest is not None else None,
                 "likely": entry_dict(self.likely, place) if self.likely is not None else None,
             }
@@ -290,8 +296,10 @@ def make(
     unheard = observed.source is None and base is None
     silent = 0 if unheard else int(after.state.silent.sum())
     way = side_by_side if after.roster.size >= MANY else one_by_one
-    earliest, likely = _runs((base, head), snapshot, at, places, both=way if silent else None, unheard=unheard)
+    known = _known(base, after, moves)
+    earliest, likely = _runs((base, head), snapshot, at, places, known, both=way if silent else None, unheard=unheard)
     until = max((run.finished_at or run.ended_at for run in (earliest, likely) if run is not None), default=at)
+    started = [move for move in moves.moves if move.why in _BACK or _starts(earliest, move)]
     sites = sorted({site for move in moves.moves for site in move.sites})
     return Review(
         at=at,
@@ -310,10 +318,11 @@ def make(
         earliest=earliest,
         likely=likely,
         clock_changes=clock_changes(head, sites, at, until) if likely is not None else (),
-        never=tuple(never(likely, in_order(likely, places))) if likely is not None else (),
+        never=tuple(never(likely, in_order(likely, places), known)) if likely is not None else (),
+        known=known,
         warnings=tuple(new_warnings(sides)),
-        downloads=downloads(moves.moves, after, head, snapshot.artifacts),
-        returns=returns(moves.moves, after, head, snapshot.artifacts),
+        downloads=downloads(started, after, head, snapshot.artifacts),
+        returns=returns(started, after, head, snapshot.artifacts),
         keys=keys_of(outside.keyrings, outside.keys_unread, head.fleet.release_keys, at, until),
         overlaps=outside.overlaps,
     )
@@ -324,6 +333,7 @@ def _runs(
     snapshot: Snapshot,
     at: datetime,
     places: frozenset[Place],
+    known: Known,
     *,
     both: Both | None,
     unheard: bool,
@@ -336,12 +346,49 @@ def _runs(
     base, head = sides
 
     def run(silent: Silent) -> Run:
-        return run_of(forecast(head, snapshot, at, before=base, silent=silent), head, places)
+        return run_of(forecast(head, snapshot, at, before=base, silent=silent), head, places, known)
 
     if both is None:
         likely = run("return" if unheard else "stay")
         return likely, likely
     return both(partial(run, "return"), partial(run, "stay"))
+
+
+def _starts(run: Run | None, move: Move) -> bool:
+    """Whether any device of a wave ever starts: who waits for a gate that never passes downloads nothing."""
+    entry = run.entries.get((move.wave, move.key)) if run is not None and move.wave is not None else None
+    return entry is None or entry.first_told_at is not None or entry.arrived > 0
+
+
+def _known(base: Desired | None, after: Standing, moves: Moves) -> Known:
+    """What stands before the forecast: gates that passed, who runs what, who goes back, and who is apart from its wave."""
+    roster, obs = after.roster, after.state.obs
+    asked = {
+        (wave.spec.name, roster.key(track, wave.ask(track))): (track, wave.index)
+        for track in roster.tracks
+        for wave in roster.waves
+        if wave.ask(track) >= 0
+    }
+    # A release that no wave asked for until now begins anew: its old proofs count no more.
+    still = None if base is None else {key for number in range(len(base.waves.waves)) for key in _keys(base, number)}
+    proven: dict[Place, datetime] = {}
+    for verdict in obs.proofs:
+        place = (verdict.wave, verdict.key)
+        if place in asked and (still is None or verdict.key in still) and obs.is_open(verdict):
+            proven[place] = min(verdict.at, proven.get(place, verdict.at))
+    apart: dict[Place, int] = {}
+    back: set[Place] = set()
+    for move in moves.moves:
+        if move.wave is None:
+            continue
+        place = (move.wave, move.key)
+        if place not in asked:
+            apart[place] = apart.get(place, 0) + len(move.goes)
+        if move.why in _BACK:
+            back.add(place)
+    back -= {(move.wave, move.key) for move in moves.moves if move.wave is not None and move.why not in _BACK}
+    running = {place: after.running(*numbers) for place, numbers in asked.items() if place not in proven}
+    return Known(proven, apart, frozenset(back), {place: found for place, found in running.items() if found})
 
 
 def _asked_anew(base: Desired | None, head: Desired) -> frozenset[Place]:

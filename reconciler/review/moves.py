@@ -18,7 +18,9 @@ import numpy as np
 from reconciler.model.desired import Desired
 from reconciler.model.observed import Snapshot
 from reconciler.model.plan import Reason, Why
+from reconciler.model.scalars import release_key
 from reconciler.planner import Columns, Roster, decide
+from reconciler.planner.judge import digest_codes
 from reconciler.planner.roster import IMAGE_TRACK
 from reconciler.planner.state import State
 from reconciler.planner.want import CODE
@@ -27,11 +29,13 @@ from reconciler.planner.windows import micros
 IMAGE = "image"
 _WHYS = tuple(Why)
 _REASONS = {code: reason for reason, code in CODE.items()}
-# What stops a device for good, as things are: the calendar tells the rest.
-_STANDING = frozenset(
-    {Reason.IDENTITY_CONFLICT, Reason.SUSPENDED, Reason.OFFLINE, Reason.UNKNOWN_IMAGE, Reason.AHEAD, Reason.WITHDRAWN}
-    | {Reason.GATE_FAILED, Reason.ATTEMPTS_EXHAUSTED, Reason.NO_ROLLBACK_IMAGE, Reason.PAUSED}
+_FOR_GOOD = frozenset(
+    {Reason.IDENTITY_CONFLICT, Reason.SUSPENDED, Reason.UNKNOWN_IMAGE, Reason.AHEAD, Reason.WITHDRAWN}
+    | {Reason.GATE_FAILED, Reason.ATTEMPTS_EXHAUSTED, Reason.NO_ROLLBACK_IMAGE}
 )
+"""What only a person or another commit ends: who is held so is not moved by this merge."""
+# What no night ends: the calendar tells the rest.
+_STANDING = _FOR_GOOD | {Reason.OFFLINE, Reason.PAUSED, Reason.IN_PROGRESS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ class Move:
     """Devices that go the same way. `of` is `image` or an app's name; `before` None: nothing is known to run there.
 
     `why` is the plan's: promote, rollback, rescue, provision or repair. `held` counts the devices that stand still for now for a
-    reason that no night ends, by reason.
+    reason that no night ends, by reason; `stuck` names those of them whom only a person or another commit frees. A device that is
+    being updated to what the merge takes back is told as coming from there: what is being flashed is not cut off.
     """
 
     wave: str | None
@@ -50,6 +55,13 @@ class Move:
     devices: tuple[str, ...]
     sites: tuple[str, ...]
     held: Mapping[str, int]
+    stuck: tuple[str, ...] = ()
+
+    @property
+    def goes(self) -> tuple[str, ...]:
+        """The devices that nothing stops for good."""
+        stuck = frozenset(self.stuck)
+        return tuple(device for device in self.devices if device not in stuck)
 
     @property
     def key(self) -> str:
@@ -67,6 +79,7 @@ class Move:
             "devices": list(self.devices),
             "sites": list(self.sites),
             "held": dict(self.held),
+            "stuck": list(self.stuck),
         }
 
 
@@ -114,6 +127,22 @@ class Standing:
             site: names[wave] if wave >= 0 else None for site, wave in zip(self.roster.site_names, waves, strict=True)
         }
 
+    def running(self, track: int, wave: int) -> tuple[str, ...]:
+        """The devices of a wave that run what it asks for on a track."""
+        obs, ask = self.state.obs, self.roster.waves[wave].ask(track)
+        if track == IMAGE_TRACK:
+            there = obs.image == ask
+        else:
+            there = obs.app_digest[track - 1] == digest_codes(self.roster, obs, track)[ask]
+        rows = np.flatnonzero((self.state.places.wave_of == wave) & there)
+        return tuple(self.roster.device_names[row] for row in rows.tolist())
+
+    def other_slot(self) -> list[int]:
+        """Row → code of the image in the other slot, once an update that is under way has ended: what ran until then."""
+        obs = self.state.obs
+        codes: list[int] = np.where(self.state.updating, obs.image, obs.inactive).tolist()
+        return codes
+
 
 def standing(desired: Desired, observed: Snapshot, at: datetime, like: Standing | None = None) -> Standing:
     """Plan one side. `like` is the other side, planned from the same snapshot: what it read of it is not read again."""
@@ -160,28 +189,49 @@ def _track(
     running = _running(after, track)
     target = np.array([*identity, None], object)[wanted.target]
     was = _was(before, after, track)
+    coming = _coming(after) if track == IMAGE_TRACK else {}
     asked = np.flatnonzero(wanted.target >= 0)
     groups: dict[tuple[int, str | None, int, int], list[int]] = {}
     for row in asked.tolist():
+        runs, why = running[row], int(wanted.why[row])
+        if row in coming and runs == target[row] != was[row]:
+            runs, why = coming[row], _turning(coming[row], target[row])
         if target[row] == was[row]:
-            if running[row] != target[row] and (track == IMAGE_TRACK or state.obs.image[row] >= 0):
+            if runs != target[row] and (track == IMAGE_TRACK or state.obs.image[row] >= 0):
                 pending[name] += 1
                 wave = int(state.places.wave_of[row])
                 if wave >= 0:
                     under_way.add((roster.waves[wave].spec.name, roster.key(track, int(wanted.target[row]))))
-        elif running[row] == target[row]:
+        elif runs == target[row]:
             there[name] += 1
         elif track == IMAGE_TRACK or state.obs.image[row] >= 0:
-            key = (int(state.places.wave_of[row]), running[row], int(wanted.target[row]), int(wanted.why[row]))
+            key = (int(state.places.wave_of[row]), runs, int(wanted.target[row]), why)
             groups.setdefault(key, []).append(row)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0], item[0][2], item[0][1] or "", item[0][3]))
     return [_move(after, track, name, key, rows) for key, rows in ordered]
 
 
+def _coming(side: Standing) -> dict[int, str]:
+    """Row → the release that a device is being updated to."""
+    names = side.state.obs.release_names
+    rows = np.flatnonzero(side.state.updating).tolist()
+    return {row: names[side.state.obs.updating_to[row]] for row in rows}
+
+
+def _turning(coming: str, target: str) -> int:
+    """Why a device that is being updated away from what it shall run returns to it: it ran that before."""
+    try:
+        back = release_key(target) < release_key(coming)
+    except ValueError:
+        back = False
+    return _WHYS.index(Why.ROLLBACK if back else Why.PROMOTE)
+
+
 def _move(after: Standing, track: int, name: str, key: tuple[int, str | None, int, int], rows: list[int]) -> Move:
     roster, state = after.roster, after.state
     wave, running, code, why = key
-    reasons = Counter(_REASONS.get(int(state.tracks[track].reason[row])) for row in rows)
+    of_row = {row: _REASONS.get(int(state.tracks[track].reason[row])) for row in rows}
+    reasons = Counter(of_row.values())
     if track == IMAGE_TRACK:
         release = roster.releases[code]
     else:
@@ -198,6 +248,7 @@ def _move(after: Standing, track: int, name: str, key: tuple[int, str | None, in
         devices=tuple(sorted(roster.device_names[row] for row in rows)),
         sites=tuple(sorted({roster.site_names[roster.site_of[row]] for row in rows})),
         held={reason.value: count for reason, count in sorted(reasons.items(), key=_by_name) if reason in _STANDING},
+        stuck=tuple(sorted(roster.device_names[row] for row, reason in of_row.items() if reason in _FOR_GOOD)),
     )
 
 

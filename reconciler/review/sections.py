@@ -114,7 +114,7 @@ def _calendar(review: Review) -> Iterator[Section]:
         if entry is None or late is None:
             continue
         shown = "" if place in review.by_merge else " (under way)"
-        proven = _ends(entry, late)
+        proven = _gate(review, place) or _ends(entry, late)
         rows.append(
             (
                 f"{wave}{shown}",
@@ -157,6 +157,15 @@ def _both(entry: Entry, late: Entry, field: str) -> str:
     return first if first == second else f"{first} / {second}"
 
 
+def _gate(review: Review, place: Place) -> str:
+    """What there is to say of a gate that does not have to pass any more, or that there is none."""
+    if place in review.known.apart:
+        return "no gate: apart from the wave"
+    at = review.known.proven.get(place)
+    assert review.likely is not None
+    return f"before, {minute(at)}" if at is not None and review.likely.entries[place].proven_at == at else ""
+
+
 def _ends(entry: Entry, late: Entry) -> str:
     """When it is proven; why not, where it is not."""
     if not entry.devices:
@@ -179,9 +188,9 @@ def _nights(run: Run, place: Place) -> str:
 
 def _night(local: Local) -> str:
     tz = zone(local.zone)
-    first, last = local.first_at.astimezone(tz), local.last_at.astimezone(tz)
-    end = last.strftime("%H:%M") if first.date() == last.date() else last.strftime("%m-%d %H:%M")
-    return f"{first.strftime('%m-%d %H:%M')}–{end} {local.zone} ({count(local.devices, 'device')})"
+    first, last = (at.astimezone(tz).strftime("%m-%d %H:%M") for at in (local.first_at, local.last_at))
+    end = "" if first == last else f"–{last[6:] if first[:5] == last[:5] else last}"
+    return f"{first}{end} {local.zone} ({count(local.devices, 'device')})"
 
 
 def _never(review: Review) -> Iterator[Section]:
@@ -221,7 +230,7 @@ def _downloads(review: Review) -> Iterator[Section]:
     if len(found.sites) > len(slowest):
         notes.append(f"the {len(slowest)} slowest sites are shown")
     if found.switching:
-        notes.append(f"{count(found.switching, 'device')} download nothing: the release is in their inactive slot")
+        notes.append(f"no download for {count(found.switching, 'device')}: the release is in the inactive slot")
     if found.assumed_sizes:
         notes.append(f"the store does not say how large {names(found.assumed_sizes)} is: 1.8 GB is assumed")
     if found.assumed_uplinks:

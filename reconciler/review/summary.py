@@ -5,12 +5,14 @@ Called by `text`, `markdown` and the JSON. Every sentence here is of a figure in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from reconciler.model.plan import Why
 from reconciler.model.scalars import format_instant
 from reconciler.repo.accept import CONFIRM_KEY
+from reconciler.review.calendar import Run
 from reconciler.review.make import Review
 from reconciler.review.moves import IMAGE, Move, total
 
@@ -123,11 +125,26 @@ def _moved(review: Review) -> Iterable[str]:
     )
     more = f"; and {len(ways) - 4} more ways" if len(ways) > 4 else ""
     within = f" in {'wave' if len(waves) == 1 else 'waves'} {names(waves, 6)}" if waves else ""
-    yield f"moves {count(devices, 'device')} at {count(sites, 'site')}{within} ({told}{more})"
+    stuck = {device for move in moves for device in move.stuck}
+    who = f"{count(devices, 'device')} at {count(sites, 'site')}{within}"
+    held = _held(moves)
+    if len(stuck) == devices:
+        verb = "is" if devices == 1 else "are"
+        yield f"moves NO device, as things are: {who} {verb} held, {held} ({told}{more})"
+    else:
+        yield f"moves {who} ({told}{more}{f'; held now: {held}' if held else ''})"
     slow = [move for move in moves if move.why == Why.PROMOTE and _lowers(move)]
     if slow:
         found, _ = total(slow)
         yield f"{count(found, 'device')} of them go to a lower release by the gates: nothing says that they ran it before"
+
+
+def _held(moves: Iterable[Move]) -> str:
+    """What stands still at the merge, by reason."""
+    held = Counter[str]()
+    for move in moves:
+        held.update(move.held)
+    return ", ".join(f"{number:,} {reason}" for reason, number in sorted(held.items()))
 
 
 def _lowers(move: Move) -> bool:
@@ -160,22 +177,29 @@ def observed_line(review: Review) -> str:
 
 
 def _calendar(review: Review) -> str:
-    ends = []
-    for run in (review.earliest, review.likely):
-        assert run is not None
-        there = f"last device there {minute(run.arrived_at)}, " if run.arrived_at is not None else ""
-        ends.append(
-            f"{there}proven everywhere {minute(run.finished_at) if run.finished_at is not None else 'NEVER, as things are'}"
-        )
+    assert review.earliest is not None and review.likely is not None
+    ends = [_end(run) for run in (review.earliest, review.likely)]
     merge = f"calendar: merged {minute(review.at)}"
     if ends[0] == ends[1]:
         return f"{merge}; {ends[0]}"
     return f"{merge}; earliest: {ends[0]}; if the silent stay silent: {ends[1]}"
 
 
+def _end(run: Run) -> str:
+    """When all is done; where no gate has to pass for it, when the last device is there."""
+    there = f"last device there {minute(run.arrived_at)}" if run.arrived_at is not None else ""
+    if not run.gated:
+        return f"{there}; no gate has to pass for it" if there else "no device gets there, as things are"
+    if run.finished_at is None:
+        return f"{there}{', ' if there else ''}proven everywhere NEVER, as things are"
+    return f"{there}{', ' if there else ''}proven everywhere {minute(run.finished_at)}"
+
+
 def _exposure(review: Review) -> str:
     assert review.likely is not None and review.earliest is not None
     most = max((review.earliest.exposure, review.likely.exposure), key=lambda one: one.devices)
+    if not most.devices:
+        return "blast radius: none; no device is ever on a release that its wave has not proven, or ran before"
     at = f" ({minute(most.at)})" if most.at is not None else ""
     return (
         f"blast radius: at most {count(most.devices, 'device')} at once on a release that their wave has not proven{at}"
@@ -198,7 +222,8 @@ def _download(review: Review) -> Iterable[str]:
         return
     slowest = found.slowest
     if slowest is None:
-        yield f"download: none, {count(found.switching, 'device')} have the release in the inactive slot"
+        have = "has" if found.switching == 1 else "have"
+        yield f"download: none, {count(found.switching, 'device')} {have} the release in the inactive slot"
         return
     assumed = []
     if found.assumed_sizes:
@@ -217,7 +242,7 @@ def _back(review: Review) -> Iterable[str]:
         return
     parts = []
     for found in review.returns[:2]:
-        lead = f"back to {found.release}"
+        lead = f"to {found.release} by this merge" if found.by_merge else f"back to {found.release}"
         if found.stuck:
             parts.append(
                 f"{lead}: {count(len(found.stuck), 'device')} COULD NOT ({names(found.stuck, 2)}): {found.why_not}"

@@ -5,7 +5,8 @@ Reads the planner's last state; decides nothing. Source: design §4.
 
 from __future__ import annotations
 
-from reconciler.model.plan import Plan
+from reconciler.model.plan import Plan, Reason
+from reconciler.planner.judge import Gate
 from reconciler.planner.live import Live
 from reconciler.planner.roster import IMAGE_TRACK
 from reconciler.simulate.trace import Held
@@ -45,4 +46,27 @@ def held_of(live: Live, plan: Plan) -> dict[tuple[str, str], tuple[Held, ...]]:
         place = (hold.wave or "", key or "")
         if place in waiting:
             out.setdefault(place, []).append(Held(hold.reason.value, hold.message, hold.until))
+    for place in waiting - out.keys():
+        # All its devices are where they shall be, so nothing holds them: it is the gate itself that cannot pass.
+        if (own := _gate_of(live, *place)) is not None:
+            out[place] = [own]
     return {place: tuple(held) for place, held in out.items()}
+
+
+def _gate_of(live: Live, name: str, key: str) -> Held | None:
+    """A gate that is failed or unresolved, as its own wave sees it."""
+    assert live.state is not None
+    roster = live.state.roster
+    for number in roster.tracks:
+        for wave in roster.waves:
+            if wave.spec.name != name or wave.ask(number) < 0 or roster.key(number, wave.ask(number)) != key:
+                continue
+            judged = live.state.ground.gates[number].judged[wave.index]
+            counts = f"{judged.healthy} of {judged.devices} devices healthy on it"
+            counts += f" ({judged.failed} failed, {judged.offline} offline)"
+            if judged.gate is Gate.UNRESOLVED:
+                more = "too many are silent" if judged.offline else "none is left to judge by"
+                return Held(Reason.GATE_UNRESOLVED.value, f"wave {name!r} has {counts}: {more}")
+            if judged.gate is Gate.FAILED:
+                return Held(Reason.GATE_FAILED.value, f"wave {name!r} has {counts}")
+    return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.model.observed import Artifact, ArtifactState, Snapshot
+from reconciler.model.observed import Artifact, ArtifactState, Health, Snapshot
 from reconciler.review.make import Outside
 from reconciler.review.summary import summary
 from reconciler.simulate.forecast import forecast
@@ -246,7 +246,6 @@ def test_a_size_that_nobody_knows_is_assumed_and_said(made: Repo) -> None:
             None,
             "withdrawn (leaks)",
         ),
-        ({"fleet/images/v1.4.1.yaml": None}, None, "git does not name v1.4.1"),
     ],
 )
 def test_devices_that_could_not_go_back_are_named(
@@ -348,3 +347,117 @@ def test_the_same_input_gives_the_same_review(made: Repo) -> None:
     turned = observed.model_copy(update={"devices": tuple(reversed(observed.devices))})
     made.write(PROMOTE)
     assert review(made, observed=observed).to_dict() == review(made, observed=turned).to_dict()
+
+
+def test_a_release_that_git_names_no_more_moves_nobody_away_from_it(made: Repo) -> None:
+    found = review(made, files={**PROMOTE, "fleet/images/v1.4.1.yaml": None})
+    assert not found.returns and not found.downloads.sites
+    assert summary(found)[1].startswith("moves NO device, as things are: 8 devices at 5 sites")
+    assert "held, 8 unknown-image" in summary(found)[1]
+
+
+def test_one_that_is_silent_on_a_release_that_git_names_no_more_could_not_go_back(made: Repo) -> None:
+    observed = fleet_at(made, SITE_2_1={"image": "v1.3.9", "last_seen": AT - timedelta(days=1)})
+    found = review(made, files=PROMOTE, observed=observed)
+    (way,) = (way for way in found.returns if way.stuck)
+    assert (way.release, way.stuck) == ("v1.3.9", ("SITE-2-1",))
+    assert "git does not name v1.3.9" in way.why_not
+
+
+def half_way(made: Repo) -> Snapshot:
+    """v1.4.2 in force: SITE-3-1 has not begun, SITE-3-2 is being written, all others run it."""
+    made.commit("Promote", PROMOTE)
+    before = {"image": "v1.4.1", "previous_image": "v1.4.0", "inactive_slot": "v1.4.0"}
+    midway = {**before, "updating_to": "v1.4.2", "updating_since": AT - timedelta(minutes=3)}
+    return fleet_at(made, SITE_3_1=before, SITE_3_2=midway)
+
+
+def test_a_device_in_the_middle_of_an_update_goes_back_from_it(made: Repo) -> None:
+    observed = half_way(made)
+    found = review(made, files={"fleet/waves.yaml": waves("v1.4.1")}, observed=observed)
+    (move,) = (move for move in found.moves.moves if move.wave == "all")
+    assert move.devices == ("SITE-2-1", "SITE-3-2", "SITE-3-3", "SITE-4-1")
+    assert (move.before, move.why, move.held, move.stuck) == ("v1.4.2", "rollback", {"in-progress": 1}, ())
+    assert found.moves.there == {"image": 1}
+    (way,) = found.returns
+    # The update leaves v1.4.1, which it runs now, in the other slot.
+    assert "SITE-3-2" in way.switch and not way.download
+    assert found.likely is not None and found.likely.entries["all", "v1.4.1"].arrived == 4
+
+
+def test_a_device_whose_other_slot_is_being_overwritten_downloads(made: Repo) -> None:
+    """SITE-3-2 has v1.4.0 in the slot that v1.4.2 is written to, and is asked to go to v1.4.0."""
+    made.commit("Old", {"fleet/images/v1.4.0.yaml": document("Image", "v1.4.0", "family: edge")})
+    observed = half_way(made)
+    observed = observed.model_copy(
+        update={"artifacts": {**observed.artifacts, "v1.4.0": Artifact(state=ArtifactState.PUBLISHED)}}
+    )
+    found = review(made, files={"fleet/waves.yaml": waves("v1.4.0")}, observed=observed)
+    (way,) = (way for way in found.returns if way.by_merge)
+    assert "SITE-3-2" in way.download and "SITE-3-1" in way.switch
+
+
+def test_a_pin_is_told_with_its_arrival_and_waits_for_no_gate(made: Repo) -> None:
+    pin = site("SITE-3", "Asia/Kathmandu", 3, more="pin: {image: v1.4.2, devices: [SITE-3-2], why: a try}")
+    found = review(made, files={"fleet/sites/SITE-3.yaml": pin})
+    assert found.likely is not None and found.places == (("all", "v1.4.2"),)
+    assert not found.never and found.likely.finished_at is None and not found.likely.gated
+    assert found.likely.arrived_at == found.likely.entries["all", "v1.4.2"].last_arrived_at is not None
+    assert "no gate has to pass for it" in summary(found)[3]
+    # One of three devices: one image over the line, not three.
+    (download,) = found.downloads.sites
+    assert (download.bytes, download.seconds) == (IMAGE_BYTES, IMAGE_BYTES * 8 // 50_000_000)
+
+
+def test_a_wave_that_grows_after_its_proof_needs_none_again(made: Repo) -> None:
+    made.commit("Half", {"fleet/waves.yaml": waves("v1.4.2", "v1.4.2", "v1.4.1")})
+    grown = waves("v1.4.2", "v1.4.2", "v1.4.1").replace("[SITE-1]", "[SITE-1, SITE-2]")
+    found = review(made, files={"fleet/waves.yaml": grown}, observed=fleet_at(made))
+    assert [move.devices for move in found.moves.moves] == [("SITE-2-1",)]
+    assert found.likely is not None and not found.never
+    assert found.known.proven["canary", "v1.4.2"] < AT
+    assert found.likely.entries["canary", "v1.4.2"].proven_at == found.known.proven["canary", "v1.4.2"]
+    assert found.likely.exposure.devices == 0
+    assert "blast radius: none" in "\n".join(summary(found))
+
+
+def test_devices_that_soak_already_count_in_the_blast_radius(made: Repo) -> None:
+    """The three canaries run v1.4.2 unproven when the merge raises a wave of one device."""
+    text = waves("v1.4.2", "v1.4.2", "v1.4.1").replace("[SITE-1]", "[SITE-1, SITE-3]")
+    made.commit("Half", {"fleet/waves.yaml": text})
+    now = {"image": "v1.4.2", "image_since": AT - timedelta(hours=2), "health_since": AT - timedelta(hours=2)}
+    observed = fleet_at(made, **dict.fromkeys(("SITE_1_1", "SITE_1_2", "SITE_3_1", "SITE_3_2", "SITE_3_3"), now))
+    kept = tuple(proof for proof in observed.proofs if (proof.wave, proof.key) != ("canary", "v1.4.2"))
+    observed = observed.model_copy(update={"proofs": kept})
+    raised = text.replace("image: v1.4.1", "image: v1.4.2")
+    found = review(made, files={"fleet/waves.yaml": raised}, observed=observed)
+    assert found.likely is not None
+    assert (found.likely.exposure.devices, found.likely.exposure.at) == (5, AT)
+
+
+def test_who_is_held_for_good_downloads_nothing_and_is_said(made: Repo) -> None:
+    quiet = site("SITE-2", "America/New_York", more="suspended: true")
+    found = review(made, files={**PROMOTE, "fleet/sites/SITE-2.yaml": quiet})
+    assert [move.stuck for move in found.moves.moves] == [(), (), ("SITE-2-1",)]
+    assert "held now: 1 suspended" in summary(found)[1]
+    assert "SITE-2" not in {download.site for download in found.downloads.sites}
+    assert "SITE-2-1" not in {device for way in found.returns for device in way.switch}
+
+
+def test_what_waits_for_a_gate_that_never_passes_downloads_nothing(made: Repo) -> None:
+    made.commit("The lab", {"fleet/waves.yaml": waves("v1.4.2", "v1.4.1", "v1.4.1")})
+    found = review(made, files={"fleet/waves.yaml": waves("v1.4.2", "v1.4.1", "v1.4.2")})
+    assert [(place, held.message) for place, several in found.never for held in several] == [
+        (
+            ("all", "v1.4.2"),
+            "wave 'all' waits for v1.4.2: wave 'canary' does not ask for it, and has no proof for it",
+        )
+    ]
+    assert not found.downloads.sites and not found.returns
+
+
+def test_a_gate_with_nobody_left_to_judge_says_so_itself(made: Repo) -> None:
+    ill = {"health": Health.CRITICAL, "health_since": AT - timedelta(days=1)}
+    found = review(made, files=PROMOTE, observed=fleet_at(made, SITE_1_1=ill, SITE_1_2=ill))
+    held = dict(found.never)["canary", "v1.4.2"]
+    assert [(one.reason, "none is left to judge by" in one.message) for one in held] == [("gate-unresolved", True)]
