@@ -29,6 +29,8 @@ _SHARES = ("fail", "offline", "power", "late", "doubled", "replayed", "crashes")
 _FIRST_WORD_S = 2.0
 """Progress is told of runs that take longer."""
 _LIMIT = timedelta(days=120)
+_OF_MANY = ("--seeds", "--distribution")
+"""Options, each with its value, that one run does not have."""
 _LONGEST_S = 5 * 366 * 86400
 
 
@@ -283,16 +285,18 @@ def _course(
 
 def _one(course: Course, title: str, begins: str, results: _Results) -> None:
     """Play once, and tell."""
-    from reconciler.simulate.summary import as_json, as_text, defect, headline, timeline_lines
+    from reconciler.simulate.summary import as_json, as_text, defect, headline, judged, timeline_lines
 
     course = replace(course, states=results.picture is not None or results.output == "json")
     began = monotonic()
-    run = _play(course, results.record)
+    run = judged(_play(course, results.record))
     took_s = monotonic() - began
     if results.picture is not None:
-        from reconciler.simulate.picture import draw, save
+        from reconciler.simulate.canvas import save
+        from reconciler.simulate.picture import draw
 
-        save(draw(run.trace, run.desired, run.waves, title, headline(run)), results.picture)
+        said = headline(run)
+        save(draw(run.trace, run.desired, run.waves, title, said), results.picture, title, said)
     if results.output == "json":
         write(as_json(run, title, begins))
     elif results.output == "timeline":
@@ -352,8 +356,9 @@ def again(course: Course, seed: int) -> str:
 
     words, left_out = [], False
     for word in sys.argv[1:]:
-        if not left_out and not word.startswith("--seeds=") and word != "--seeds":
+        option = word.partition("=")[0]
+        if not left_out and option not in _OF_MANY:
             words.append(word)
-        left_out = word == "--seeds"
+        left_out = word in _OF_MANY
     at = course.merges[0].at if course.merges else course.at
     return shlex.join(["reconciler", *words, "--at", format_instant(at), "--seed", str(seed)])

@@ -19,10 +19,11 @@ def many(course: Course, title: str, begins: str, seeds: int, output: str, pictu
     found = distribution(course, seeds, lambda done: progress.at(f"{done} of {seeds} seeds"))
     progress.end()
     if picture is not None:
-        from reconciler.simulate.picture import draw_distribution, save
+        from reconciler.simulate.canvas import save
+        from reconciler.simulate.spread_picture import draw_distribution
 
         headline = f"{seeds} seeds; faults: {faults_in_words(course.faults)}"
-        save(draw_distribution(found, title, headline), picture)
+        save(draw_distribution(found, title, headline), picture, title, headline)
     write(as_json(found, title, begins) if output == "json" else as_text(found, title, begins))
     broken = [outcome for outcome in found.outcomes if outcome.violations]
     if broken:

@@ -17,7 +17,7 @@ from reconciler.model.scalars import format_instant
 from reconciler.simulate.course import Course
 from reconciler.simulate.oracle import Violation
 from reconciler.simulate.run import simulate
-from reconciler.simulate.summary import faults_dict, faults_in_words
+from reconciler.simulate.summary import faults_dict, faults_in_words, judged
 
 _DAY_S = 86400.0
 
@@ -72,7 +72,7 @@ class Distribution:
 
 def play(course: Course, seed: int) -> Outcome:
     """One seed."""
-    run = simulate(replace(course, seed=seed, states=False))
+    run = judged(simulate(replace(course, seed=seed, states=False)))
     begin = course.merges[0].at if course.merges else course.at
     entries = [
         entry for entry in run.calendar if entry.first_told_at or entry.arrived or entry.stopped_at or entry.held

@@ -1,48 +1,55 @@
-"""Draws a run: waves over time, with how many devices run each release, soaks, holds and windows; and the spread of many seeds.
+"""Draws a run: waves over time, with how many devices run each release, soaks, holds and windows.
 
 Needs matplotlib, the extra `pictures`. The same run gives the same SVG bytes. Called by the command line.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reconciler.model.desired import Desired
 from reconciler.planner.windows import calendar, instant, micros
-from reconciler.ports import TerminalError
+from reconciler.simulate.canvas import (
+    BEFORE,
+    FAILED,
+    FAINT,
+    HATCHES,
+    INK,
+    OPEN,
+    RELEASES,
+    ROLLS,
+    SOAKS,
+    UNRESOLVED,
+    WAITS,
+    WIDTH,
+    canvas,
+    titles,
+)  # fmt: skip
 from reconciler.simulate.trace import Event, Kind, Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from reconciler.simulate.distribution import Distribution
-
-# Okabe and Ito's palette: told apart by colour-blind eyes too. Releases also differ by hatch, so that print in grey will do.
-_RELEASES = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442")
-_HATCHES = ("", "//", "..", "xx", "--")
-_BEFORE, _OPEN, _INK, _FAINT = "#dfe4e9", "#cfe3f1", "#22303c", "#6b7885"
-_SOAKS, _WAITS, _FAILED, _UNRESOLVED = "#009E73", "#9aa5b1", "#D55E00", "#E69F00"
 _WORDS = {
-    "soaking": ("soaks", _SOAKS),
-    "waiting": ("waits", _WAITS),
-    "unresolved": ("unresolved", _UNRESOLVED),
-    "failed": ("gate failed", _FAILED),
-    "paused": ("paused", _FAILED),
+    "soaking": ("soaks", SOAKS),
+    "waiting": ("waits", WAITS),
+    "rolling": ("rolls out", ROLLS),
+    "rolling-back": ("goes back", "#CC79A7"),
+    "unresolved": ("unresolved", UNRESOLVED),
+    "failed": ("gate failed", FAILED),
+    "paused": ("paused", FAILED),
 }
 _EARLIER = frozenset({"wave-waits", "soaking", "gate-unresolved"})
 """What a wave waits for that lies in the waves before it."""
 _LONGEST_WITH_WINDOWS = timedelta(days=60)
-_WIDTH, _LEFT = 12.0, 1.2
-"""Inches: of the picture, and about as much of it is left of the axes."""
+_LEFT = 1.2
+"""Inches: about as much of the picture is left of the axes."""
 _LOW, _HIGH, _STRIP = -0.22, 0.40, -0.31
 """Of a lane of height 1, around its middle: the area of counts, and the middle of the strip below it."""
-_HOUR = 1 / 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +65,8 @@ class _Lane:
 def draw(trace: Trace, desired: Desired, waves: Mapping[str, str], title: str, subtitle: str = "") -> Figure:
     """One lane a wave (a second one for an app that moves). `waves` is site → wave. TerminalError: matplotlib is not installed."""
     lanes = _lanes(trace, desired, waves)
-    figure, axes = _canvas(1.9 + 0.85 * len(lanes))
-    keys = list(dict.fromkeys(event.key for event in trace.events if event.kind is Kind.ARRIVED and event.key))
+    figure, axes = canvas(1.9 + 0.85 * len(lanes))
+    keys = _keys(trace)
     begin, end = _span(trace)
     axes.set_xlim(_x(begin), _x(end))
     axes.set_ylim(-0.5, len(lanes) - 0.5)
@@ -80,82 +87,12 @@ def draw(trace: Trace, desired: Desired, waves: Mapping[str, str], title: str, s
     _dates(axes, begin, end)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
-    axes.set_title(subtitle, loc="left", fontsize=9, color=_FAINT, pad=20, parse_math=False)
+    titles(figure, axes, title, subtitle, pad=20)
     _legend(figure, trace, keys)
     return figure
 
 
-def draw_distribution(found: Distribution, title: str, subtitle: str = "") -> Figure:
-    """Over many seeds: per wave and release the days until its proof, and how many devices were ever at risk at once."""
-    spreads = list(found.spreads)
-    figure, (left, right) = _canvas(2.2 + 0.42 * max(len(spreads), 3), columns=2)
-    some = [number for number, spread in enumerate(spreads) if spread.days]
-    if some:
-        drawn = left.boxplot(
-            [spreads[number].days for number in some], positions=some, orientation="horizontal", whis=(5, 95),
-            widths=0.5, patch_artist=True, showfliers=False, medianprops={"color": _INK, "linewidth": 2},
-        )  # fmt: skip
-        for box in drawn["boxes"]:
-            box.set(facecolor=_OPEN, edgecolor=_RELEASES[0])
-    names = [f"{spread.name}\nproven in {len(spread.days)} of {spread.runs}" for spread in spreads]
-    left.set_yticks(range(len(spreads)), names, fontsize=8)
-    left.set_ylim(len(spreads) - 0.4, -0.6)
-    left.set_xlim(left=0)
-    left.grid(axis="x", color="#e6eaee")
-    left.set_axisbelow(True)
-    left.set_xlabel("days until proven: median, quartiles, 5 and 95 %", fontsize=9)
-    bad = bool(found.course.faults.bad)
-    _bars(
-        right,
-        [outcome.bad if bad else outcome.unproven for outcome in found.outcomes],
-        _FAILED if bad else _RELEASES[0],
-    )
-    right.set_xlabel(f"most devices at once on {'a bad' if bad else 'an unproven'} release", fontsize=9)
-    right.set_ylabel("seeds", fontsize=9)
-    for axes in (left, right):
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK, parse_math=False)
-    left.set_title(subtitle, loc="left", fontsize=9, color=_FAINT, parse_math=False)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write an SVG or a PNG, by the file's ending. TerminalError: another ending, or it cannot be written."""
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in ("svg", "png"):
-        raise TerminalError(f"{path} is neither .svg nor .png", needed_for="the picture", remedy="name it so")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # No date, no version and fixed identifiers: the same run is the same file.
-        metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        figure.savefig(temporary, format=kind, metadata=metadata, dpi=144)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TerminalError(f"{path} cannot be written ({error.strerror})", needed_for="the picture") from None
-
-
 # ---------------------------------------------------------------- the frame
-
-
-def _canvas(height: float, columns: int = 1) -> tuple[Figure, Any]:
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise TerminalError(
-            "matplotlib is not installed",
-            needed_for="pictures",
-            remedy="install reconciler[pictures], or ask for text or JSON",
-        ) from None
-    mpl.rcParams["svg.hashsalt"] = "reconciler"
-    mpl.rcParams["svg.fonttype"] = "none"
-    figure = Figure(figsize=(_WIDTH, min(height, 40)), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
 
 
 def _span(trace: Trace) -> tuple[datetime, datetime]:
@@ -171,7 +108,7 @@ def _x(at: datetime) -> float:
 def _inches(axes: Axes, days: float) -> float:
     """About how wide so many days are drawn."""
     low, high = axes.get_xlim()
-    return float(days / (high - low)) * (_WIDTH - _LEFT)
+    return float(days / (high - low)) * (WIDTH - _LEFT)
 
 
 def _fits(axes: Axes, text: str, days: float, points: float) -> bool:
@@ -181,6 +118,23 @@ def _fits(axes: Axes, text: str, days: float, points: float) -> bool:
 def _subject(key: str) -> str:
     app, at_sign, _ = key.partition("@")
     return app if at_sign else "image"
+
+
+def _keys(trace: Trace) -> list[str]:
+    """Releases that devices came to, the image's first; what they ran before is the ground on which these are drawn."""
+    seen: set[tuple[str | None, str]] = set()
+    keys: dict[str, None] = {}
+    before: set[str] = set()
+    for event in trace.events:
+        if event.key is None or event.kind not in (Kind.ARRIVED, Kind.LEFT):
+            continue
+        place = (event.device, _subject(event.key))
+        if event.kind is Kind.ARRIVED:
+            keys.setdefault(event.key)
+        elif place not in seen:
+            before.add(event.key)
+        seen.add(place)
+    return sorted((key for key in keys if key not in before), key=lambda key: "@" in key)
 
 
 def _lanes(trace: Trace, desired: Desired, waves: Mapping[str, str]) -> list[_Lane]:
@@ -213,7 +167,7 @@ def _dates(axes: Axes, begin: datetime, end: datetime) -> None:
     if days <= 3:
         every = timedelta(hours=1 if days <= 0.3 else 3 if days <= 1.2 else 6)
     else:
-        every = timedelta(days=next(step for step in (1, 2, 7, 14, 28, 91, 10_000) if days / step <= 16))
+        every = timedelta(days=next(step for step in (1, 2, 7, 14, 28, 91, 10_000) if days / step <= 12))
         if every.days % 7 == 0:
             midnight -= timedelta(days=midnight.weekday())
     ticks = [at for number in range(400) if begin <= (at := midnight + every * number) <= end]
@@ -236,8 +190,8 @@ def _legend(figure: Figure, trace: Trace, keys: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
     handles: list[Any] = [Patch(label=f"on {key}", **_look(number)) for number, key in enumerate(keys)]
-    handles.append(Patch(facecolor=_BEFORE, label="on another release"))
-    handles.append(Patch(facecolor=_OPEN, label="a window is open"))
+    handles.append(Patch(facecolor=BEFORE, label="on what they ran before"))
+    handles.append(Patch(facecolor=OPEN, label="a window is open"))
     said = {event.detail.partition(":")[0] for event in trace.events if event.kind is Kind.STATE}
     handles += [
         Line2D([], [], color=colour, linewidth=4, label=word)
@@ -249,14 +203,14 @@ def _legend(figure: Figure, trace: Trace, keys: Sequence[str]) -> None:
         if kind in kinds:
             handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=6, label=word))
     if any(_is_down(event) for event in trace.events):
-        handles.append(Patch(facecolor="none", edgecolor=_FAINT, hatch="////", label="the controller is down"))
+        handles.append(Patch(facecolor="none", edgecolor=FAINT, hatch="////", label="the controller is down"))
     figure.legend(handles=handles, loc="outside lower left", ncols=7, fontsize=8, frameon=False)
 
 
 _MARKS = (
-    (Kind.PROVEN, "D", _SOAKS, "proven"),
-    (Kind.STOPPED, "X", _FAILED, "stopped"),
-    (Kind.ATTEMPT_FAILED, "v", _INK, "an attempt failed"),
+    (Kind.PROVEN, "D", SOAKS, "proven"),
+    (Kind.STOPPED, "X", FAILED, "stopped"),
+    (Kind.ATTEMPT_FAILED, "v", INK, "an attempt failed"),
 )
 
 
@@ -281,7 +235,7 @@ def _windows(
         (_x(instant(opens)), (closes - opens) / 86400e6)
         for opens, closes in _joined((max(opens, since), min(closes, until)) for opens, closes in found)
     ]
-    axes.broken_barh(bars, (lane.row - 0.36, 0.86), facecolors=_OPEN, linewidth=0, zorder=0.8)
+    axes.broken_barh(bars, (lane.row - 0.36, 0.86), facecolors=OPEN, linewidth=0, zorder=0.8)
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -296,8 +250,8 @@ def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _look(number: int) -> dict[str, Any]:
-    number %= len(_RELEASES)
-    return {"facecolor": _RELEASES[number], "hatch": _HATCHES[number] or None, "edgecolor": "#ffffff", "linewidth": 0}
+    number %= len(RELEASES)
+    return {"facecolor": RELEASES[number], "hatch": HATCHES[number] or None, "edgecolor": "#ffffff", "linewidth": 0}
 
 
 def _counts(axes: Axes, lane: _Lane, trace: Trace, keys: Sequence[str], end: datetime) -> None:
@@ -311,7 +265,7 @@ def _counts(axes: Axes, lane: _Lane, trace: Trace, keys: Sequence[str], end: dat
         if event.wave == lane.wave and event.key in mine and event.device and event.kind in (Kind.ARRIVED, Kind.LEFT)
     ]  # fmt: skip
     low, high = lane.row + _LOW, lane.row + _HIGH
-    axes.fill_between([_x(trace.started_at), _x(end)], low, high, color=_BEFORE, linewidth=0, zorder=1.5, alpha=0.7)
+    axes.fill_between([_x(trace.started_at), _x(end)], low, high, color=BEFORE, linewidth=0, zorder=1.5, alpha=0.7)
     times, there, heights = [trace.started_at], {key: set[str]() for key in mine}, {key: [0] for key in mine}
     for event in moves:
         assert event.key is not None and event.device is not None
@@ -345,19 +299,21 @@ def _number(
         axes.text(
             (xs[at] + xs[stop]) / 2, (low + high) / 2, text, fontsize=8, color="#ffffff", ha="center", va="center",
             fontweight="bold", zorder=4, clip_on=True,
-            bbox={"facecolor": _INK, "alpha": 0.55, "linewidth": 0, "boxstyle": "round,pad=0.2"},
+            bbox={"facecolor": INK, "alpha": 0.55, "linewidth": 0, "boxstyle": "round,pad=0.2"},
         )  # fmt: skip
         return
     place, side = (xs[first], "right") if _fits(axes, text, xs[first] - xs[0], 8) else (xs[stop], "left")
     axes.annotate(
         text, (place, lane.row + (_LOW + _HIGH) / 2), xytext=(-4 if side == "right" else 4, 0),
-        textcoords="offset points", fontsize=8, color=_INK, ha=side, va="center", zorder=4,
+        textcoords="offset points", fontsize=8, color=INK, ha=side, va="center", zorder=4,
     )  # fmt: skip
 
 
 def _states(axes: Axes, lane: _Lane, trace: Trace, end: datetime) -> None:
     """A strip under the area: what the wave waits for, soaks and stops, in words where there is room; and the marks on it."""
     spans: list[tuple[str, str, float, float]] = []
+    # What is between two spans and too short to be seen does not part them.
+    least = (_x(end) - _x(trace.started_at)) / 250
     mine = [e for e in trace.events if e.wave == lane.wave and e.key is not None and _subject(e.key) == lane.subject]
     changes = [event for event in mine if event.kind is Kind.STATE]
     for event, after in zip(changes, [*changes[1:], None], strict=True):
@@ -368,7 +324,7 @@ def _states(axes: Axes, lane: _Lane, trace: Trace, end: datetime) -> None:
         word, colour = _WORDS[state]
         if reason:
             word = "waits for earlier waves" if reason in _EARLIER else f"waits: {reason}"
-        if spans and spans[-1][0] == word and spans[-1][3] >= since - 0.02 * _HOUR:
+        if spans and spans[-1][0] == word and spans[-1][3] >= since - least:
             spans[-1] = (word, colour, spans[-1][2], until)
         else:
             spans.append((word, colour, since, until))
@@ -377,7 +333,7 @@ def _states(axes: Axes, lane: _Lane, trace: Trace, end: datetime) -> None:
         axes.broken_barh([(since, until - since)], (strip - 0.075, 0.15), facecolors=colour, linewidth=0, zorder=3)
         short = word.partition(" for ")[0].partition(":")[0]
         text = next((text for text in (word, short) if _fits(axes, text, until - since, 7)), "")
-        ink = "#ffffff" if colour in (_SOAKS, _FAILED) else _INK
+        ink = "#ffffff" if colour in (SOAKS, FAILED) else INK
         axes.text(
             (since + until) / 2,
             strip - 0.005,
@@ -415,7 +371,7 @@ def _instants(axes: Axes, trace: Trace, end: datetime) -> None:
     free_from = _x(trace.started_at) - 1
     for event in trace.events:
         word, colour, style = {
-            Kind.MERGED: ("merge", _INK, "-"), Kind.REFUSED: ("refused", _INK, ":"), Kind.STOPPED: ("stopped", _FAILED, "--"),
+            Kind.MERGED: ("merge", INK, "-"), Kind.REFUSED: ("refused", INK, ":"), Kind.STOPPED: ("stopped", FAILED, "--"),
         }.get(event.kind, ("", "", ""))  # fmt: skip
         place = (event.kind, event.key if event.kind is Kind.STOPPED else event.detail)
         if not word or place in said:
@@ -428,7 +384,7 @@ def _instants(axes: Axes, trace: Trace, end: datetime) -> None:
                 fontsize=8, color=colour, ha="left", annotation_clip=False,
             )  # fmt: skip
             low, high = axes.get_xlim()
-            free_from = _x(event.at) + (len(word) + 2) * 8 * 0.6 / 72 / (_WIDTH - _LEFT) * (high - low)
+            free_from = _x(event.at) + (len(word) + 2) * 8 * 0.6 / 72 / (WIDTH - _LEFT) * (high - low)
     since: datetime | None = None
     for event in trace.events:
         if _is_down(event):
@@ -442,19 +398,5 @@ def _instants(axes: Axes, trace: Trace, end: datetime) -> None:
 
 def _away(axes: Axes, since: datetime, until: datetime) -> None:
     axes.axvspan(
-        _x(since), _x(until), facecolor="none", edgecolor=_FAINT, hatch="////", linewidth=0, alpha=0.5, zorder=2.5
+        _x(since), _x(until), facecolor="none", edgecolor=FAINT, hatch="////", linewidth=0, alpha=0.5, zorder=2.5
     )
-
-
-def _bars(axes: Axes, values: Sequence[int], colour: str) -> None:
-    """How many runs had each number; in groups where there are many numbers."""
-    low, high = min(values), max(values)
-    if high - low < 30:
-        axes.bar(range(low, high + 1), [values.count(n) for n in range(low, high + 1)], color=colour, width=0.8)
-        axes.set_xlim(low - max(1, (high - low) * 0.05), high + max(1, (high - low) * 0.05))
-    else:
-        axes.hist(values, bins=20, color=colour, edgecolor="#ffffff")
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))

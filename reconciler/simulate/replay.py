@@ -1,8 +1,8 @@
 """What a policy would have decided on observations that were recorded: the planner alone, fed line by line.
 
 Open-loop: devices did what they were told at the time, not what this policy would have told them. Its own proofs,
-failures, members, time-outs and rescues are carried on; artifacts, tags and proposals are as they were recorded. Pure; called by the
-command line.
+failures, members, time-outs and rescues are carried on; artifacts, tags and proposals are as they were recorded. Pure; called by
+the command line.
 """
 
 from __future__ import annotations

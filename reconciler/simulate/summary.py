@@ -14,6 +14,7 @@ from typing import Any
 from reconciler.model.scalars import format_duration, format_instant
 from reconciler.simulate.course import Run
 from reconciler.simulate.faults import Faults
+from reconciler.simulate.oracle import Rule
 from reconciler.simulate.timeline import lines, table, when
 from reconciler.simulate.trace import Entry, Event, Exposure, Kind
 
@@ -26,6 +27,15 @@ def had_something_to_do(entry: Entry) -> bool:
 def is_quiet(run: Run) -> bool:
     """Whether the run ended because nothing would happen any more."""
     return any(event.kind is Kind.QUIET for event in run.trace.events)
+
+
+def judged(run: Run) -> Run:
+    """The run as it may be told: of one that was ended on the way, nobody can say that it does not get there."""
+    if is_quiet(run):
+        return run
+    end = run.trace.ended_at
+    kept = (one for one in run.violations if one.rule is not Rule.CONVERGES or one.at < end)
+    return replace(run, violations=tuple(kept))
 
 
 def as_text(run: Run, title: str, assumed: str, took_s: float, *, timeline: bool = True) -> str:
@@ -114,9 +124,9 @@ def faults_in_words(faults: Faults) -> str:
         if share:
             said.append(f"{share * 100:g}% {what}")
     if faults.power:
-        said.append(f"{faults.power:g} power cuts a device and day")
+        said.append(f"{faults.power:g} power cut{'s' * (faults.power != 1)} a device and day")
     if faults.crashes:
-        said.append(f"{faults.crashes:g} crashes of the controller a day")
+        said.append(f"{faults.crashes:g} kill{'s' * (faults.crashes != 1)} of the controller a day")
     if faults.bad_from_s is not None:
         said.append(f"{', '.join(sorted(faults.bad))} turns bad {format_duration(faults.bad_from_s)} after it runs")
     if faults.herd:
