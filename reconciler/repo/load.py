@@ -7,10 +7,11 @@ nothing but what changed. Called by the command line and by the controller. Sour
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.model.desired import Desired
 from reconciler.repo.check import Fleet, check_fleet
@@ -22,6 +23,10 @@ from reconciler.repo.problem import Problem
 from reconciler.repo.reader import MAX_BYTES
 from reconciler.repo.site_index import SiteIndex
 
+if TYPE_CHECKING:
+    from reconciler.repo.folder import Files
+
+_MANY = 2_000
 Blob = Callable[[str], bytes]
 
 
@@ -77,6 +82,10 @@ class LoadCache:
         """A new load begins: what the load before the last used is forgotten."""
         self._before, self._now = self._now, {}
 
+    def learn(self, documents: Iterable[Parsed]) -> None:
+        """Documents that are parsed already, for the load that begins next."""
+        self._now.update(((document.path, document.blob), document) for document in documents)
+
     def parsed(self, path: str, blob: str, data: Callable[[], bytes]) -> Parsed:
         """The document of a blob at a path, parsed if it never was."""
         key = (path, blob)
@@ -107,18 +116,44 @@ def load_folder(root: Path | str, *, scenarios: bool = True) -> LoadResult:
 
     `scenarios=False` leaves tests/ unread, for callers that only plan.
     """
+    # All that is made here stays until the end: looking through it for garbage would be a tenth of the time.
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return _folder_loaded(root, scenarios)
+    finally:
+        if collected:
+            gc.enable()
+
+
+def _folder_loaded(root: Path | str, scenarios: bool) -> LoadResult:
     from reconciler.repo.folder import folder_entries
 
     root = Path(root)
     found = folder_entries(root, scenarios=scenarios)
     if found.problems and not found.entries:
         return LoadResult(None, tuple(found.problems), ())
-    result = load_tree(found.entries, found.read)
+    result = load_tree(found.entries, found.read, _read_ahead(found))
     if found.problems:
         result = replace(result, problems=tuple(sorted((*result.problems, *found.problems))))
     named = tuple(replace(problem, path=str(root / problem.path)) for problem in result.problems)
     valid = all(problem.severity == "warning" for problem in named)
     return replace(result, problems=named, desired=result.desired if valid else None)
+
+
+def _read_ahead(found: Files) -> LoadCache | None:
+    """The documents of a large folder, parsed by several processes; None where one is as fast."""
+    if len(found.entries) < _MANY:
+        return None
+    from reconciler.repo.divided import Task, parse_divided, processes
+
+    sites = [e for e in found.entries if place_of(e.path).kind == "Site" and not _strays(e, "Site", found.read)]
+    number = processes(len(sites))
+    if number == 1:
+        return None
+    cache = LoadCache()
+    cache.learn(parse_divided([Task(e.path, e.blob, found.contents[e.blob]) for e in sites], number))
+    return cache
 
 
 def _advanced(state: State, changed: Mapping[str, Entry | None], blob: Blob, cache: LoadCache | None) -> State:
