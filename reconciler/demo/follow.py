@@ -70,10 +70,9 @@ class Follow(Stage):
         self._write_down()
         tell(self._welcome())
         while self._left is None or self._left > 0:
-            sha = self._await_push()
-            if self._take(sha, tell):
-                tell(self._invitation())
+            if self._take(self._await_push(), tell):
                 self._left = None if self._left is None else self._left - 1
+            tell(self._invitation())
 
     # ------------------------------------------------ what a person is told
 
@@ -174,12 +173,12 @@ class Follow(Stage):
             self.director.settle()
             if self.store.last_good_commit() == sha:
                 return True
-            rows = {row.type: row for row in self.store.conditions()}
-            valid = rows.get("FleetValid")
-            if valid is not None and valid.status == "False" and valid.message != self._refused:
-                self._refused = valid.message
-                tell(f"{sha[:12]} is not taken: {valid.message}")
-                return False
+            for row in self.store.conditions():
+                refused = row.status == "False" and row.type in ("FleetValid", "GitReady")
+                if refused and row.message != self._refused:
+                    self._refused = row.message
+                    tell(f"{sha[:12]} is not taken: {row.message}")
+                    return False
             time.sleep(0.02)
         tell(f"{sha[:12]} has not come into force; see {self.ground.log}")
         return False

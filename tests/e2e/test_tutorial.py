@@ -57,7 +57,7 @@ def test_a_reader_sees_what_the_page_shows_and_what_was_forecast(terminals: page
     wrong, ahead, compared = [], list[tuple[str, ...]](), 0
     for step in page.steps(PAGE.read_text(encoding="utf-8")):
         if step.command is None:
-            printed = terminals.next_of_first(step.shown[-1])
+            printed = terminals.next_of_first()
             if ahead and (happened := table(printed, "What happened")):
                 assert happened == ahead
                 ahead, compared = [], compared + len(happened)
