@@ -377,18 +377,16 @@ def _known(base: Desired | None, after: Standing, moves: Moves) -> Known:
         if place in asked and (still is None or verdict.key in still) and obs.is_open(verdict):
             proven[place] = min(verdict.at, proven.get(place, verdict.at))
     apart: dict[Place, int] = {}
-    back: set[Place] = set()
     for move in moves.moves:
-        if move.wave is None:
-            continue
-        place = (move.wave, move.key)
-        if place not in asked:
+        place = (move.wave or "", move.key)
+        if move.wave is not None and place not in asked:
             apart[place] = apart.get(place, 0) + len(move.goes)
-        if move.why in _BACK:
-            back.add(place)
-    back -= {(move.wave, move.key) for move in moves.moves if move.wave is not None and move.why not in _BACK}
+    # Of a release that is gone back to, every wave knows that it runs: also where devices never left it.
+    returns_to = {move.key for move in moves.moves if move.why in _BACK}
+    returns_to -= {move.key for move in moves.moves if move.why not in _BACK}
+    back = frozenset(place for place in asked.keys() | apart.keys() if place[1] in returns_to)
     running = {place: after.running(*numbers) for place, numbers in asked.items() if place not in proven}
-    return Known(proven, apart, frozenset(back), {place: found for place, found in running.items() if found})
+    return Known(proven, apart, back, {place: found for place, found in running.items() if found})
 
 
 def _asked_anew(base: Desired | None, head: Desired) -> frozenset[Place]:

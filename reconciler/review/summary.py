@@ -100,7 +100,9 @@ def headline(review: Review) -> str:
         "merged": ", as the merge of the two",
         "unrelated": ", compared as they are: no common commit is known here",
     }.get(review.relation, "")
-    return f"{base} → {review.head.label}{how}: {_KINDS[review.kind]}"
+    new = bool(review.moves.moves) and all(move.why == Why.PROVISION for move in review.moves.moves)
+    kind = "new devices get their first release" if new else _KINDS[review.kind]
+    return f"{base} → {review.head.label}{how}: {kind}"
 
 
 def _removed(review: Review) -> Iterable[str]:

@@ -382,6 +382,8 @@ def test_a_device_in_the_middle_of_an_update_goes_back_from_it(made: Repo) -> No
     (way,) = found.returns
     # The update leaves v1.4.1, which it runs now, in the other slot.
     assert "SITE-3-2" in way.switch and not way.download
+    # v1.4.1 is known to run; SITE-3-1 never left it.
+    assert found.likely is not None and found.likely.exposure.devices == 0
     assert found.likely is not None and found.likely.entries["all", "v1.4.1"].arrived == 4
 
 
@@ -461,3 +463,9 @@ def test_a_gate_with_nobody_left_to_judge_says_so_itself(made: Repo) -> None:
     found = review(made, files=PROMOTE, observed=fleet_at(made, SITE_1_1=ill, SITE_1_2=ill))
     held = dict(found.never)["canary", "v1.4.2"]
     assert [(one.reason, "none is left to judge by" in one.message) for one in held] == [("gate-unresolved", True)]
+
+
+def test_a_new_site_is_no_promotion(made: Repo) -> None:
+    found = review(made, files={"fleet/sites/SITE-9.yaml": site("SITE-9", "Pacific/Apia", 2)})
+    assert summary(found)[0].endswith(": new devices get their first release")
+    assert found.earliest is not None and found.earliest.arrived_at is not None and not found.never
