@@ -97,15 +97,17 @@ class Oracle(Knowledge):
     def began(self, at: datetime, name: str, release: str, *, waived: bool) -> None:
         """A device starts to write its other slot. `waived`: its assignment says that no window binds it."""
         device = self.devices[name]
-        device.doing, device.armed, device.excused = release, None, False
+        device.doing, device.armed, device.excused = release, None, True
         self._check_window(at, device, release, waived=waived)
+        if self._must_be_exhausted(at, device, release) and not (device.image and _lower(release, device.image)):
+            self._broken(at, Rule.STOPPED, name, f"begins {release}, which it failed as often as allowed")
         self._starts(at, device)
         self.look(at, name)
 
     def reboots(self, at: datetime, name: str, release: str, *, waived: bool) -> None:
         """A device has armed its other slot and will now boot it."""
         device = self.devices[name]
-        device.armed, device.excused = device.critical_checks(), False
+        device.armed, device.excused = device.critical_checks(), True
         tries = next(iter(device.machine.next_boots()), None)
         if tries is None or tries[0] != self._digests.get(release):
             self._broken(at, Rule.SLOT, name, f"arms a slot that does not hold {release}")
@@ -119,10 +121,10 @@ class Oracle(Knowledge):
     def booted(self, at: datetime, name: str) -> None:
         """A device boots."""
         device = self.devices[name]
-        # A slot that does not boot, or whose checks are worse, is given up with right.
+        # A slot that does not boot, or whose checks are worse, is given up with right; one that is on trial in health is not.
         if device.doing is not None and device.armed is not None:
             on_trial = device.machine.booted_digest() == self._digests.get(device.doing)
-            device.excused |= not on_trial or bool(device.critical_checks() - device.armed)
+            device.excused = not on_trial or bool(device.critical_checks() - device.armed)
         self.look(at, name)
 
     def ended(self, at: datetime, name: str, release: str | None, *, good: bool, counts: bool, fell_back: bool) -> None:

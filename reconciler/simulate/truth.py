@@ -100,8 +100,8 @@ class Truth:
     doing: str | None = None
     armed: frozenset[str] | None = None
     """Checks that were critical when it armed its other slot; None: nothing is armed."""
-    excused: bool = False
-    """Something stands against what it is doing: the power went, or its health got worse."""
+    excused: bool = True
+    """It may give up what it is doing: the new slot has not booted, its health got worse, or the power went."""
     timed_out: bool = False
     failures: dict[str, int] = field(default_factory=dict)
     """Release → attempts that truly failed."""
@@ -288,12 +288,15 @@ class Knowledge:
         """Whether anything happened to a device that may be charged to a release: a gate fails for nothing else."""
         if "@" in key:
             return True
-        if (device.name, key) in self._rescued or self._is_exhausted(device, key):
+        # A time-out that is the last straw is told after the failure that follows from it.
+        attempts = device.failures.get(key, 0) + device.timeouts.get(key, 0) + 1
+        if (device.name, key) in self._rescued or attempts >= self.desired.fleet.attempts:
             return True
         # The controller may not have heard yet that it is well again.
         lately = at - timedelta(seconds=self.desired.fleet.stale_after)
-        was = device.critical_since is not None or (device.well_since is not None and device.well_since >= lately)
-        return device.image == key and (was or self._is_silent(at, device))
+        heard = lately if device.parked or device.heard_at is None else min(lately, device.heard_at)
+        was = device.critical_since is not None or (device.well_since is not None and device.well_since >= heard)
+        return device.image == key and was
 
 
 def _is_long_critical(at: datetime, device: Truth, slack: timedelta) -> bool:

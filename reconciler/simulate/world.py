@@ -43,7 +43,10 @@ class World(Watch):
 
     def armed(self, device: str, release: str | None, at: datetime, *, waived: bool) -> None:
         """It will boot its other slot: what it has just written, or what was there."""
-        if self.oracle is None or release is None:
+        if self.oracle is None:
+            return
+        if release is None:
+            self.oracle.reboots(at, device, "a slot of which nothing is recorded", waived=waived)
             return
         if device not in self._writes:
             self._writes.add(device)
