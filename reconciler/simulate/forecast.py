@@ -146,7 +146,8 @@ class Forecast:
 
     def _go_on(self, in_force: Desired) -> None:
         """What devices are in the middle of at the start takes its course, as they were told under the commit before."""
-        busy = [start for start in self.start.devices.values() if start.doing is not Doing.NOTHING and not start.silent]
+        starts = self.start.devices.values()
+        busy = [s for s in starts if s.doing is not Doing.NOTHING and not (s.silent and s.returns_at is None)]
         places = waves_of_sites(in_force, self.start.observed, self.start.at) if busy else {}
         apps = {wave.name: wave.apps for wave in in_force.waves.waves}
         for start in busy:

@@ -280,8 +280,11 @@ class Devices:
             unit.other = unit.whole = None
 
     def goes_on(self, unit: Unit, start: DeviceStart, target: str | None) -> Job | None:
-        """What a device is in the middle of at the start, and was told to run; None where it has nothing to go on with."""
+        """What a device is in the middle of at the start, and was told to run; None where it has nothing to go on with. One
+        that is silent goes on when it is heard again."""
         at, timings = self._start, self._timings
+        if start.silent and start.returns_at is not None:
+            at = seconds_of(start.returns_at)
         if target is None:
             return None
         if start.doing is Doing.UPDATING:
