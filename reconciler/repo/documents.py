@@ -7,9 +7,8 @@ Decides what the header of a document must say and where each kind lives in the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -117,8 +116,7 @@ def model_of(kind: str) -> type[BaseModel]:
     return _MODELS[kind]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """What a path in the fleet repo is for: a document of `kind`, or (None) nothing that is loaded."""
 
     kind: str | None

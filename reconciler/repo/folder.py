@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from reconciler.repo.documents import FOLDERS, place_of
 from reconciler.repo.paths import looked_at, shown
@@ -21,8 +22,7 @@ _ONCE = 16384
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """One file of a work tree; `blob` is the hash that git would give its bytes."""
 
     path: str

@@ -86,12 +86,12 @@ class LoadCache:
         """Documents that are parsed already, for the load that begins next."""
         self._now.update(((document.path, document.blob), document) for document in documents)
 
-    def parsed(self, path: str, blob: str, data: Callable[[], bytes]) -> Parsed:
+    def parsed(self, path: str, blob: str, read: Blob) -> Parsed:
         """The document of a blob at a path, parsed if it never was."""
         key = (path, blob)
         found = self._now.get(key) or self._before.get(key)
         if found is None:
-            found = parse(path, blob, data())
+            found = parse(path, blob, read(blob))
         self._now[key] = found
         return found
 
@@ -182,8 +182,7 @@ def _advanced(state: State, changed: Mapping[str, Entry | None], blob: Blob, cac
         if problems:
             strays[path] = problems
         elif kind is not None:
-            parsed = cache.parsed(path, entry.blob, lambda e=entry: blob(e.blob)) if cache else None  # type: ignore[misc]
-            parsed = parsed or parse(path, entry.blob, blob(entry.blob))
+            parsed = cache.parsed(path, entry.blob, blob) if cache else parse(path, entry.blob, blob(entry.blob))
             documents[kind][path] = parsed
             if parsed.problems:
                 troubled[path] = parsed.problems
