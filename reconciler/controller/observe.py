@@ -13,8 +13,9 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
+from reconciler.controller.worse import attempted, changes, worse
 from reconciler.model.observed import NO_CONFIG, Boot, DeviceObservation, Health, RunningApp
-from reconciler.protocol.report import Report, overall, worse_checks
+from reconciler.protocol.report import Report, overall
 
 # `warning` counts as good (contract, "Observed snapshot"): going from one to the other breaks no run.
 _GOOD = frozenset({Health.OK, Health.WARNING})
@@ -69,6 +70,7 @@ def fold(
         **_boots(before, report, at, stale, rebooted=rebooted),
         **of_image,
         **attempts,
+        "attempt": attempted(before, report, at, of_image.get("checks", ()), attempts["failed_attempts"]),
         **_marks(before, report, at, attempts["failed_attempts"], rebooted=rebooted),
     }
     fields = {name: getattr(before, name) for name in DeviceObservation.model_fields}
@@ -168,7 +170,8 @@ def _health(before: DeviceObservation, report: Report, at: datetime, *, broken: 
         return values
     if report.checks_before and (changed or before.health_before_update is None):
         values["health_before_update"] = Health(overall(report.checks_before))
-    values["checks_worse"] = worse_checks(report.checks_before, report.checks) if report.checks_before else ()
+    values["checks_worse"] = worse(report)
+    values["checks"] = changes(report, values["checks_worse"], at, () if broken or changed else before.checks)
     return values
 
 

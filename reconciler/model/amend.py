@@ -75,11 +75,16 @@ def rescued(current: DeviceObservation, fact: DeviceFact) -> DeviceObservation:
 
 
 def forgotten(current: DeviceObservation, closed: frozenset[str]) -> DeviceObservation:
-    """Drop what a closed release left: its attempts and rescues. The very observation where there is nothing of it."""
+    """Drop what a closed release left: its attempts and rescues. The very observation where there is nothing of it.
+
+    What was worse in an attempt goes with the attempts: it is on record only where some are.
+    """
     if closed.isdisjoint(current.failed_attempts) and closed.isdisjoint(current.rescued_from):
         return current
+    attempt = current.attempt
     return current.model_copy(
         update={
+            "attempt": None if attempt is not None and attempt.release in closed else attempt,
             "failed_attempts": {k: v for k, v in current.failed_attempts.items() if k not in closed},
             "rescued_from": {k: v for k, v in current.rescued_from.items() if k not in closed},
         }

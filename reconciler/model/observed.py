@@ -68,6 +68,33 @@ Reported = Annotated[str, Field(min_length=1, max_length=128)]
 """What a device says it runs: a release, or anything else, since devices are not trusted to know git."""
 
 
+MOST_CHECKS = 16
+"""Worse checks kept a device: a million devices may have the same bad release."""
+MOST_MESSAGE = 200
+"""Characters kept of what a check says."""
+
+
+class CheckChange(Part):
+    """A check that is worse than before the last update. `before` is None where there was no such check."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    before: Health | None = None
+    now: Health
+    message: Annotated[str, Field(max_length=MOST_MESSAGE)] = Field(default="", description="What it says now")
+    since: Instant = Field(description="Since when it says `now`, on this image")
+
+
+CheckChanges = Annotated[tuple[CheckChange, ...], Field(max_length=MOST_CHECKS)]
+"""The worst first. A device may have more: their names alone are kept."""
+
+
+class Attempt(Part):
+    """What was worse during the last attempt at a release, or `app@version`. Kept only where the attempt failed."""
+
+    release: Reported
+    checks: CheckChanges
+
+
 class DeviceObservation(Part):
     """What is known of one device. Times are those of the recorder's clock."""
 
@@ -81,6 +108,10 @@ class DeviceObservation(Part):
     health_since: Instant | None = None
     health_before_update: Health | None = None
     checks_worse: tuple[str, ...] = Field(default=(), description="Checks that are worse than before the update")
+    checks: CheckChanges = Field(default=(), description="The same checks: how they were, and what they say now")
+    attempt: Attempt | None = Field(
+        default=None, description="The last failed attempt in which checks were worse than before it"
+    )
     last_seen: Instant | None = None
     phase: Annotated[str, Field(max_length=32)] | None = Field(
         default=None, description="What the device said it was doing: idle, prefetching, writing, rebooting, trial, …"
@@ -109,7 +140,7 @@ class DeviceObservation(Part):
     boot: Boot | None = Field(default=None, description="The boot that the device reports from")
     rival: Boot | None = Field(default=None, description="The boot that the present one displaced; it must stay silent")
 
-    @field_validator("health", "failed_attempts", "apps", mode="before")
+    @field_validator("health", "checks", "failed_attempts", "apps", mode="before")
     @classmethod
     def _left_out(cls, value: Any, info: ValidationInfo) -> Any:
         """null is what a device has not said, here as in every other optional entry."""

@@ -378,6 +378,8 @@ def _booted(unit: Unit, release: str, at: datetime) -> dict[str, Any]:
         "health_since": at,
         "health_before_update": before,
         "checks_worse": (),
+        "checks": (),
+        "attempt": None if seen.attempt is not None and seen.attempt.release == release else seen.attempt,
         "rebooting_since": None,
         "phase": "idle",
     }
