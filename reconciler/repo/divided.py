@@ -24,8 +24,8 @@ FEWEST = 2_000
 
 _MOST_PROCESSES = 4
 _ONCE = 1 << 20
-# A forked process also packs its documents, and the first one unpacks them: together about a quarter of parsing them.
-_SHARE_OF_FORK, _SHARE_OF_FIRST = 8, 9
+# A forked process also packs its documents, and the first one unpacks them: together two fifths of parsing them.
+_SHARE_OF_FORK, _SHARE_OF_FIRST = 8, 10
 
 
 class Task(NamedTuple):
