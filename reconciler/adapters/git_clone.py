@@ -198,7 +198,7 @@ class GitClone:
             "--end-of-options", self.remote, f"{sha}:{ref}",
         )  # fmt: skip
         if status != 0:
-            if "stale info" in err or "[rejected]" in err:
+            if "stale info" in err or "[rejected]" in err or "already exists" in err or "cannot lock ref" in err:
                 raise TerminalError(
                     f"branch {name!r} has just appeared on {self.remote!r}",
                     needed_for=NEEDED_FOR,
@@ -209,6 +209,12 @@ class GitClone:
                     f"branch {name!r} was not accepted ({_safe(err)})",
                     needed_for=NEEDED_FOR,
                     remedy="push to a branch that you may make, with --branch, or ask for the right",
+                )
+            if "failed to push some refs" in err and "fatal:" not in err:
+                raise TerminalError(
+                    f"branch {name!r} was not pushed: a hook of this clone refused ({_safe(err)})",
+                    needed_for=NEEDED_FOR,
+                    remedy="see to what its pre-push hook says, or choose another branch with --branch",
                 )
             raise self._unreached(err, name)
 
@@ -313,4 +319,4 @@ def without_password(text: str) -> str:
 
 def _safe(err: str) -> str:
     """Git's words on one line, without a credential that an address may hold."""
-    return printable(without_password(err))
+    return printable(" ".join(without_password(err).split()))

@@ -125,8 +125,10 @@ class _Told:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def show(self, output: str) -> None:
+        from reconciler.repo.finding import one_line
+
         for problem in self.warnings:
-            click.echo(str(problem), err=True)
+            click.echo(one_line(str(problem)), err=True)
         if output == "json":
             document = {
                 "title": self.change.title,
@@ -139,10 +141,12 @@ class _Told:
             }
             click.echo(json.dumps(document, indent=2, ensure_ascii=False))
             return
-        click.echo(self.change.title)
+        click.echo(one_line(self.change.title))
         for line in self.change.says:
-            click.echo(f"  {line}")
-        click.echo(f"\n{self.diff}")
+            click.echo(f"  {one_line(line)}")
+        click.echo()
+        for line in self.diff.split("\n"):
+            click.echo("\t".join(map(one_line, line.split("\t"))))
         for line in self.lines:
             click.echo(line)
         following = [*self.change.hints, *self.next]
@@ -319,9 +323,12 @@ def _how_to_merge(options: Options, clone: GitClone, branch: str) -> list[str]:
 
 def _body(options: Options, proposal: Proposal, commit: str) -> str:
     """The pull request's text: what was asked, and what its merge will do; where that cannot be told, the plain diff."""
+    from reconciler.review.markdown import fenced, prose
+
     change = proposal.change
-    parts = [change.body, "\n".join(f"- {line}" for line in change.says)]
-    parts.append(_review(options, proposal.base, commit) or f"```diff\n{proposal.diff}```")
+    # What stands in documents and commits was written by anybody: it is shown, and does nothing.
+    parts = [prose(change.body), "\n".join(f"- {prose(line)}" for line in change.says)]
+    parts.append(_review(options, proposal.base, commit) or "\n".join(fenced(proposal.diff.splitlines())))
     return "\n\n".join(part for part in parts if part)
 
 

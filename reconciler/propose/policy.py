@@ -40,6 +40,7 @@ def pin(base: Base, site: str, release: str, devices: Sequence[str], why: str) -
             near = did_you_mean(device, spec.devices) or f"; its devices are {', '.join(spec.devices)}"
             raise Declined(f"site {site} has no device {device!r}{near}")
     _said(why)
+    devices = list(dict.fromkeys(devices))
     where = ("spec", "pin")
     old = spec.pin
     edits: list[Edit] = []

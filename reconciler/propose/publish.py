@@ -121,10 +121,19 @@ def publish(
     if commit is None:
         text = message or "\n\n".join(part for part in (change.title, change.body, _bullets(change.says)) if part)
         commit = clone.commit(proposal.base, change.files, change.modes, text + "\n")
-    if push:
-        clone.push(commit, name)
-    else:
+    if not push:
         clone.keep(commit, name)
+        return Published(name, commit, existed=False)
+    try:
+        clone.push(commit, name)
+    except TerminalError:
+        # Two people at once: who comes second goes on from what the first has pushed, if it is the same change.
+        found = clone.branch(name, remote=True)
+        if found is None:
+            raise
+        if not _holds(clone, found, proposal.base, make):
+            raise _taken(clone, name, found) from None
+        return Published(name, found, existed=True)
     return Published(name, commit, existed=False)
 
 

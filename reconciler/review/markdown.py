@@ -84,7 +84,7 @@ def _section(section: Section, most_rows: int, most_diffs: int, most_lines: int)
     yield from (f"- {prose(note)}" for note in section.notes[:most_rows])
     yield from _left(len(section.notes) - most_rows, "lines")
     for title, diff in section.diffs[:most_diffs]:
-        yield from ("", prose(title), "", *_fenced(diff.splitlines(), most_lines))
+        yield from ("", prose(title), "", *fenced(diff.splitlines(), most_lines))
     yield from _left(len(section.diffs) - most_diffs, "groups")
     yield from ("", "</details>")
 
@@ -96,7 +96,8 @@ def _cell(text: str) -> str:
     return prose(text).replace("\\|", "¦") if " " in text else code(text)
 
 
-def _fenced(lines: Sequence[str], most: int) -> Iterator[str]:
+def fenced(lines: Sequence[str], most: int = 200) -> Iterator[str]:
+    """A diff as a block of code that nothing in it can end."""
     shown = [one_line(line)[:_MOST_LINE] for line in lines[:most]]
     longest = max((len(run) for line in shown for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)

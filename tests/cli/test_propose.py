@@ -160,6 +160,52 @@ def test_a_branch_with_other_content_is_left_alone(place: Place) -> None:
     assert "branch name '-x' is refused" in place.refused("pause", "--branch=-x")
 
 
+def test_two_at_once_make_one_branch(place: Place) -> None:
+    """Somebody pushes the same change while ours is on its way."""
+    hook = place.clone.path / ".git/hooks/pre-push"
+    other = place.clone.path.parent / "other.git"
+    shutil.copytree(place.remote, other)
+    place.run("pause", "--no-pull-request")
+    place.clone.git("push", "-q", str(other), "refs/remotes/origin/pause/fleet:refs/heads/pause/fleet")
+    first = place.clone.git("rev-parse", "origin/pause/fleet")
+    place.clone.git("push", "-q", "origin", ":pause/fleet")
+    hook.write_text(
+        f"#!/bin/sh\ngit --git-dir={place.remote} fetch -q {other} 'refs/heads/pause/*:refs/heads/pause/*'\n"
+    )
+    hook.chmod(0o755)
+    place.clone.git("config", "user.name", "Grace")
+    found = json.loads(place.run("pause", "--output", "json").stdout)
+    assert (found["commit"], found["existed"]) == (first, True)
+    place.clone.git("push", "-q", "--no-verify", "origin", ":pause/fleet")
+    assert "exists with other content" in place.refused("pause", "--wave", "lab", "--branch", "pause/fleet")
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("clone/.git/hooks/pre-push", "a hook of this clone refused (not today"),
+        ("remote.git/hooks/pre-receive", "'pause/fleet' was not accepted (remote: not today"),
+    ],
+)
+def test_a_hook_that_refuses_is_quoted_and_nothing_is_pushed(place: Place, where: str, said: str) -> None:
+    hook = place.clone.path.parent / where
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho not   today >&2\nexit 1\n")
+    hook.chmod(0o755)
+    assert said in place.refused("pause")
+    assert place.branches() == {"main"}
+
+
+def test_what_documents_say_steers_no_terminal(place: Place) -> None:
+    path = "fleet/images/v1.4.2.yaml"
+    text = (place.clone.path / path).read_text()
+    place.clone.commit("Ban", {path: text.replace("  family:", '  withdrawn: "a\\u001b[2Jb"\n  family:')})
+    place.clone.git("push", "-q", "origin", "main")
+    result = place.run("withdraw", "v1.4.2", "--why", "stalls", "--dry-run")
+    assert "another reason: a\\x1b[2Jb" in result.stdout
+    assert "\x1b" not in result.output
+
+
 @pytest.mark.slow
 def test_a_merged_branch_gives_way_to_the_next_number(place: Place) -> None:
     place.run("pause")
@@ -362,6 +408,20 @@ def test_the_pull_request_is_opened_once_and_says_what_the_merge_will_do(place: 
     assert again["pullRequest"] == {"number": pull["number"], "url": pull["html_url"]}
     assert len(hub.pulls) == 1
     assert "ghp_secret" not in result.output
+
+
+def test_a_pull_request_holds_nothing_that_acts(place: Place, hub: GithubServer) -> None:
+    path = "fleet/images/v1.4.2.yaml"
+    text = (place.clone.path / path).read_text()
+    place.clone.commit("Ban", {path: text.replace("  family:", '  withdrawn: "@all ``` </details> #1"\n  family:')})
+    place.clone.git("push", "-q", "origin", "main")
+    hub.push("withdraw/v1.4.2")
+    place.run(*github(place, hub, "withdraw", "v1.4.2", "--why", "[x](y) @team"))
+    body = hub.pulls[0]["body"]
+    assert "another reason" in body and "Why:" in body
+    for bad in ("@all", "@team", "[x](y)", "reason: ```", "withdrawn (@"):
+        assert bad not in body
+    assert body.count("</details>") == body.count("<details>")
 
 
 def test_a_closed_pull_request_gives_way_to_the_next_number(place: Place, hub: GithubServer) -> None:
