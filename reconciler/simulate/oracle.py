@@ -14,6 +14,7 @@ from reconciler.model.desired import Desired
 from reconciler.model.plan import Reason
 from reconciler.model.scalars import format_instant, release_key, version_key
 from reconciler.simulate import rules
+from reconciler.simulate.timings import download_s
 from reconciler.simulate.trace import Event, Kind
 from reconciler.simulate.truth import Knowledge, Machine, Rule, Truth, Violation
 
@@ -32,6 +33,8 @@ class Oracle(Knowledge):
         self._refused: list[Desired] = []
         self._overruled = False
         """A commit is in force that must not be."""
+        self.is_supply_sound = True
+        """Whether what was published can be fetched."""
         self._doing: dict[str, set[str]] = {}
         self._doing_at: dict[str, set[str]] = {}
 
@@ -62,7 +65,7 @@ class Oracle(Knowledge):
             self._check_failure(event.at, event.wave, event.key)
             self._stopped.setdefault(event.key, event.at)
         elif event.kind is Kind.TIMED_OUT and event.device in self.devices:
-            self._timed_out(self.devices[event.device], event.key)
+            self._timed_out(event.at, self.devices[event.device], event.key)
         elif event.kind is Kind.ATTEMPT_FAILED and event.device in self.devices and "@" in (event.key or ""):
             self._rests(self.devices[event.device])
         elif event.kind is Kind.TAKEN and event.site is not None and event.wave is not None:
@@ -71,12 +74,22 @@ class Oracle(Knowledge):
                 self._wave_of[event.site] = event.wave
                 self._seat()
 
-    def _timed_out(self, device: Truth, key: str | None) -> None:
+    def _timed_out(self, at: datetime, device: Truth, key: str | None) -> None:
         device.timed_out = True
         if key is not None:
             device.timeouts[key] = device.timeouts.get(key, 0) + 1
+            kept = device.troubled or self._is_silent(at, device) or device.image is None or not self.is_supply_sound
+            if not kept and "@" not in key and not self._is_far_off(device):
+                self._broken(at, Rule.CONVERGES, device.name, f"was told {key}, and nothing kept it from that in all its time")
         for flying in self._doing.values():
             flying.discard(device.name)
+
+    def _is_far_off(self, device: Truth) -> bool:
+        """Whether a download may take longer than an update."""
+        fleet = self.desired.fleet
+        return device.site not in self.desired.sites or (
+            4 * download_s(self.desired, device.site, None) > fleet.update_timeout
+        )
 
     def _starts(self, at: datetime, device: Truth) -> None:
         """Something is done to a device from now on that takes it out of service for a while."""
@@ -117,6 +130,11 @@ class Oracle(Knowledge):
     def power_went(self, name: str) -> None:
         """A device's power is cut: what it tries may fail for that."""
         self.devices[name].excused = True
+        self.disturbed(name)
+
+    def disturbed(self, name: str) -> None:
+        """A device cannot hear or be heard: what it was told may take longer than it should."""
+        self.devices[name].troubled = True
 
     def booted(self, at: datetime, name: str) -> None:
         """A device boots."""
@@ -143,6 +161,7 @@ class Oracle(Knowledge):
             device.failures[device.doing] = device.failures.get(device.doing, 0) + 1
             device.failed_at[device.doing] = at
             self._spent.add(name)
+        device.troubled |= not good
         device.doing, device.armed, device.timed_out = None, None, False
         self._rests(device)
         self.look(at, name)
@@ -224,7 +243,7 @@ class Oracle(Knowledge):
         app, at_sign, release = key.partition("@")
         subject = app if at_sign else "image"
         release = release if at_sign else key
-        device.timed_out = False
+        device.timed_out = device.troubled = False
         wave = self._wave_of.get(device.site)
         pin = None if at_sign else rules.pinned(self.desired, device.site, device.name)
         wanted = pin or rules.asks(self.desired, wave).get(subject)

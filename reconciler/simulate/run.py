@@ -196,6 +196,8 @@ class Simulation:
 
     def _controller_leaves(self, at: datetime) -> None:
         self._fault(at, "the controller is down")
+        for name in self.machines.devices if self.oracle is not None else ():
+            self.oracle.disturbed(name)
         self.controller.stop(at)
         self.machines.leave(at)
 
@@ -211,6 +213,8 @@ class Simulation:
             self.controller.start(at)
 
     def _line_is_down(self, name: str, at: datetime) -> None:
+        if self.oracle is not None:
+            self.oracle.disturbed(name)
         self.machines.cut([name], at)
 
     def _line_is_back(self, name: str, at: datetime) -> None:

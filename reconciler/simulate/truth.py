@@ -103,6 +103,8 @@ class Truth:
     excused: bool = True
     """It may give up what it is doing: the new slot has not booted, its health got worse, or the power went."""
     timed_out: bool = False
+    troubled: bool = False
+    """Since it was told what to do, something kept it from that: its line, its power, a failure, a controller that is away."""
     failures: dict[str, int] = field(default_factory=dict)
     """Release → attempts that truly failed."""
     failed_at: dict[str, datetime] = field(default_factory=dict)
@@ -300,7 +302,7 @@ class Knowledge:
 
 
 def _is_long_critical(at: datetime, device: Truth, slack: timedelta) -> bool:
-    since, heard = device.critical_since, device.heard_at
+    since, heard = device.critical_since, at if device.parked else device.heard_at
     newer = any(device.run_since is not None and app > since for app in device.app_since.values()) if since else True
     return (
         since is not None
