@@ -87,7 +87,9 @@ class SimDevice:
         agent = self._agent
         if agent is None:
             return False
-        return agent.work.state is not State.IDLE or not (self._is_parked or self._is_silent)
+        # A parked device whose health has changed says so with its next report.
+        tells = self._is_parked and self._due_at is not None and agent.has_news()
+        return tells or agent.work.state is not State.IDLE or not (self._is_parked or self._is_silent)
 
     @property
     def wakes_at(self) -> datetime | None:
