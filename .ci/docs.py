@@ -252,6 +252,16 @@ TRANSCRIPTS = ("README.md",)
 CLONES = ("docs/how-to/change-the-fleet.md", "docs/how-to/find-out-why.md")
 """The same, where the commands work in a clone."""
 
+SIMULATED = "docs/how-to/simulate-a-rollout.md"
+"""The same for a page whose commands take seconds: with it comes the picture that its `--picture` draws."""
+
+
+def simulated() -> Iterator[tuple[str, str]]:
+    """The page and its picture. Its own test holds it, a slow one."""
+    page, made = transcript.fill_with((ROOT / SIMULATED).read_text(encoding="utf-8"), "rollout.svg")
+    yield SIMULATED, page
+    yield SIMULATED.replace(".md", ".svg"), made
+
 
 def pages() -> Iterator[tuple[str, str]]:
     """Every page that comes from code, whole or in part, as it should be. Transcripts last: they read the snapshot."""
@@ -265,7 +275,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Write every page that differs."""
-    for name, text in pages():
+    for name, text in (*pages(), *simulated()):
         path = ROOT / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)

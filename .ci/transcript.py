@@ -32,13 +32,27 @@ class PageError(Exception):
 
 def fill(text: str) -> str:
     """The page with what its commands print now."""
+    return _filled(text, None)[0]
+
+
+def fill_with(text: str, file: str) -> tuple[str, str]:
+    """The page, and a file that its commands write."""
+    page, made = _filled(text, file)
+    if made is None:
+        raise PageError(f"no command of the page writes {file}")
+    return page, made
+
+
+def _filled(text: str, file: str | None) -> tuple[str, str | None]:
     with tempfile.TemporaryDirectory(prefix="page-") as name:
         for item in _COPIED:
             source, target = ROOT / item, Path(name) / item
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
         with contextlib.chdir(name):
-            return _BLOCK.sub(_carried_out, text)
+            page = _BLOCK.sub(_carried_out, text)
+            made = Path(file) if file is not None else None
+            return page, made.read_text(encoding="utf-8") if made is not None and made.exists() else None
 
 
 _GIT = {

@@ -29,6 +29,7 @@ _STYLE = "@media (prefers-color-scheme: dark) { svg { filter: invert(0.9) hue-ro
 
 
 def canvas(height: float, columns: int = 1) -> tuple[Figure, Any]:
+    """An empty sheet with so many axes beside each other; `height` in inches. TerminalError: matplotlib is not installed."""
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,6 +48,7 @@ def canvas(height: float, columns: int = 1) -> tuple[Figure, Any]:
 
 
 def titles(figure: Figure, axes: Axes, title: str, subtitle: str, pad: int) -> None:
+    """The title of the sheet, and what stands beneath it; `pad` is the room above the axes, in points."""
     wide = 165 if pad > 6 else 75
     figure.suptitle(
         fill(title, 105), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False

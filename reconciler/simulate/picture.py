@@ -43,6 +43,7 @@ _WORDS = {
     "failed": ("gate failed", FAILED),
     "paused": ("paused", FAILED),
 }
+_STOPS = "#eab795"
 _EARLIER = frozenset({"wave-waits", "soaking", "gate-unresolved"})
 """What a wave waits for that lies in the waves before it."""
 _LONGEST_WITH_WINDOWS = timedelta(days=60)
@@ -73,7 +74,7 @@ def draw(trace: Trace, desired: Desired, waves: Mapping[str, str], title: str, s
     for lane in lanes:
         _windows(axes, lane, (begin, end), desired, waves)
         _counts(axes, lane, trace, keys, end)
-        _states(axes, lane, trace, end)
+        _states(axes, lane, trace)
         if lane.row:
             axes.axhline(lane.row - 0.5, color="#ffffff", linewidth=2, zorder=1)
     _instants(axes, trace, end)
@@ -309,25 +310,45 @@ def _number(
     )  # fmt: skip
 
 
-def _states(axes: Axes, lane: _Lane, trace: Trace, end: datetime) -> None:
-    """A strip under the area: what the wave waits for, soaks and stops, in words where there is room; and the marks on it."""
+def _spans(mine: Sequence[Event], begin: datetime, ended_at: datetime) -> list[tuple[str, str, float, float]]:
+    """(what a wave does or waits for, its colour, from, to): states as words, those alike that follow each other as one."""
     spans: list[tuple[str, str, float, float]] = []
     # What is between two spans and too short to be seen does not part them.
-    least = (_x(end) - _x(trace.started_at)) / 250
-    mine = [e for e in trace.events if e.wave == lane.wave and e.key is not None and _subject(e.key) == lane.subject]
+    least = (_x(ended_at) - _x(begin)) / 250
     changes = [event for event in mine if event.kind is Kind.STATE]
     for event, after in zip(changes, [*changes[1:], None], strict=True):
         state, _, reason = event.detail.partition(": ")
-        since, until = _x(event.at), _x(trace.ended_at if after is None else after.at)
+        since, until = _x(event.at), _x(ended_at if after is None else after.at)
         if state not in _WORDS or until <= since:
             continue
         word, colour = _WORDS[state]
         if reason:
             word = "waits for earlier waves" if reason in _EARLIER else f"waits: {reason}"
         if spans and spans[-1][0] == word and spans[-1][3] >= since - least:
-            spans[-1] = (word, colour, spans[-1][2], until)
-        else:
-            spans.append((word, colour, since, until))
+            since = spans.pop()[2]
+        spans.append((word, colour, since, until))
+    return spans
+
+
+def _held(spans: Sequence[tuple[str, str, float, float]], stop: float | None) -> list[tuple[str, str, float, float]]:
+    """The same, where nothing waits for earlier waves any more once the release is stopped."""
+    out = []
+    for word, colour, since, until in spans:
+        if stop is None or colour != WAITS or until <= stop:
+            out.append((word, colour, since, until))
+            continue
+        if since < stop:
+            out.append((word, colour, since, stop))
+        out.append(("held: the release is stopped", _STOPS, max(since, stop), until))
+    return out
+
+
+def _states(axes: Axes, lane: _Lane, trace: Trace) -> None:
+    """A strip under the area: what the wave waits for, soaks and stops, in words where there is room; and the marks on it."""
+    mine = [e for e in trace.events if e.wave == lane.wave and e.key is not None and _subject(e.key) == lane.subject]
+    last = next((event.key for event in reversed(mine) if event.kind is Kind.STATE), None)
+    stops = [_x(event.at) for event in trace.events if event.kind is Kind.STOPPED and event.key == last]
+    spans = _held(_spans(mine, trace.started_at, trace.ended_at), min(stops, default=None))
     strip = lane.row + _STRIP
     for word, colour, since, until in spans:
         axes.broken_barh([(since, until - since)], (strip - 0.075, 0.15), facecolors=colour, linewidth=0, zorder=3)

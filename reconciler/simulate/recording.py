@@ -148,7 +148,7 @@ def read(path: Path) -> Iterator[Line]:
 
 def _snapshot(path: Path, number: int, data: bytes) -> Snapshot:
     try:
-        return load_snapshot(data, str(path))
+        return load_snapshot(data.rstrip(b"\r\n"), str(path))
     except InvalidInput as error:
         # Each line is a document of its own: its first line is this one.
         raise InvalidInput(

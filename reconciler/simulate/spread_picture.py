@@ -25,10 +25,13 @@ def draw_distribution(found: Distribution, title: str, subtitle: str = "") -> Fi
         )  # fmt: skip
         for box in drawn["boxes"]:
             box.set(facecolor=OPEN, edgecolor=RELEASES[0])
-    names = [f"{spread.name}\nproven in {len(spread.days)} of {spread.runs}" for spread in spreads]
+    names = []
+    for spread in spreads:
+        stopped = f", stopped in {spread.stopped}" if spread.stopped else ""
+        names.append(f"{spread.name}\nproven in {len(spread.days)}{stopped} of {spread.runs}")
     left.set_yticks(range(len(spreads)), names, fontsize=8)
     left.set_ylim(len(spreads) - 0.4, -0.6)
-    left.set_xlim(left=0)
+    left.set_xlim(0, max(1.0, *(days for spread in spreads for days in spread.days)) * 1.05 if some else 1.0)
     left.grid(axis="x", color="#e6eaee")
     left.set_axisbelow(True)
     left.set_xlabel("days until proven: median, quartiles, 5 and 95 %", fontsize=9)

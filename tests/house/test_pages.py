@@ -55,6 +55,12 @@ def test_generated_pages_and_shown_output_are_fresh(generator: ModuleType) -> No
     assert not stale, f"run `make docs`, and commit: {stale}"
 
 
+@pytest.mark.slow
+def test_the_page_about_simulations_shows_what_is_played(generator: ModuleType) -> None:
+    stale = [name for name, text in generator.simulated() if (ROOT / name).read_text(encoding="utf-8") != text]
+    assert not stale, f"run `make docs`, and commit: {stale}"
+
+
 def test_a_page_whose_output_is_wrong_is_found(generator: ModuleType) -> None:
     page = "```console\n$ reconciler validate --fleet fleet\nfleet: 3 errors\n```\n"
     assert "valid, 0 warnings" in generator.transcript.fill(page)
