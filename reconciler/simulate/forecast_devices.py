@@ -352,7 +352,7 @@ def arrived(unit: Unit, job: Job, seen: DeviceObservation) -> DeviceObservation:
     at = instant_of(job.ends)
     unit.last_report, unit.job = job.ends, None
     if job.work is Work.IMAGE:
-        changes = _booted(unit, job.target, at)
+        changes = _booted(unit, job.target, at, seen)
         if seen.updating_to == job.target:
             changes |= {"updating_to": None, "updating_since": None}
     elif job.work is Work.APP and job.app is not None:
@@ -363,7 +363,7 @@ def arrived(unit: Unit, job: Job, seen: DeviceObservation) -> DeviceObservation:
     return seen.model_copy(update=changes)
 
 
-def _booted(unit: Unit, release: str, at: datetime) -> dict[str, Any]:
+def _booted(unit: Unit, release: str, at: datetime, seen: DeviceObservation) -> dict[str, Any]:
     before = unit.health
     unit.previous, unit.other, unit.booted = unit.booted, unit.booted, release
     unit.cached, unit.part, unit.written, unit.whole = {}, None, None, None
