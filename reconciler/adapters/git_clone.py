@@ -102,7 +102,10 @@ class GitClone:
 
     def resolve(self, revision: str) -> Commit:
         """The commit that a revision names (port)."""
-        return self._trees.resolve(revision)
+        try:
+            return self._trees.resolve(revision)
+        except TerminalError as error:
+            raise TerminalError(error.wrong, needed_for=NEEDED_FOR, remedy=error.remedy) from error
 
     def files(self, sha: str) -> Sequence[TreeEntry]:
         """Every file of the fleet folder in a commit (port)."""
