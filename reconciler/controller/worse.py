@@ -69,6 +69,10 @@ def attempted(
     release failed.
     """
     known, target = before.attempt, report.target
+    counted = target is not None and report.attempts.get(target, 0) > before.reported_attempts.get(target, (0, 0))[0]
+    if known is not None and known.release == target and counted:
+        # It is over: what is worse by now is worse without it.
+        return known
     if report.phase == "trial" and target is not None:
         # Runs of the image that is to be replaced say nothing of the one on trial.
         same = known is not None and known.release == target and before.phase == "trial"

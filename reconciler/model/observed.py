@@ -89,7 +89,7 @@ CheckChanges = Annotated[tuple[CheckChange, ...], Field(max_length=MOST_CHECKS)]
 
 
 class Attempt(Part):
-    """What was worse during the last attempt at a release, or `app@version`. Kept only where the attempt failed."""
+    """What was worse during the last attempt at a release, or `app@version`: while it runs, and afterwards where it failed."""
 
     release: Reported
     checks: CheckChanges
@@ -110,7 +110,7 @@ class DeviceObservation(Part):
     checks_worse: tuple[str, ...] = Field(default=(), description="Checks that are worse than before the update")
     checks: CheckChanges = Field(default=(), description="The same checks: how they were, and what they say now")
     attempt: Attempt | None = Field(
-        default=None, description="The last failed attempt in which checks were worse than before it"
+        default=None, description="The last attempt in which checks were worse; kept where it failed"
     )
     last_seen: Instant | None = None
     phase: Annotated[str, Field(max_length=32)] | None = Field(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from reconciler.model.observed import NO_CONFIG
+from reconciler.model.observed import NO_CONFIG, Attempt, CheckChange
 from reconciler.model.plan import Action, Reason, Why
 from reconciler.model.scalars import format_instant
 from reconciler.planner.explain_device import said_of
@@ -126,6 +126,10 @@ class DeviceExplanation:
     at: datetime
     commit: str | None
     last_seen: datetime | None
+    checks: tuple[CheckChange, ...]
+    """Those that are worse than before the last update."""
+    attempt: Attempt | None
+    """What was worse during the last attempt at a release, if that attempt failed or still runs."""
     parts: tuple[Part, ...]
     actions: tuple[Action, ...]
 
@@ -151,6 +155,12 @@ class DeviceExplanation:
             "at": format_instant(self.at),
             "commit": self.commit,
             "lastSeen": format_instant(self.last_seen) if self.last_seen else None,
+            "checks": [_check(check) for check in self.checks],
+            "attempt": self.attempt
+            and {
+                "release": self.attempt.release,
+                "checks": [_check(check) for check in self.attempt.checks],
+            },
             "parts": [part.to_dict(places or {}) for part in self.parts],
             "actions": [action.to_dict() for action in self.actions],
         }
@@ -159,12 +169,31 @@ class DeviceExplanation:
         """For people."""
         seen = format_instant(self.last_seen) if self.last_seen else "never"
         head = f"{self.device} at {self.site}, wave {self.wave or '-'}, at {format_instant(self.at)} (last seen {seen})"
-        return [head, *(line for part in self.parts for line in part.lines(places or {}))]
+        out = [head]
+        if self.checks:
+            out += ["  checks that are worse than before the last update", *map(_check_line, self.checks)]
+        if self.attempt is not None:
+            of = plain(self.attempt.release)
+            out += [f"  checks that were worse during the last attempt at {of}"]
+            out += map(_check_line, self.attempt.checks)
+        return out + [line for part in self.parts for line in part.lines(places or {})]
+
+
+def _check(check: CheckChange) -> dict[str, Any]:
+    """As in the snapshot."""
+    return check.model_dump(mode="json", by_alias=True)
+
+
+def _check_line(check: CheckChange) -> str:
+    before = check.before.value if check.before is not None else "not there"
+    said = f": {plain(check.message)}" if check.message else ""
+    return f"    {plain(check.name)}: {before} before, {check.now.value} since {format_instant(check.since)}{said}"
 
 
 def explain_device(view: View, row: int) -> DeviceExplanation:
     """What the plan says about the device of a row."""
     seen, name = int(view.state.obs.last_seen[row]), view.name(row)
+    report = view.reports.get(name)
     tracks = (IMAGE_TRACK, -1, *(number for number in view.roster.tracks if number != IMAGE_TRACK))
     return DeviceExplanation(
         device=name,
@@ -173,6 +202,8 @@ def explain_device(view: View, row: int) -> DeviceExplanation:
         at=instant(view.now),
         commit=view.roster.desired.commit,
         last_seen=None if seen == NONE else instant(seen),
+        checks=report.checks if report is not None else (),
+        attempt=report.attempt if report is not None else None,
         parts=tuple(explain_part(view, number, row) for number in tracks),
         actions=tuple(action for action in device_actions(view.state) if action.fields.get("device") == name),
     )

@@ -15,11 +15,15 @@ from reconciler.model.observed import DeviceObservation, Snapshot
 from reconciler.model.plan import Reason
 from reconciler.planner.explain_values import Ask, Change, Link, fleet_ask, site_ask, wave_ask
 from reconciler.planner.judge import in_flight
-from reconciler.planner.messages import what
+from reconciler.planner.messages import plain, what
 from reconciler.planner.render import reason_of
 from reconciler.planner.roster import I64, IMAGE_TRACK, Roster, WaveFacts
 from reconciler.planner.state import State, Track
 from reconciler.planner.windows import NEVER, NONE, instant
+
+_MOST_CHECKS = 3
+_MOST_SAID = 80
+"""Of a sentence: checks, and characters of what one says."""
 
 
 class View:
@@ -77,12 +81,15 @@ class View:
         return reason_of(self.track(number), row)
 
     def checks(self, row: int) -> str:
-        """` (checks worse: camera, disk)`, or nothing."""
+        """` (worse than before the update: camera: "no frames", disk)`, or nothing. All of them are listed by `explain DEVICE`."""
         report = self.reports.get(self.name(row))
         if report is None or not report.checks_worse:
             return ""
-        shown = [name if name.isprintable() else ascii(name) for name in report.checks_worse]
-        return f" (worse than before the update: {', '.join(shown)})"
+        said = {check.name: check.message for check in report.checks}
+        order = [*said, *(name for name in report.checks_worse if name not in said)]
+        shown = [_check(name, said.get(name, "")) for name in order[:_MOST_CHECKS]]
+        more = f" and {len(order) - _MOST_CHECKS} more" if len(order) > _MOST_CHECKS else ""
+        return f" (worse than before the update: {', '.join(shown)}{more})"
 
     def timeout(self, rows: Sequence[int]) -> list[int]:
         """Per row, when what is in flight will have timed out; NEVER where nothing is."""
@@ -148,6 +155,11 @@ class View:
         """Where git says when a device's window is."""
         own = self.roster.desired.sites[self.site(row)].window
         return site_ask(self.site(row), "window") if own is not None else fleet_ask("window")
+
+
+def _check(name: str, message: str) -> str:
+    short = message if len(message) <= _MOST_SAID else f"{message[: _MOST_SAID - 1]}…"
+    return plain(name) + (f': "{plain(short)}"' if short else "")
 
 
 def at(value: int) -> datetime | None:
