@@ -246,10 +246,10 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-TRANSCRIPTS = ("README.md",)
+TRANSCRIPTS: tuple[str, ...] = ()
 """Pages by hand, in which the output of commands is filled in."""
 
-CLONES = ("docs/how-to/change-the-fleet.md", "docs/how-to/find-out-why.md")
+CLONES = ("README.md", "docs/how-to/change-the-fleet.md", "docs/how-to/find-out-why.md")
 """The same, where the commands work in a clone."""
 
 SIMULATED = "docs/how-to/simulate-a-rollout.md"

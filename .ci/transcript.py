@@ -73,6 +73,8 @@ def fill_in_clone(text: str) -> str:
         shutil.copytree(ROOT / "fleet", clone / "fleet")
         shutil.copytree(ROOT / "schemas", clone / "schemas")
         shutil.copy(ROOT / "docs/tutorial/observed.json", name)
+        (clone / "docs/tutorial").mkdir(parents=True)
+        shutil.copy(ROOT / "docs/tutorial/observed.json", clone / "docs/tutorial")
         for variable in _FOUND_ELSEWHERE:
             os.environ.pop(variable, None)
         os.environ.update(_GIT)
