@@ -11,6 +11,7 @@ import pytest
 from reconciler.adapters.forge_github import GithubForge
 from reconciler.adapters.github_api import GithubApi
 from reconciler.model.plan import Action, ActionKind
+from reconciler.model.scalars import format_instant
 from reconciler.protocol.report import Check
 from tests.controller.harness import Bench, waves
 from tests.support.github import GithubServer
@@ -63,7 +64,10 @@ def fail_the_lab(bench: Bench) -> str:
 
 def keep_failing(bench: Bench, times: int = 4) -> None:
     checks = (Check("video", "critical", "no frames | @everyone `x`"), Check("docker", "ok", "active"))
-    seen: dict[str, Any] = {"image": "v1.4.2", "previous": "v1.4.1", "health": "critical", "checks": checks}
+    before = (Check("video", "ok", "25 frames a second"), Check("docker", "ok", "active"))
+    seen: dict[str, Any] = {
+        "image": "v1.4.2", "previous": "v1.4.1", "health": "critical", "checks": checks, "checks_before": before,
+    }  # fmt: skip
     for _ in range(times):
         bench.clock.step(300)
         bench.everybody(but="LAB-1")
@@ -82,7 +86,20 @@ def test_one_pull_request_with_what_was_seen(bench: Bench, hub: GithubServer) ->
     (row,) = [line for line in body.splitlines() if line.startswith("| LAB-1-1 ")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert len(cells) == 9
-    assert cells[:3] == ["LAB-1-1", "LAB-1", "`v1.4.2`"] and "critical" in cells and "Z" in cells[3] and "Z" in cells[6]
+    assert cells[:3] == ["LAB-1-1", "LAB-1", "`v1.4.2`"] and "critical" in cells
+    since = cells[3]
+    assert since.endswith("Z") and cells[6] == since and cells[7] == "`video`"
+    (check,) = [line for line in body.splitlines() if line.startswith("| `video` ")]
+    cells = [cell.strip() for cell in check.strip("|").split("|")]
+    assert cells[:4] == ["`video`", "ok", "critical", "`no frames ¦ ＠everyone 'x'`"] and cells[4] == since
+    (times,) = [line for line in body.splitlines() if line.startswith("**LAB-1-1**")]
+    failed = format_instant(bench.store.snapshot().failures[0].at)
+    assert times == (
+        f"**LAB-1-1**: flashed {since}, critical since the report at {since}, gate of wave lab failed {failed}"
+    )
+    assert "@" not in body and "docker" not in body
+    message = bench.repo.git("log", "-1", "--format=%B", pull["head"]["ref"])
+    assert f'  - check video: ok before, critical since {since}: "no frames | ＠everyone `x`"' in message
     assert [row["outcome"] for row in bench.journal("propose-revert")] == ["done"]
     assert pull["html_url"] in str(bench.journal("propose-revert")[0])
     assert bench.repo.git("log", "-1", "--format=%s", pull["head"]["ref"]) == pull["title"]
