@@ -19,7 +19,6 @@ from reconciler.review.moves import IMAGE
 from reconciler.review.summary import count, minute, names, size, span
 from reconciler.simulate.trace import Entry
 
-MOST_SITES_SHOWN = 20
 MOST_ZONES = 3
 NONE = "–"
 
@@ -214,21 +213,23 @@ def _downloads(review: Review) -> Iterator[Section]:
     found = review.downloads
     if not found.sites:
         return
-    slowest = sorted(found.sites, key=lambda site: (-site.seconds, site.site))[:MOST_SITES_SHOWN]
+    alike: dict[tuple[int, int, int, int, int], list[str]] = {}
+    for site in sorted(found.sites, key=lambda site: (-site.seconds, site.site)):
+        figures = (site.devices, site.bytes, site.uplink_bps, site.seconds, site.nights)
+        alike.setdefault(figures, []).append(site.site)
     rows = [
         (
-            site.site,
-            f"{site.devices}",
-            size(site.bytes),
-            format_bandwidth(site.uplink_bps),
-            span(timedelta(seconds=site.seconds)),
-            f"{site.nights}",
+            f"{len(sites):,}",
+            f"{devices}",
+            size(number),
+            format_bandwidth(line),
+            span(timedelta(seconds=seconds)),
+            f"{nights}",
+            names(sites),
         )
-        for site in slowest
+        for (devices, number, line, seconds, nights), sites in alike.items()
     ]
     notes = [f"{size(found.bytes)} in all, for {count(found.devices, 'device')} at {count(len(found.sites), 'site')}"]
-    if len(found.sites) > len(slowest):
-        notes.append(f"the {len(slowest)} slowest sites are shown")
     if found.switching:
         notes.append(f"no download for {count(found.switching, 'device')}: the release is in the inactive slot")
     if found.assumed_sizes:
@@ -237,7 +238,7 @@ def _downloads(review: Review) -> Iterator[Section]:
         notes.append(
             f"git names no line for {count(found.assumed_uplinks, 'site')} (Site or Fleet `uplink`): 50Mbit is assumed"
         )
-    yield Section("Downloads", ("site", "devices", "bytes", "line", "takes", "nights"), rows, notes)
+    yield Section("Downloads", ("sites", "devices each", "bytes", "line", "takes", "nights", "names"), rows, notes)
 
 
 def _returns(review: Review) -> Iterator[Section]:

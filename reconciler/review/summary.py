@@ -173,6 +173,9 @@ def observed_line(review: Review) -> str:
     age = review.observed.age(review.at)
     if age is None or review.observed.taken_at is None:
         return f"observed: {review.observed.source}, of no known age{quiet}"
+    if review.observed.taken_at > review.at:
+        late = span(review.observed.taken_at - review.at)
+        return f"observed: {review.observed.source}, taken {late} AFTER the merge ({minute(review.observed.taken_at)}){quiet}"
     return (
         f"observed: {review.observed.source}, {span(age)} old at the merge ({minute(review.observed.taken_at)}){quiet}"
     )

@@ -5,23 +5,25 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.model.observed import Snapshot
 from reconciler.ports import PublicKey
 from reconciler.review.changes import Change
 from reconciler.review.keys import Keyring
 from reconciler.review.make import Outside, Review
 from reconciler.review.markdown import MOST_CHARACTERS, as_markdown, code, prose
 from reconciler.review.overlap import Overlap, Overlaps, Touched
+from reconciler.review.sections import sections
 from reconciler.review.summary import summary
 from reconciler.review.text import as_text
 from tests.house.tree import ROOT
-from tests.review.repos import document, repo, review, site, waves
+from tests.review.repos import AT, document, repo, review, site, waves
 
 EVIL = "@everyone | <img src=x onerror=alert(1)> #1 GH-2 https://evil.example `x` [a](b) **b**\n| c | \x1b[31m\u202e"
 
@@ -194,3 +196,18 @@ def test_the_page_names_every_key_of_the_json(promotion: Review, tmp_path: Path)
 )
 def test_prose_begins_no_list_and_no_heading(text: str, shown: str) -> None:
     assert prose(text) == shown
+
+
+def test_sites_that_download_alike_are_one_row(promotion: Review) -> None:
+    (section,) = (section for section in sections(promotion) if section.title == "Downloads")
+    assert [(row[0], row[1], row[-1]) for row in section.rows] == [
+        ("1", "3", "SITE-3"),
+        ("1", "2", "SITE-1"),
+        ("3", "1", "LAB-1, SITE-2, SITE-4"),
+    ]
+
+
+def test_a_snapshot_from_after_the_merge_is_said_to_be(tmp_path: Path) -> None:
+    late = Snapshot(at=AT + timedelta(hours=2), devices=())
+    found = review(repo(tmp_path), files={"fleet/waves.yaml": waves("v1.4.2")}, observed=late)
+    assert "taken 2 h AFTER the merge" in summary(found)[2]
