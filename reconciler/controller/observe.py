@@ -34,13 +34,18 @@ class _Standing(Enum):
 
 
 def fold(
-    previous: DeviceObservation | None, report: Report, received_at: datetime, stale_after_s: float
+    previous: DeviceObservation | None,
+    report: Report,
+    received_at: datetime,
+    stale_after_s: float,
+    told: tuple[int, int] | None = None,
 ) -> DeviceObservation:
     """The observation after one more report.
 
     `previous` is the device's observation as recorded, marks of the loop included, or None. `received_at` is the
     recorder's clock at receipt, UTC. `stale_after_s` is the silence, in seconds, that ends a run; exactly that much
-    does not. A report that is late or doubled changes nothing: `previous` itself is returned (test with `is`).
+    does not. `told` is the serial of the device's latest assignment on record. A report that is late or doubled changes
+    nothing: `previous` itself is returned (test with `is`).
     Raises ValueError where a value does not fit the model. The caller reads `previous` and writes the result in one
     transaction.
     """
@@ -55,7 +60,7 @@ def fold(
     rebooted = standing is _Standing.NEW_BOOT
     # A trial boot is part of the update: the image is what the device has marked good, so a trial neither starts a soak
     # nor ends one, and a fall-back leaves the old image's record as it was.
-    if report.phase == "trial":
+    if _is_on_trial(report):
         of_image: dict[str, Any] = {}
     else:
         of_image = _image(before, report, at) | _health(before, report, at, broken=silent, rebooted=rebooted)
@@ -71,7 +76,7 @@ def fold(
         **of_image,
         **attempts,
         "attempt": attempted(before, report, at, of_image.get("checks", ()), attempts["failed_attempts"]),
-        **_marks(before, report, at, attempts["failed_attempts"], rebooted=rebooted),
+        **_marks(before, report, at, attempts["failed_attempts"], told, rebooted=rebooted),
     }
     fields = {name: getattr(before, name) for name in DeviceObservation.model_fields}
     return DeviceObservation(**(fields | values))
@@ -142,6 +147,13 @@ def _received(last_seen: datetime | None, received_at: datetime, stale: timedelt
 # ---------------------------------------------------------------- image and health
 
 
+def _is_on_trial(report: Report) -> bool:
+    """Whether what is booted is not marked good: a trial, or the way back from one that was found worse."""
+    booted = report.slots.get(report.booted)
+    returns = report.phase == "rebooting" and booted is not None and booted.release is not None and not booted.good
+    return report.phase == "trial" or returns
+
+
 def _image(before: DeviceObservation, report: Report, at: datetime) -> dict[str, Any]:
     """The image that the device has marked good, since when, and what it could switch to."""
     same = before.image_since is not None and report.image == before.image
@@ -207,17 +219,23 @@ def _attempts(before: DeviceObservation, report: Report, at: datetime) -> dict[s
 
 
 def _marks(
-    before: DeviceObservation, report: Report, at: datetime, failed: Mapping[str, int], *, rebooted: bool
+    before: DeviceObservation,
+    report: Report,
+    at: datetime,
+    failed: Mapping[str, int],
+    told: tuple[int, int] | None,
+    *,
+    rebooted: bool,
 ) -> dict[str, Any]:
     """What is in flight after the report: a mark is set by the tick that started something, and its outcome ends it."""
     values: dict[str, Any] = {"rebooting_since": None}
     if report.phase == "rebooting":
         values["rebooting_since"] = before.rebooting_since if before.rebooting_since and not rebooted else at
     counted = {key for key, count in report.attempts.items() if count > before.reported_attempts.get(key, (0, 0))[0]}
-    arrived = report.phase != "trial" and report.image == before.updating_to
+    arrived = not _is_on_trial(report) and report.image == before.updating_to
     if before.updating_to is not None and (arrived or before.updating_to in counted):
         values |= {"updating_to": None, "updating_since": None}
-    elif before.updating_to is None and _unannounced(before, report, failed):
+    elif before.updating_to is None and not _is_behind(report, told) and _unannounced(before, report, failed):
         # The record of the start is lost (a restored backup): the device itself says that it is being updated.
         values |= {"updating_to": report.target, "updating_since": at}
     app = before.restarting_app
@@ -229,6 +247,12 @@ def _marks(
     if before.configuring_since is not None and (report.config or NO_CONFIG) != before.config:
         values["configuring_since"] = None
     return values
+
+
+def _is_behind(report: Report, told: tuple[int, int] | None) -> bool:
+    """Whether a newer word waits for the device. What it does by an older one ends when it hears that: it was called off, and a
+    mark for it would stand until it is taken for a time-out."""
+    return told is not None and (report.serial is None or report.serial < told)
 
 
 def _unannounced(before: DeviceObservation, report: Report, failed: Mapping[str, int]) -> bool:

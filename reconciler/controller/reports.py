@@ -51,13 +51,16 @@ def record(store: Store, batch: Sequence[Received], stale_after_s: float) -> lis
     outcomes: list[bool | ValueError] = []
     with store.transaction():
         current: dict[str, DeviceObservation] = {name: row[0] for name, row in store.observed(devices).items()}
+        assignments = store.assignments(devices)
         folded: dict[str, DeviceObservation] = {}
         sequences: dict[str, tuple[str, int]] = {}
         for received in batch:
             report = received.report
             before = current.get(report.device)
+            row = assignments.get(report.device)
+            told = None if row is None else (row.epoch, row.n)
             try:
-                after = fold(before, report, received.at, stale_after_s)
+                after = fold(before, report, received.at, stale_after_s, told)
             except ValueError as error:
                 outcomes.append(error)
                 continue
@@ -69,7 +72,6 @@ def record(store: Store, batch: Sequence[Received], stale_after_s: float) -> lis
                 if after.boot is not None and after.boot.id == report.boot_id:
                     sequences[report.device] = (report.boot_id, report.sequence)
         store.observe(list(folded.values()), sequences=sequences)
-        assignments = store.assignments(devices)
     return [
         outcome if isinstance(outcome, ValueError) else Recorded(outcome, assignments.get(received.report.device))
         for received, outcome in zip(batch, outcomes, strict=True)

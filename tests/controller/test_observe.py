@@ -133,6 +133,33 @@ def test_a_trial_is_not_yet_the_image() -> None:
     assert seen.updating_to is None and seen.updating_since is None
 
 
+def test_on_the_way_back_from_a_trial_it_is_not_the_image_either() -> None:
+    back = report(
+        3,
+        boot_id="boot-2",
+        image="v1.4.2",
+        booted="b",
+        phase="rebooting",
+        health="critical",
+        attempts={"v1.4.2": 1},
+        slots=slots("v1.4.1", "v1.4.2", (True, False)),
+    )
+    start = marked(told((0, report(1))), updating_to="v1.4.2", updating_since=T0)
+    seen = told((60, back), start=start)
+    assert (seen.image, seen.image_since, seen.health, seen.health_since) == ("v1.4.1", T0, Health.OK, T0)
+    assert (seen.updating_to, seen.failed_attempts, seen.rebooting_since) == (None, {"v1.4.2": 1}, at(60))
+
+
+@pytest.mark.parametrize(("told_last", "taken"), [((3, 12), False), ((3, 9), True), (None, True)])
+def test_what_it_does_by_an_older_word_than_it_was_told_is_not_in_flight(
+    told_last: tuple[int, int] | None, taken: bool
+) -> None:
+    # It was called off while it fetched, and hears of that with the answer to this very report.
+    writes = report(2, phase="writing", target="v1.4.2", serial=(3, 9))
+    seen = fold(told((0, report(1))), writes, at(60), STALE_S, told_last)
+    assert (seen.updating_to is not None) is taken
+
+
 def test_a_fall_back_leaves_the_old_images_record_and_counts_once() -> None:
     start = marked(told((0, report(1))), updating_to="v1.4.2", updating_since=T0)
     back = report(2, boot_id="boot-3", attempts={"v1.4.2": 1}, slots=slots("v1.4.1", "v1.4.2", (True, False)))
