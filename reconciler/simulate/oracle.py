@@ -154,7 +154,7 @@ class Oracle(Knowledge):
             if device.image is not None:
                 device.past.add(device.image)
             device.critical_before = device.critical_since is not None
-            device.image, device.run_since = release, None
+            device.image, device.image_since, device.run_since = release, at, None
         elif device.doing is not None and counts:
             if fell_back and not device.excused:
                 self._broken(at, Rule.CONVERGES, name, f"gives {device.doing} up, and nothing was wrong with it")
@@ -383,7 +383,7 @@ class Oracle(Knowledge):
                     )
             elif since is not None and since + soak <= at:
                 soaked += 1
-            elif not device.critical_before:
+            elif device.critical_since is None or self._is_charged(device, key):
                 text = f"wave {wave} proves {key}, and it shows it in health only since {since}"
                 self._broken(at, Rule.ORDER, device.name, text)
         if not soaked or not rules.allows(spec.max_failed, failed, len(counted)):

@@ -140,7 +140,9 @@ class Simulation:
         truths = []
         for name, device in self.machines.devices.items():
             start = self.start.devices[name]
-            truths.append(Truth(name, start.site or "", device.hardware, image=start.booted))
+            truths.append(
+                Truth(name, start.site or "", device.hardware, image=start.booted, parked=device.is_parked)
+            )
         published = {**populate.digests}
         for release in self.controller.images.artifacts():
             target = self._targets.target(release)
@@ -196,8 +198,9 @@ class Simulation:
 
     def _controller_leaves(self, at: datetime) -> None:
         self._fault(at, "the controller is down")
-        for name in self.machines.devices if self.oracle is not None else ():
-            self.oracle.disturbed(name)
+        if self.oracle is not None:
+            for name in self.machines.devices:
+                self.oracle.disturbed(name)
         self.controller.stop(at)
         self.machines.leave(at)
 

@@ -87,6 +87,7 @@ class Truth:
     site: str
     machine: Machine
     image: str | None = None
+    image_since: datetime | None = None
     critical_since: datetime | None = None
     critical_before: bool = False
     well_since: datetime | None = None
@@ -171,6 +172,7 @@ class Knowledge:
             self._taken |= {(site, key) for sites in waves.values() for site in sites}
 
     def _remember(self, device: Truth, seen: DeviceObservation) -> None:
+        device.image_since = seen.image_since
         device.heard_at, device.serial = seen.last_seen, seen.serial
         device.failures = dict(seen.failed_attempts)
         device.app_since = {app: running.since for app, running in seen.apps.items() if running.since is not None}
@@ -244,8 +246,18 @@ class Knowledge:
         if (device.image != key and self._is_exhausted(device, key)) or (device.name, key) in self._rescued:
             return True
         long = timedelta(seconds=self.desired.fleet.critical_for)
-        charged = device.critical_since is not None and not device.critical_before
-        return bool(charged and device.image == key and device.critical_since and at - device.critical_since >= long)
+        since = device.critical_since
+        return since is not None and at - since >= long and self._is_charged(device, key)
+
+    def _is_charged(self, device: Truth, key: str) -> bool:
+        """Whether what is critical is charged to a release: it runs, changed last, and was well before."""
+        app, at_sign, _ = key.partition("@")
+        if not at_sign:
+            return device.image == key and not device.critical_before and not _app_changed_last(device)
+        runs = device.machine.running().get(app) == self._app_digests.get(key)
+        came_at, since = device.app_since.get(app), device.critical_since
+        later = came_at is not None and (device.image_since is None or came_at > device.image_since)
+        return bool(runs and later and came_at and since and since >= came_at)
 
     def _is_exhausted(self, device: Truth, key: str) -> bool:
         """Whether the attempts on a release are used up, those that only timed out among them."""
@@ -278,7 +290,7 @@ class Knowledge:
                 for d in here
                 if self._is_able(d.name)
                 and (
-                    (d.image == key and _is_long_critical(at, d, slack))
+                    (self._is_charged(d, key) and _is_long_critical(at, d, slack))
                     or (d.image != key and self._must_be_exhausted(at, d, key))
                 )
             ]
@@ -302,15 +314,14 @@ class Knowledge:
 
 
 def _is_long_critical(at: datetime, device: Truth, slack: timedelta) -> bool:
+    """Whether a device has been critical, and has reported since, for longer than the controller can have overlooked."""
     since, heard = device.critical_since, at if device.parked else device.heard_at
-    newer = any(device.run_since is not None and app > since for app in device.app_since.values()) if since else True
-    return (
-        since is not None
-        and not device.critical_before
-        and not newer
-        and heard is not None
-        and since + slack <= min(at, heard)
-    )
+    return since is not None and heard is not None and since + slack <= min(at, heard)
+
+
+def _app_changed_last(device: Truth) -> bool:
+    since = device.image_since
+    return since is not None and any(app > since for app in device.app_since.values())
 
 
 def key_of(subject: str, release: str) -> str:
