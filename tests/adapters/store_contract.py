@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.model.observed import DeviceObservation, Health, Proposal
+from reconciler.model.observed import Attempt, CheckChange, DeviceObservation, Health, Proposal
 from reconciler.model.plan import Action, ActionKind, DeviceFact, Facts, VerdictFact
 from reconciler.ports import AssignmentRow, ConditionRow, Decision, Store, TerminalError
 
@@ -47,6 +47,10 @@ def observed(store: Store, device: str) -> DeviceObservation:
     return found[0]
 
 
+def tried(release: str) -> Attempt:
+    return Attempt(release=release, checks=(CheckChange(name="vpn", now=Health.CRITICAL, since=NOW),))
+
+
 class ObservationContract:
     """Reports in, marks merged, facts applied."""
 
@@ -62,6 +66,19 @@ class ObservationContract:
                 "healthSince": "2026-01-02T01:35:00.000123Z",
                 "lastSeen": "2026-01-15T01:29:30Z",
                 "checksWorse": ["vpn"],
+                "checks": [
+                    {
+                        "name": "vpn",
+                        "before": "ok",
+                        "now": "critical",
+                        "message": "dönt ✗",
+                        "since": "2026-01-15T01:00:00Z",
+                    }
+                ],
+                "attempt": {
+                    "release": "v1.4.2",
+                    "checks": [{"name": "camera", "now": "unknown", "since": "2026-01-14T01:00:00.5Z"}],
+                },
                 "failedAttempts": {"v1.4.2": 1, "video-ingest@2.8.0": 2},
                 "apps": {"video-ingest": {"digest": DIGEST, "since": "2026-01-02T01:35:00Z"}},
                 "config": DIGEST,
@@ -260,8 +277,12 @@ class JournalContract:
         epoch = store.begin_epoch()
         attempts = {"v2": 3, "v2.1": 1, "app@2": 1}
         store.observe(
-            [seen("A", failed_attempts=attempts, rescued_from={"v2": NOW, "v3": NOW}), seen("B", image="v2")],
-            sequences={"A": ("a", 1), "B": ("b", 1)},
+            [
+                seen("A", failed_attempts=attempts, attempt=tried("v2"), rescued_from={"v2": NOW, "v3": NOW}),
+                seen("B", image="v2"),
+                seen("C", failed_attempts={"v2": 1, "v3": 1}, attempt=tried("v3")),
+            ],
+            sequences={"A": ("a", 1), "B": ("b", 1), "C": ("c", 1)},
         )
         opened = Facts(
             proofs=(VerdictFact("w", "v2", NOW), VerdictFact("w", "v3", NOW)),
@@ -279,7 +300,8 @@ class JournalContract:
         assert snapshot.proposals == ()
         assert observed(store, "A").failed_attempts == {"v2.1": 1, "app@2": 1}
         assert observed(store, "A").rescued_from == {"v3": NOW}
-        assert [device.name for device in store.changes_since(cursor).devices] == ["A"]
+        assert (observed(store, "A").attempt, observed(store, "C").attempt) == (None, tried("v3"))
+        assert [device.name for device in store.changes_since(cursor).devices] == ["A", "C"]
         # Raised again, it starts anew beside its history.
         store.record(epoch, decision(facts=Facts(proofs=(VerdictFact("w", "v2", NOW + MINUTE),))))
         assert [(v.at, v.closed) for v in store.snapshot().proofs if v.key == "v2"] == [

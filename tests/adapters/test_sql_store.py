@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from reconciler.adapters import sql_migrate
 from reconciler.adapters.sql import SqlStore, open_store
 from reconciler.adapters.sql_schema import metadata
-from reconciler.model.observed import DeviceObservation
+from reconciler.model.observed import CheckChange, DeviceObservation, Health
 from reconciler.ports import Store, TerminalError, TransientError
 from tests.adapters.store_contract import NOW, Opener, StoreContract, seen
 
@@ -174,6 +175,31 @@ def test_a_locked_store_is_a_transient_error(tmp_path: Path) -> None:
     holder.close()
     assert store.begin_epoch() == 1
     store.close()
+
+
+def test_a_row_that_an_earlier_version_wrote_is_read_and_goes_on(stores: Opener, tmp_path: Path) -> None:
+    store = stores()
+    store.observe([seen("A")], sequences={"A": ("a", 1)})
+    connection = sqlite3.connect(tmp_path / "state" / "store.db")
+    # As it was before checks were kept: names alone.
+    old = '{"name":"A","image":"v1","health":"critical","checksWorse":["vpn"]}'
+    connection.execute("UPDATE observations SET document = ?", (old,))
+    connection.commit()
+    connection.close()
+    (found,) = store.snapshot().devices
+    assert (found.checks_worse, found.checks, found.attempt) == (("vpn",), (), None)
+    more = found.model_copy(update={"checks": (CheckChange(name="vpn", now=Health.CRITICAL, since=NOW),)})
+    store.observe([more], sequences={"A": ("a", 2)})
+    assert stores().snapshot().devices == (more,)
+
+
+def test_a_healthy_device_has_the_row_that_it_always_had(stores: Opener, tmp_path: Path) -> None:
+    store = stores()
+    store.observe([seen("A", image="v1", health=Health.OK)], sequences={"A": ("a", 1)})
+    connection = sqlite3.connect(tmp_path / "state" / "store.db")
+    ((document,),) = connection.execute("SELECT document FROM observations")
+    connection.close()
+    assert set(json.loads(document)) == {"name", "image", "health", "lastSeen"}
 
 
 def test_a_damaged_row_is_named(stores: Opener, tmp_path: Path) -> None:

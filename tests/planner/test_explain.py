@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from reconciler.model.observed import Snapshot
 from reconciler.model.plan import Reason
 from reconciler.model.scalars import parse_instant
 from reconciler.planner import Columns, Roster, State, decide, render
@@ -284,6 +285,62 @@ def test_a_failure_names_the_checks_that_got_worse() -> None:
     chain = part(state, "SITE-0003-1", "image", given.snapshot).chain
     assert "(worse than before the update: cameras)" in chain[-1].statement
     assert chain[-1].since == at("2026-01-10T02:20:00Z")
+
+
+ILL: dict[str, Any] = {
+    "checks": [
+        {"name": "cameras", "before": "ok", "now": "critical", "message": "no frames " * 18, "since": "2026-01-10T02:20:00Z"},
+        {"name": "vpn", "now": "unknown", "since": "2026-01-10T02:30:00Z"},
+        {"name": "a\nb", "before": "warning", "now": "critical", "message": "x\x1b[2J", "since": "2026-01-10T02:40:00Z"},
+    ],
+    "checksWorse": ["a\nb", "cameras", "disk", "vpn"],
+    "attempt": {"release": "v3", "checks": [{"name": "boot", "now": "critical", "since": "2026-01-09T02:40:00Z"}]},
+}  # fmt: skip
+
+
+def ill(name: str) -> tuple[Snapshot, State]:
+    """The scenario of a check that got worse, where `name` says which and what they say."""
+    given, _ = scenario("a-check-that-got-worse-is-charged-though-the-device-was-critical-before")
+    tree = given.snapshot.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    tree["devices"] = [each | (ILL if each["name"] == name else {}) for each in tree["devices"]]
+    snapshot, roster = Snapshot.model_validate(tree), Roster(given.desired)
+    return snapshot, decide(roster, Columns.bind(roster, snapshot), micros(given.now))
+
+
+def test_a_device_lists_its_worse_checks_with_what_they_say() -> None:
+    snapshot, state = ill("SITE-0002-1")
+    said = device(state, "SITE-0002-1", snapshot)
+    lines = said.lines()
+    assert lines[1] == "  checks that are worse than before the last update"
+    assert lines[2] == f"    cameras: ok before, critical since 2026-01-10T02:20:00Z: {'no frames ' * 18}"
+    assert lines[3] == "    vpn: not there before, unknown since 2026-01-10T02:30:00Z"
+    assert lines[4] == "    'a\\nb': warning before, critical since 2026-01-10T02:40:00Z: 'x\\x1b[2J'"
+    assert lines[5:7] == [
+        "  checks that were worse during the last attempt at v3",
+        "    boot: not there before, critical since 2026-01-09T02:40:00Z",
+    ]
+    assert all(line.isprintable() for line in lines)
+    told = json.loads(json.dumps(said.to_dict()))
+    assert told["checks"] == [{"before": None, "message": ""} | each for each in ILL["checks"]]
+    assert told["attempt"]["release"] == "v3" and told["attempt"]["checks"][0]["name"] == "boot"
+    assert any(
+        line == "  checks that are worse than before the last update"
+        for line in explain(state, "SITE-0002", None, snapshot).lines()
+    )
+
+
+def test_who_waits_is_told_what_the_failed_device_says() -> None:
+    snapshot, state = ill("SITE-0002-1")
+    last = part(state, "SITE-0003-1", "image", snapshot).chain[-1].statement
+    short = ("no frames " * 18)[:79]
+    assert f'(worse than before the update: cameras: "{short}…", vpn, ' in last
+    assert last.endswith(" and 1 more)") and last.isprintable()
+
+
+def test_the_plan_is_the_same_whatever_the_checks_say() -> None:
+    _, state = scenario("a-check-that-got-worse-is-charged-though-the-device-was-critical-before")
+    _, worse = ill("SITE-0002-1")
+    assert render(worse).to_dict() == render(state).to_dict()
 
 
 def test_a_window_tells_both_clocks_and_daylight_saving() -> None:
