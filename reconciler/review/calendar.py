@@ -54,6 +54,8 @@ class Known:
     """Places that no gate is asked of, since the wave itself asks for another release (a pin, a rescue): how many devices move."""
     back: frozenset[Place] = frozenset()
     """Places that devices go back to: they or their wave ran the release before."""
+    other: tuple[str, ...] = ()
+    """Apps' releases whose digest is another after the merge: what passed before were other bytes."""
     running: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
     """Devices that run the release already."""
 
@@ -122,7 +124,7 @@ def run_of(trace: Trace, desired: Desired, places: frozenset[Place], known: Know
 
 def _exposure(trace: Trace, places: frozenset[Place], known: Known, before: Mapping[Place, datetime]) -> Exposure:
     """Devices that run an unproven release already count from the start; who goes back runs what is known, and never counts."""
-    safe = before.keys() | known.back
+    safe = {place for place in before.keys() | known.back if place[1] not in known.other}
     there = [
         Event(trace.started_at, Kind.ARRIVED, wave, None, device, key)
         for (wave, key), devices in sorted(known.running.items())

@@ -385,8 +385,15 @@ def _known(base: Desired | None, after: Standing, moves: Moves) -> Known:
     returns_to = {move.key for move in moves.moves if move.why in _BACK}
     returns_to -= {move.key for move in moves.moves if move.why not in _BACK}
     back = frozenset(place for place in asked.keys() | apart.keys() if place[1] in returns_to)
+    apps = base.apps if base is not None else {}
+    other = tuple(
+        f"{app}@{version}"
+        for app, spec in sorted(after.roster.desired.apps.items())
+        for version, digest in sorted(spec.releases.items())
+        if app in apps and apps[app].releases.get(version, digest) != digest
+    )
     running = {place: after.running(*numbers) for place, numbers in asked.items() if place not in proven}
-    return Known(proven, apart, back, {place: found for place, found in running.items() if found})
+    return Known(proven, apart, back, other, {place: found for place, found in running.items() if found})
 
 
 def _asked_anew(base: Desired | None, head: Desired) -> frozenset[Place]:

@@ -94,9 +94,15 @@ def _moves(review: Review) -> Iterator[Section]:
                 names(move.devices),
             )
         )
-    notes = [f"{count(number, 'device')} run it already ({of})" for of, number in moves.there.items() if number]
+    notes = [
+        f"{count(number, 'device')} {'runs' if number == 1 else 'run'} it already ({of})"
+        for of, number in moves.there.items()
+        if number
+    ]
     notes += [
-        f"{count(number, 'device')} were on their way before ({of})" for of, number in moves.pending.items() if number
+        f"{count(number, 'device')} on the way before, and still ({of})"
+        for of, number in moves.pending.items()
+        if number
     ]
     header = ("wave", "of", "from", "to", "why", "devices", "sites", "held now", "names")
     yield Section("Devices", header, rows, notes)

@@ -27,6 +27,7 @@ def summary(review: Review) -> list[str]:
     lines = [headline(review), *_removed(review), *_moved(review), observed_line(review)]
     if review.likely is not None:
         lines += [_calendar(review), _exposure(review)]
+    lines += _other(review)
     lines += _never(review)
     lines += _download(review)
     lines += _back(review)
@@ -209,6 +210,15 @@ def _exposure(review: Review) -> str:
     return (
         f"blast radius: at most {count(most.devices, 'device')} at once on a release that their wave has not proven{at}"
     )
+
+
+def _other(review: Review) -> Iterable[str]:
+    passed = [key for key in review.known.other if any(place[1] == key for place in review.known.proven)]
+    if passed:
+        yield (
+            f"OTHER BYTES under an old name: {names(passed, 2)}; gates that it passed stand, so these waves take them at once;"
+            " give new bytes a new version"
+        )
 
 
 def _never(review: Review) -> Iterable[str]:

@@ -15,7 +15,7 @@ from reconciler.simulate.forecast import forecast
 from reconciler.simulate.start import settled
 from reconciler.simulate.timings import IMAGE_BYTES
 from reconciler.simulate.trace import calendar_of
-from tests.review.repos import AT, DIGESTS, document, repo, review, site, waves
+from tests.review.repos import AT, DIGESTS, document, fleet_files, repo, review, site, waves
 from tests.support.gitrepo import Repo
 
 PROMOTE = {"fleet/waves.yaml": waves("v1.4.2")}
@@ -469,3 +469,13 @@ def test_a_new_site_is_no_promotion(made: Repo) -> None:
     found = review(made, files={"fleet/sites/SITE-9.yaml": site("SITE-9", "Pacific/Apia", 2)})
     assert summary(found)[0].endswith(": new devices get their first release")
     assert found.earliest is not None and found.earliest.arrived_at is not None and not found.never
+
+
+def test_an_old_version_with_other_bytes_is_no_proven_release(made: Repo) -> None:
+    """The planner knows a release by its version: what passed stays passed, and everybody restarts at once."""
+    other = fleet_files()["fleet/apps/video.yaml"]
+    assert isinstance(other, str)
+    found = review(made, files={"fleet/apps/video.yaml": other.replace("1" * 64, "9" * 64)})
+    assert found.known.other == ("video@2.7.0",) and found.known.proven
+    assert found.likely is not None and found.likely.exposure.devices > 1
+    assert any(line.startswith("OTHER BYTES under an old name: video@2.7.0") for line in summary(found))
