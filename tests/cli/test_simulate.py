@@ -220,6 +220,7 @@ def test_the_command_that_shows_it_again_is_of_one_seed(monkeypatch: pytest.Monk
     assert again(course, 7) == f"reconciler simulate 'a b' --fail 2% --at {AT} --seed 7"
 
 
+@pytest.mark.slow
 def test_pictures_and_a_distribution_are_files(folder: Path, tmp_path: Path) -> None:
     assert run(*PROMOTED, "--picture", "one.svg").exit_code == 0
     assert run(*PROMOTED, "--seeds", "2", "--distribution", "many.png").exit_code == 0

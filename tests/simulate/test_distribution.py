@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 
+import pytest
+
 from reconciler.simulate.distribution import as_json, as_text, distribution, play, quantile
 from reconciler.simulate.faults import Faults
 from tests.review.repos import AT
@@ -13,6 +15,7 @@ from tests.simulate.rollouts import course
 FAULTS = Faults(fail=0.3, offline=0.05, until=AT + timedelta(days=2))
 
 
+@pytest.mark.slow
 def test_many_are_as_each_alone_however_many_run_at_once() -> None:
     many, heard = course(faults=FAULTS), list[int]()
     found = distribution(many, 3, heard.append, processes=2)

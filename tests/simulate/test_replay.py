@@ -69,6 +69,7 @@ def test_under_the_same_policy_it_decides_what_was_decided(calm: tuple[Run, list
         assert (ours.first_told_at, ours.proven_at) == (theirs.first_told_at, theirs.proven_at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_so_it_does_when_much_goes_wrong(seed: int, tmp_path: Path) -> None:
     """Silence, failed attempts and restarts of the controller: verdicts are those of the time, but for what a tick saw late."""
@@ -82,6 +83,7 @@ def test_so_it_does_when_much_goes_wrong(seed: int, tmp_path: Path) -> None:
     assert found.held == ()
 
 
+@pytest.mark.slow
 def test_a_recording_of_whole_snapshots_is_as_good(calm: tuple[Run, list[bytes]], tmp_path: Path) -> None:
     """As a timer writes them: each line whole, a minute apart."""
     run, lines = calm
