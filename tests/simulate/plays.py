@@ -1,4 +1,4 @@
-"""The courses on which mutants must be caught: each one brings about what a protection is there for. The unpatched code is clean on all.
+"""The courses on which mutants must be caught: each brings about what a protection is there for. The code as it is comes clean.
 
 Names are those of the kill matrix (`mutants`).
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 from reconciler.protocol.assignment import AppTarget, Assignment, ImageTarget
 from reconciler.protocol.bundle import seal
@@ -21,7 +22,22 @@ from reconciler.simulate.network import Controller
 from reconciler.simulate.run import Simulation
 from reconciler.simulate.signing import SimulatedSigner
 from reconciler.simulate.start import settled
-from tests.simulate.courses import APP, AT, APP_NEW, LOWEST, NEW, NEXT, OLD, SOON, ZONES, Play, SmallFleet, document, later
+from tests.simulate.courses import (
+    APP,
+    APP_NEW,
+    AT,
+    LOWEST,
+    NEW,
+    NEXT,
+    OLD,
+    SOON,
+    ZONES,
+    Document,
+    Play,
+    SmallFleet,
+    document,
+    later,
+)
 
 CANARY = "SITE-01-1"
 FORGED = "sha256:" + "f" * 64
@@ -34,13 +50,13 @@ NIGHTS = SmallFleet(two=(2, 3, 6), zones=ZONES)
 PLAIN = SmallFleet(sites=6, waves=HALF_CALM)
 
 
-def asks(fleet: SmallFleet, at: datetime, *images: str, **more: object) -> Merge:
+def asks(fleet: SmallFleet, at: datetime, *images: str, **more: Any) -> Merge:
     """A commit that asks the waves for these images, the last of them from there on."""
     wanted = [*images, *[images[-1]] * len(fleet.waves)][: len(fleet.waves)]
     return Merge(at, {"waves.yaml": fleet.asking(wanted, **more)}, f"Ask for {', '.join(wanted)}")
 
 
-def says(fleet: SmallFleet, at: datetime, **spec: object) -> Merge:
+def says(fleet: SmallFleet, at: datetime, **spec: Any) -> Merge:
     """A commit that changes the Fleet document."""
     return Merge(at, {"fleet.yaml": replace(fleet, spec={**fleet.spec, **spec}).files()["fleet.yaml"]})
 
@@ -146,13 +162,13 @@ TOLERANT = (
 BY_APP = SmallFleet(sites=6, waves=HALF_CALM, app_window="site")
 
 
-def _promote_and_revert(fleet: SmallFleet, **more: object) -> Play:
-    return fleet.play(asks(fleet, SOON, NEW), asks(fleet, later(60), OLD), days=5, **more)  # type: ignore[arg-type]
+def _promote_and_revert(fleet: SmallFleet, **more: Any) -> Play:
+    return fleet.play(asks(fleet, SOON, NEW), asks(fleet, later(60), OLD), days=5, **more)
 
 
 def _in_march() -> Play:
     """Berlin's clocks go forward on the 29th."""
-    one_by_one = [{**HALF_CALM[0]}, {**HALF_CALM[1], "maxInFlight": 1}]
+    one_by_one: list[Document] = [{**HALF_CALM[0]}, {**HALF_CALM[1], "maxInFlight": 1}]
     fleet = replace(PLAIN, sites=8, zones=("Europe/Berlin",), waves=one_by_one)
     at = datetime(2026, 3, 28, 12, tzinfo=UTC)
     return Play(replace(fleet.play(asks(fleet, at + timedelta(minutes=5), NEW), days=4).course, at=at))
@@ -214,7 +230,11 @@ def plays() -> dict[str, Play]:
         "wave paused": PLAIN.play(asks(PLAIN, SOON, NEW), asks(PLAIN, later(20), NEW, paused=True), days=4),
         "frozen": PLAIN.play(
             asks(PLAIN, SOON, NEW),
-            says(PLAIN, later(20), freezes=[{"from": "2026-03-11T09:00:00Z", "to": "2026-03-20T00:00:00Z", "why": "fair"}]),
+            says(
+                PLAIN,
+                later(20),
+                freezes=[{"from": "2026-03-11T09:00:00Z", "to": "2026-03-20T00:00:00Z", "why": "fair"}],
+            ),
             days=4,
         ),
         "suspended": replace(PLAIN, site={4: {"suspended": True}}).play(days=4),
@@ -247,7 +267,9 @@ def plays() -> dict[str, Play]:
         "one does not boot": tolerant.play(prepare=fails("boot", "SITE-03-1"), days=5),
         "ill on trial": PLAIN.play(prepare=fails("health"), days=4),
         "bad disks": PLAIN.play(prepare=fails("disk"), days=4),
-        "replayed": PLAIN.play(asks(PLAIN, SOON, NEW), asks(PLAIN, later(60), OLD), faults=Faults(replayed=0.4), days=5),
+        "replayed": PLAIN.play(
+            asks(PLAIN, SOON, NEW), asks(PLAIN, later(60), OLD), faults=Faults(replayed=0.4), days=5
+        ),
         "crashes": PLAIN.play(faults=Faults(crashes=8, until=later(60)), days=18),
         "power cuts": PLAIN.play(faults=Faults(power=6, until=later(60)), days=18),
         "rewritten": PLAIN.play(
@@ -263,4 +285,3 @@ def plays() -> dict[str, Play]:
         "attacker of apps": PLAIN.play(prepare=attacked(app=True), days=2),
         "attacker with a signature": PLAIN.play(prepare=attacked(reuses=True), days=2),
     }
-

@@ -7,8 +7,10 @@ import pytest
 from reconciler.simulate.run import Simulation
 from reconciler.simulate.truth import Rule, Violation
 from tests.simulate.courses import Play
-from tests.simulate.mutants import MUTANTS, Edit, Mutant, mutated
+from tests.simulate.mutants import MUTANTS
+from tests.simulate.mutating import Cut, Edit, Mutant, mutated
 from tests.simulate.plays import plays
+from tests.simulate.random_plays import random_play
 
 PLAYS = plays()
 
@@ -29,25 +31,52 @@ def violations(play: Play, edits: tuple[Edit, ...] = (), until: Rule | None = No
     return oracle.violations
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def _quick(mutant: Mutant) -> bool:
+    """The first mutant of each rule is tried always, the others with the slow tests."""
+    return mutant is next(first for first in MUTANTS if first.rule is mutant.rule)
+
+
+MATRIX = [pytest.param(m, id=m.name, marks=() if _quick(m) else pytest.mark.slow) for m in MUTANTS]
+
+
+@pytest.mark.parametrize("mutant", MATRIX)
 def test_a_mutant_is_caught_by_the_rule_that_it_breaks(mutant: Mutant) -> None:
     found = [violations(PLAYS[name], mutant.edits, mutant.rule) for name in mutant.plays]
     assert any(violation.rule is mutant.rule for several in found for violation in several), found
 
 
-LAYERS = [(mutant, index) for mutant in MUTANTS for index in mutant.alone]
+LAYERS = [pytest.param(m, index, id=f"{m.name}-{index}") for m in MUTANTS for index in m.alone]
 
 
-@pytest.mark.parametrize(("mutant", "layer"), LAYERS, ids=lambda part: part.name if isinstance(part, Mutant) else str(part))
+@pytest.mark.slow
+@pytest.mark.parametrize(("mutant", "layer"), LAYERS)
 def test_of_two_layers_one_is_enough(mutant: Mutant, layer: int) -> None:
     for name in mutant.plays:
         found = violations(PLAYS[name], (mutant.edits[layer],), mutant.rule)
         assert not [violation for violation in found if violation.rule is mutant.rule]
 
 
-@pytest.mark.parametrize("name", sorted(PLAYS))
+QUICK_PLAYS = ("limited", "bad and rescued", "app")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK_PLAYS else pytest.mark.slow) for name in sorted(PLAYS)]
+)
 def test_the_code_as_it_is_breaks_no_rule(name: str) -> None:
     assert violations(PLAYS[name]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [68, 71, 119, 132, 167, 191, 206, 298])
+def test_random_fleets_in_which_something_was_wrong_once_stay_right(number: int) -> None:
+    assert violations(random_play(number)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 400, 20))
+def test_random_fleets_with_faults_of_every_kind_break_no_rule(first: int) -> None:
+    found = {number: violations(random_play(number))[:3] for number in range(first, first + 20)}
+    assert {number: several for number, several in found.items() if several} == {}
 
 
 def test_every_rule_has_two_mutants_at_least() -> None:
@@ -55,3 +84,11 @@ def test_every_rule_has_two_mutants_at_least() -> None:
         assert len([mutant for mutant in MUTANTS if mutant.rule is rule]) >= 2, rule
     assert len(MUTANTS) >= 24
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+
+
+def test_an_edit_that_fits_no_more_is_told() -> None:
+    with (
+        pytest.raises(AssertionError, match="0 times, not once"),
+        mutated((Cut("reconciler.planner.gates:_entry", "no such text", ""),)),
+    ):
+        pass
