@@ -141,9 +141,13 @@ class GitTrees:
             status, out, _ = self._run("merge-file", "-p", "-q", *(str(path) for path in paths))
         return out if status == 0 else None
 
-    def unmerged(self, into: Sequence[str], pattern: str) -> Sequence[Branch]:
+    def unmerged(self, into: Sequence[str], pattern: str, heads: Sequence[str] = ()) -> Sequence[Branch]:
         """Branches, local and remote-tracking, that match a glob and have commits that none of `into` has, newest first; one a
-        commit."""
+        commit. What a remote has of a branch that stands at one of `heads` here is that branch, as it was pushed: left out."""
+        ours: set[str] = set()
+        for sha in heads:
+            names = self._must("for-each-ref", f"--points-at={_checked(sha)}", "--format=%(refname)", "refs/heads/")
+            ours.update(names.decode("utf-8", "backslashreplace").replace("refs/heads/", "").split("\n"))
         out = self._must(
             "for-each-ref",
             "--sort=-committerdate",
@@ -156,7 +160,10 @@ class GitTrees:
         for line in out.decode("utf-8", "backslashreplace").splitlines():
             sha, name, symref = line.split("\0")
             short = name.removeprefix("refs/heads/").removeprefix("refs/remotes/")
-            own = short.partition("/")[2] if name.startswith("refs/remotes/") else short
+            remote = name.startswith("refs/remotes/")
+            own = short.partition("/")[2] if remote else short
+            if remote and own in ours:
+                continue
             if not symref and (fnmatchcase(short, pattern) or fnmatchcase(own, pattern)):
                 found.setdefault(sha, Branch(short, sha))
         return list(found.values())

@@ -100,7 +100,7 @@ def touched_by(changes: Iterable[Change]) -> Touched:
 
 def overlaps(trees: Revisions, base: str, heads: Sequence[str], pattern: str, ours: Touched) -> Overlaps:
     """Branches that overlap with `ours`. `heads` are commits that count as merged: BASE's and HEAD's own."""
-    branches = trees.unmerged([base, *heads], pattern)
+    branches = trees.unmerged([base, *heads], pattern, [head for head in heads if head != base])
     found = []
     for branch in branches[:MOST_BRANCHES]:
         fork = trees.merge_base(base, branch.sha)

@@ -37,9 +37,9 @@ class Revisions(Protocol):
     def merged(self, base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
         """Three texts merged as git would; None where they conflict."""
 
-    def unmerged(self, into: Sequence[str], pattern: str) -> Sequence[Branch]:
+    def unmerged(self, into: Sequence[str], pattern: str, heads: Sequence[str] = ()) -> Sequence[Branch]:
         """Branches, local and remote-tracking, that match a glob and have commits that none of `into` has, newest first; one a
-        commit."""
+        commit. What a remote has of a branch that stands at one of `heads` here is that branch, as it was pushed: left out."""
 
 
 class Keyrings(Protocol):

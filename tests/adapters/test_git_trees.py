@@ -134,6 +134,19 @@ def test_branches_that_are_not_merged(made: Repo) -> None:
     }
 
 
+def test_a_branch_is_not_beside_what_was_pushed_of_it_before(made: Repo) -> None:
+    main = made.head()
+    made.git("checkout", "-q", "-b", "promote/a", main)
+    made.commit("as it was pushed", {"x": "x"})
+    made.git("update-ref", "refs/remotes/origin/promote/a", "promote/a")
+    made.git("commit", "-q", "--amend", "-m", "as it is now")
+    trees, head = GitTrees(made.path), made.head()
+    assert [branch.name for branch in trees.unmerged([main, head], "*")] == ["origin/promote/a"]
+    assert not trees.unmerged([main, head], "*", [head])
+    made.git("update-ref", "refs/remotes/origin/other", "refs/remotes/origin/promote/a")
+    assert [branch.name for branch in trees.unmerged([main, head], "*", [head])] == ["origin/other"]
+
+
 def test_nothing_is_written(made: Repo) -> None:
     def state() -> str:
         digest = hashlib.sha256()
