@@ -80,7 +80,9 @@ class Oracle(Knowledge):
             device.timeouts[key] = device.timeouts.get(key, 0) + 1
             kept = device.troubled or self._is_silent(at, device) or device.image is None or not self.is_supply_sound
             if not kept and "@" not in key and not self._is_far_off(device):
-                self._broken(at, Rule.CONVERGES, device.name, f"was told {key}, and nothing kept it from that in all its time")
+                self._broken(
+                    at, Rule.CONVERGES, device.name, f"was told {key}, and nothing kept it from that in all its time"
+                )
         for flying in self._doing.values():
             flying.discard(device.name)
 
@@ -190,7 +192,8 @@ class Oracle(Knowledge):
         if device.heard_at is not None and self._is_silent(at, device):
             device.run_since = None
         device.heard_at = at
-        if device.run_since is None and device.critical_since is None and device.doing is None:
+        # The report says what the healthcheck says now; that its health changed may be told a moment later.
+        if device.run_since is None and device.doing is None and not device.critical_checks():
             device.run_since = at
 
     def parks(self, name: str, *, parked: bool) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import pytest
 
 from reconciler.simulate.run import Simulation
@@ -92,3 +95,20 @@ def test_an_edit_that_fits_no_more_is_told() -> None:
         mutated((Cut("reconciler.planner.gates:_entry", "no such text", ""),)),
     ):
         pass
+
+
+def table() -> str:
+    """The table of docs/explanation/simulation.md: each rule, in its own words, and the mutants that prove it."""
+    source = inspect.getsource(Rule)
+    lines = ["| rule | what must hold | mutants that it catches |", "| --- | --- | --- |"]
+    for rule in Rule:
+        _, _, after = source.partition(f"    {rule.name} = ")
+        said = " ".join(after.split('"""')[1].split())
+        names = "; ".join(mutant.name for mutant in MUTANTS if mutant.rule is rule)
+        lines.append(f"| `{rule.value}` | {said} | {names} |")
+    return "\n".join(lines)
+
+
+def test_the_documentation_has_the_matrix_as_it_is() -> None:
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "simulation.md"
+    assert table() in page.read_text(encoding="utf-8"), f"the table of {page.name} is not this:\n{table()}"

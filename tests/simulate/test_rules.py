@@ -89,7 +89,7 @@ def drawn(order: str, names: list[str]) -> list[str]:
 def test_a_percentage_rounds_up_over_all_sites_that_are_no_lab_and_listed_ones_count() -> None:
     names = [f"S{number}" for number in range(7)]
     sites: dict[str, dict[str, Any]] = {name: {} for name in names} | {"LAB": {"lab": True}}
-    waves = [
+    waves: list[dict[str, Any]] = [
         {"name": "lab", "sites": ["LAB"]},
         {"name": "first", "sites": ["S0"]},
         {"name": "some", "percent": 33},  # 2.31 of 7: 3, the listed one among them
