@@ -196,6 +196,7 @@ def _into_work_tree(options: Options, make: MakeWith) -> None:
     if files.problems:
         raise InvalidInput(files.problems)
     base = Base(files.entries, files.read, options.where)
+    base.must_be_fleet()
     change = make(base, "HEAD", None)
     warnings = base.warnings_after(change)
     told = _Told(change, shown(base, change, options.where), warnings)

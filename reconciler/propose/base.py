@@ -54,6 +54,14 @@ class Base:
         self._blob, self.where = blob, where
         self.loaded: LoadResult = load_tree(entries, blob)
 
+    def must_be_fleet(self) -> None:
+        """Declined: neither of the two documents that every fleet repo has is there, so this is the wrong folder."""
+        if not any(path.partition(".")[0] in ("fleet", "waves") for path in self.entries):
+            raise Declined(
+                f"{self.where or 'this folder'} is no fleet repo: it has no fleet.yaml and no waves.yaml",
+                remedy="name the fleet repo's folder with --fleet",
+            )
+
     def read(self, path: str) -> bytes:
         """The bytes of a file."""
         return self._blob(self.entries[path].blob)

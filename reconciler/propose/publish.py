@@ -67,6 +67,7 @@ def prepare(clone: Clone, make: Make, where: str = "") -> Proposal:
     """The change on the base branch's head. InvalidInput: the fleet repo would not be valid; Declined: nothing to do."""
     sha = clone.base().sha
     base = base_of(clone, sha, where)
+    base.must_be_fleet()
     change = make(base, sha)
     warnings = base.warnings_after(change)
     return Proposal(change, sha, shown(base, change, clone.below), tuple(warnings))

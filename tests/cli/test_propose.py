@@ -180,6 +180,14 @@ def test_two_at_once_make_one_branch(place: Place) -> None:
     assert "exists with other content" in place.refused("pause", "--wave", "lab", "--branch", "pause/fleet")
 
 
+def test_a_folder_that_is_no_fleet_repo_is_said_to_be_none(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.clone.path / "fleet/sites")
+    for words in (["pause"], ["promote", "v1.4.2"], ["pause", "--write"]):
+        result = CliRunner().invoke(cli, words)
+        assert "this folder is no fleet repo: it has no fleet.yaml" in str(result.exception)
+    assert place.branches() == {"main"}
+
+
 @pytest.mark.parametrize(
     ("where", "said"),
     [
