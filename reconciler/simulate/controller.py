@@ -29,9 +29,11 @@ from reconciler.model.desired import Desired
 from reconciler.model.observed import DeviceObservation, Snapshot
 from reconciler.model.plan import Action, Facts, Plan
 from reconciler.planner.live import Live
+from reconciler.planner.windows import NEVER, instant
 from reconciler.ports import AssignmentRow, AssignmentSigner, Decision, Intent
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.repo.load import LoadResult, load_tree, with_config
+from reconciler.simulate.forecast_wakes import next_wake
 from reconciler.simulate.jobs import VirtualJobs
 from reconciler.simulate.memory_git import MemoryGit
 from reconciler.simulate.memory_images import MemoryImages
@@ -55,7 +57,7 @@ from reconciler.simulate.witness import Listener, Witness
 FAR = datetime(9000, 1, 1, tzinfo=UTC)
 """When a parked device was last seen: it is known to go on reporting."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_IDLE_S = 43200
+_IDLE_S = 7 * 86400
 """Between two looks of a loop that nothing calls for: whatever happens in virtual time is told, so no poll has to find it."""
 
 Told = Callable[[Sequence[str], Sequence[str]], object]
@@ -178,8 +180,17 @@ class SimController:
             ended = life.jobs.next_at()
             if not more and (ended is None or ended > now):
                 break
-        # Asked now: the loop answers with no instant before its clock's, which moves on with the devices.
-        self._due_at = life.loop.next_due(now)
+        self._due_at = self._next_due(life, now)
+
+    def _next_due(self, life: _Life, now: datetime) -> datetime:
+        """When the loop has something to do by itself. A real one also looks at every edge of a window; here only at those
+        that some device waits for, as the forecast does: a fleet at rest costs nothing."""
+        instants = [life.gatherer.due_at() or now, now + timedelta(seconds=_IDLE_S)]
+        if life.live.state is not None:
+            wake = next_wake(life.live.state)
+            instants += [instant(wake)] if wake != NEVER else []
+        instants += [i.not_before for i in self.store.open_intents() if i.not_before and not life.executor.holds(i)]
+        return max(min(instants), now + timedelta(seconds=1))
 
     def next_at(self) -> datetime | None:
         """When to tick next, if no device is heard of before: a multiple of TICK_S. None while it is down."""
@@ -302,12 +313,13 @@ class _Life:
         builder = MemoryBuilder(now, of._work / "built", image_bytes=IMAGE_BYTES)
         hands = Hands(of.git, of.images, of.registry, builder, of.signer, of._work / "builds", of.signer.judge)
         words = _Words(of._told)
+        self.executor = Executor(hands, self.jobs)
         parts = Parts(
             clock=of.clock,
             store=store,
             gatherer=self.gatherer,
             live=self.live,
-            executor=Executor(hands, self.jobs),
+            executor=self.executor,
             assigner=Assigner(store, valid_s=pace.assignment_valid, nights=pace.nights),
             recorder=_Recorder(of, words, epoch, backoff, rng),
             signer=of.signer,
