@@ -60,7 +60,8 @@ def fold(
     rebooted = standing is _Standing.NEW_BOOT
     # A trial boot is part of the update: the image is what the device has marked good, so a trial neither starts a soak
     # nor ends one, and a fall-back leaves the old image's record as it was.
-    if _is_on_trial(report):
+    on_trial = _is_on_trial(report)
+    if on_trial:
         of_image: dict[str, Any] = {}
     else:
         of_image = _image(before, report, at) | _health(before, report, at, broken=silent, rebooted=rebooted)
@@ -75,7 +76,9 @@ def fold(
         **_boots(before, report, at, stale, rebooted=rebooted),
         **of_image,
         **attempts,
-        "attempt": attempted(before, report, at, of_image.get("checks", ()), attempts["failed_attempts"]),
+        "attempt": attempted(
+            before, report, at, of_image.get("checks", ()), attempts["failed_attempts"], on_trial=on_trial
+        ),
         **_marks(before, report, at, attempts["failed_attempts"], told, rebooted=rebooted),
     }
     fields = {name: getattr(before, name) for name in DeviceObservation.model_fields}

@@ -20,10 +20,6 @@ from reconciler.model.observed import (
 )
 from reconciler.protocol.report import Report, worse_checks
 
-# What runs then is a release on trial, or an app that goes back if it is worse.
-_TRYING = frozenset({"trial", "restarting"})
-# Between a trial that failed and the boot of what it falls back to, which tells of the attempt.
-_BETWEEN = frozenset({"rebooting"})
 _WORST_FIRST = (Health.CRITICAL, Health.UNKNOWN)
 
 
@@ -61,25 +57,28 @@ def attempted(
     at: datetime,
     checks: tuple[CheckChange, ...],
     failed: Mapping[str, int],
+    *,
+    on_trial: bool,
 ) -> Attempt | None:
     """What is on record of the last attempt after the report.
 
     `checks` are those of the image that is marked good after the report; `failed` counts the failed attempts on record, this
-    report's included. While something is tried, what is worse then is kept; afterwards it stays only if an attempt at that
-    release failed.
+    report's included; `on_trial`: what is booted is not marked good, and may be on its way back. While something is tried,
+    what is worse then is kept; afterwards it stays only if an attempt at that release failed.
     """
-    known, target = before.attempt, report.target
+    known, target = before.attempt, (report.target or report.image) if on_trial else report.target
     counted = target is not None and report.attempts.get(target, 0) > before.reported_attempts.get(target, (0, 0))[0]
-    if known is not None and known.release == target and counted:
+    if known is not None and known.release == target and (counted or report.phase == "rebooting"):
         # It is over: what is worse by now is worse without it.
         return known
-    if report.phase == "trial" and target is not None:
+    trying = (on_trial or report.phase == "restarting") and target is not None
+    if on_trial:
         # Runs of the image that is to be replaced say nothing of the one on trial.
         same = known is not None and known.release == target and before.phase == "trial"
         checks = changes(report, worse(report), at, known.checks if known is not None and same else ())
-    if report.phase in _TRYING and target is not None and checks:
+    if trying and target is not None and checks:
         return Attempt(release=target, checks=checks)
-    if known is None or report.phase in _BETWEEN or (report.phase in _TRYING and known.release == target):
+    if known is None or (trying and known.release == target):
         return known
     return known if failed.get(known.release) and report.image != known.release else None
 

@@ -125,10 +125,25 @@ def test_what_a_trial_said_outlives_its_fall_back() -> None:
         checks=(CheckChange(name="video", before=Health.OK, now=Health.CRITICAL, message="no frames", since=at(60)),),
     )
     assert (seen.attempt, seen.checks, seen.image) == (kept, (), "v1.4.1")
-    leaving = report(4, phase="rebooting", boot_id="boot-2", attempts={"v1.4.2": 1}, checks=WELL, checks_before=WELL)
-    for last in ((), ((100, leaving),)):
-        seen = told(*last, (150, back(5, 1)), (210, back(6, 1)), start=seen)
-        assert (seen.attempt, seen.checks, seen.failed_attempts) == (kept, (), {"v1.4.2": 1})
+    for before in (
+        seen,
+        told((95, returning(4)), start=seen),
+        told((95, returning(4)), (98, returning(5)), start=seen),
+    ):
+        after = told((150, back(6, 1)), (210, back(7, 1)), start=before)
+        assert (after.attempt, after.checks, after.failed_attempts) == (kept, (), {"v1.4.2": 1})
+
+
+def returning(sequence: int) -> Report:
+    """The trial was found worse and is counted; the reboot comes."""
+    bad = slots("v1.4.1", "v1.4.2", (True, False))
+    return trial(sequence, video(), phase="rebooting", booted="b", slots=bad, attempts={"v1.4.2": 1}, target=None)
+
+
+def test_a_trial_that_is_heard_of_only_on_its_way_back_is_kept_too() -> None:
+    seen = told((95, returning(4)), (150, back(5, 1)), start=flashing())
+    assert seen.attempt is not None and seen.attempt.release == "v1.4.2"
+    assert [(each.name, each.since) for each in seen.attempt.checks] == [("video", at(95))]
 
 
 def test_the_next_trial_begins_anew_and_one_that_ends_well_leaves_nothing() -> None:
@@ -143,6 +158,9 @@ def test_a_trial_that_is_worse_for_a_moment_leaves_nothing() -> None:
     seen = told((60, trial(2, video())), (90, trial(3, *WELL)), start=flashing())
     seen = told((120, on_new(4, *WELL, health="ok", boot_id="boot-2")), start=seen)
     assert seen.attempt is None
+    # Where it falls back all the same, that moment is what is known of it.
+    cut = told((60, trial(2, video())), (90, trial(3, *WELL)), (150, back(4, 1)), start=flashing())
+    assert cut.attempt is not None and cut.attempt.checks[0].since == at(60)
     # Nor where the device gave up without failing, as when the update was called off.
     off = told((60, trial(2, video())), (150, back(3, 0)), start=flashing())
     assert off.attempt is None
