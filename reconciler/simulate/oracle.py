@@ -155,7 +155,8 @@ class Oracle(Knowledge):
             self._check_good(at, device, release)
             if device.image is not None:
                 device.past.add(device.image)
-            device.critical_before = device.critical_since is not None
+            # As it was when it left the release before: what was ill with that one is well now.
+            device.critical_before = bool(device.armed) or device.critical_since is not None
             device.image, device.image_since, device.run_since = release, at, None
         elif device.doing is not None and counts:
             if fell_back and not device.excused:
@@ -164,7 +165,7 @@ class Oracle(Knowledge):
             device.failed_at[device.doing] = at
             self._spent.add(name)
         device.troubled |= not good
-        device.doing, device.armed, device.timed_out = None, None, False
+        device.doing, device.armed, device.timed_out, device.goes_on = None, None, False, False
         self._rests(device)
         self.look(at, name)
 
@@ -343,6 +344,7 @@ class Oracle(Knowledge):
     def _check_window(self, at: datetime, device: Truth, release: str, *, waived: bool) -> None:
         if (
             device.image is None
+            or device.goes_on
             or device.site not in self.desired.sites
             or rules.is_open(self.desired, device.site, at)
         ):
@@ -386,6 +388,8 @@ class Oracle(Knowledge):
                     )
             elif since is not None and since + soak <= at:
                 soaked += 1
+            elif device.critical_before and not at_sign:
+                pass  # Critical before the release came: neither charged nor credited, whatever it shows now.
             elif device.critical_since is None or self._is_charged(device, key):
                 text = f"wave {wave} proves {key}, and it shows it in health only since {since}"
                 self._broken(at, Rule.ORDER, device.name, text)

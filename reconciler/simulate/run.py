@@ -1,14 +1,14 @@
 """Plays a fleet through virtual time: the real controller, the real agents, and a world that goes wrong as it was told to.
 
 Moves time from one event to the next, in one order: what the world does, what devices do, the tick. Everything that follows is
-in the trace; an oracle looks at every event. The same course and seed give the same trace, byte for byte. Called by the command line, by
-tests and benchmarks. Source: the timing model of `timings`; design §4 and §6.
+in the trace; an oracle looks at every event. The same course and seed give the same trace, byte for byte. Called by the
+command line, by tests and benchmarks. Source: the timing model of `timings`; design §4 and §6.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -34,7 +34,7 @@ from reconciler.simulate.network import Far, Noise
 from reconciler.simulate.oracle import Oracle, Truth
 from reconciler.simulate.populate import Populate
 from reconciler.simulate.signing import SimulatedSigner
-from reconciler.simulate.start import settled, start_of
+from reconciler.simulate.start import Doing, settled, start_of
 from reconciler.simulate.supply import Depot
 from reconciler.simulate.timings import RING_S
 from reconciler.simulate.trace import Event, Kind, Trace, exposure
@@ -138,11 +138,13 @@ class Simulation:
 
     def _make_oracle(self, populate: Populate) -> None:
         truths = []
+        in_flight = {seen.name for seen in self.start.observed.devices if seen.updating_to is not None}
         for name, device in self.machines.devices.items():
             start = self.start.devices[name]
-            truths.append(
-                Truth(name, start.site or "", device.hardware, image=start.booted, parked=device.is_parked)
-            )
+            truth = Truth(name, start.site or "", device.hardware, image=start.booted, parked=device.is_parked)
+            # What it was told before the run, and what came between, nobody has seen.
+            truth.goes_on, truth.troubled = start.doing is Doing.UPDATING, name in in_flight
+            truths.append(truth)
         published = {**populate.digests}
         for release in self.controller.images.artifacts():
             target = self._targets.target(release)
@@ -373,10 +375,12 @@ class Simulation:
     # ------------------------------------------------ what came of it
 
     def _result(self, at: datetime) -> Run:
-        quiet = at < self._end
-        last = max((event.at for event in self.events), default=self.course.at) if quiet else self._end
+        quiet = at < self._end or self._is_quiet()
+        last = max((event.at for event in self.events), default=self.course.at)
         if quiet:
             self.events.append(Event(last, Kind.QUIET))
+        if at >= self._end:
+            last = self._end
         self._judge_end(at)
         events = tuple(sorted(self.events, key=lambda event: event.at))
         controller = self.controller
@@ -390,12 +394,24 @@ class Simulation:
             controller.desired,
             waves,
             tuple(self.oracle.violations) if self.oracle is not None else (),
-            exposure(events, keys | set(asked)),
+            exposure(self._with_what_stood(events, waves), keys | set(asked)),
             exposure([e for e in events if e.kind is not Kind.PROVEN], self.course.faults.bad),
             len(self.machines.devices),
             controller.ticks,
             self.far.exchanges,
         )
+
+    def _with_what_stood(self, events: Sequence[Event], waves: Mapping[str, str]) -> list[Event]:
+        """The events after what stood at the start: proofs on record, and what devices ran. Who goes back runs what is known."""
+        at, observed = self.course.at, self.start.observed
+        safe: set[tuple[str | None, str | None]] = {(verdict.wave, verdict.key) for verdict in observed.proofs}
+        safe |= {(e.wave, e.key) for e in events if e.kind is Kind.TOLD and e.detail in ("rollback", "rescue")}
+        stood = [Event(at, Kind.PROVEN, wave=wave, key=key) for wave, key in sorted(safe, key=str)]
+        for name, device in self.start.devices.items():
+            wave = waves.get(device.site or "")
+            if device.booted is not None and wave is not None:
+                stood.append(Event(at, Kind.ARRIVED, wave, device.site, name, device.booted))
+        return [*stood, *events]
 
     def _judge_end(self, at: datetime) -> None:
         """Whether everybody arrived, where the faults have been over for long enough."""

@@ -104,6 +104,8 @@ class Truth:
     excused: bool = True
     """It may give up what it is doing: the new slot has not booted, its health got worse, or the power went."""
     timed_out: bool = False
+    goes_on: bool = False
+    """It was in the middle of an update when the run began: that was begun lawfully, and no window binds its end."""
     troubled: bool = False
     """Since it was told what to do, something kept it from that: its line, its power, a failure, a controller that is away."""
     failures: dict[str, int] = field(default_factory=dict)

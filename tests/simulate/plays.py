@@ -196,6 +196,11 @@ def _replaced(fleet: SmallFleet, path: str, data: bytes, at: datetime) -> Merge:
 
 def plays() -> dict[str, Play]:
     """Name → play, made anew."""
+    return _of_policy() | _of_faults()
+
+
+def _of_policy() -> dict[str, Play]:
+    """What git asks for, and says beside it."""
     limited = replace(
         NIGHTS,
         zones=("UTC",),
@@ -206,19 +211,6 @@ def plays() -> dict[str, Play]:
     )
     two_waves = replace(NIGHTS, zones=("UTC",))
     quick = replace(PLAIN, spec=AT_ONCE)
-    four = replace(PLAIN, waves=FOUR_FIRST)
-    tolerant = replace(PLAIN, waves=TOLERANT)
-    rescuing = replace(PLAIN, spec={"onFailure": "rollback", "rollback": {"ignoreWindow": "false"}})
-    unknown_site = document(
-        "Waves",
-        "waves",
-        {
-            "waves": [
-                {"name": "canary", "sites": ["SITE-01", "SITE-99"], "soak": "1h", "image": NEW, "apps": {APP: "1.0.0"}},
-                {"name": "all", "percent": 100, "soak": "1h", "image": NEW, "apps": {APP: "1.0.0"}},
-            ]
-        },
-    )
     withdrawn = document("Image", NEW, {"withdrawn": "it eats disks"})
     return {
         "nights": NIGHTS.play(days=4),
@@ -249,6 +241,25 @@ def plays() -> dict[str, Play]:
         "raised again": PLAIN.play(
             asks(PLAIN, SOON, NEW), asks(PLAIN, later(60), OLD), asks(PLAIN, later(100), NEW), days=7
         ),
+    }
+
+
+def _of_faults() -> dict[str, Play]:
+    """What goes wrong meanwhile."""
+    four = replace(PLAIN, waves=FOUR_FIRST)
+    tolerant = replace(PLAIN, waves=TOLERANT)
+    rescuing = replace(PLAIN, spec={"onFailure": "rollback", "rollback": {"ignoreWindow": "false"}})
+    unknown_site = document(
+        "Waves",
+        "waves",
+        {
+            "waves": [
+                {"name": "canary", "sites": ["SITE-01", "SITE-99"], "soak": "1h", "image": NEW, "apps": {APP: "1.0.0"}},
+                {"name": "all", "percent": 100, "soak": "1h", "image": NEW, "apps": {APP: "1.0.0"}},
+            ]
+        },
+    )
+    return {
         "silent canary": PLAIN.play(prepare=silent(CANARY, later(14.6), later(15.5)), days=4),
         "silent one": tolerant.play(prepare=silent("SITE-03-1", later(38.8), later(41)), days=4),
         "silent, not tolerated": PLAIN.play(prepare=silent("SITE-03-1", later(38.8), later(47)), days=4),
