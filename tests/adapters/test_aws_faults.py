@@ -22,6 +22,9 @@ from tests.adapters.conftest import aws_at
 from tests.adapters.image_places import BucketPlace, DirectoryPlace
 from tests.support.faults import FaultProxy
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 SENTINEL = "sentinel-5521-password"
 SLOW_DOWN = {
     "status": 503,

@@ -13,6 +13,9 @@ from reconciler.adapters.ref_watch import RefWatch, refs_folder
 from reconciler.ports import TerminalError
 from tests.support.gitrepo import Repo
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 
 class Bell:
     """Counts wakes."""

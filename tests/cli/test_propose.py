@@ -20,6 +20,9 @@ from reconciler.repo.problem import InvalidInput
 from tests.support.github import GithubServer
 from tests.support.gitrepo import Repo
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 FLEET = Path(__file__).resolve().parents[2] / "fleet"
 WAVES = "fleet/waves.yaml"
 

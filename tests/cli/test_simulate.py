@@ -20,6 +20,9 @@ from reconciler.simulate.oracle import Oracle, Rule
 from tests.review.repos import document, fleet_files, repo, waves
 from tests.support.gitrepo import Repo
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 AT = "2026-01-15T09:00:00Z"
 PROMOTED = ("--promote", "v1.4.2", "--at", AT)
 

@@ -208,6 +208,7 @@ def test_an_artifact_that_vanished_from_the_last_reading_is_not_built_again(benc
     assert bench.condition("StoresReady") == ("False", "NotAnswering")
 
 
+@pytest.mark.slow
 def test_a_device_that_timed_out_is_told_to_stand_still(bench: Bench) -> None:
     bench.run_fleet()
     bench.repo.commit("Promote", {"waves.yaml": waves(lab={"image": "v1.4.2"})})
@@ -226,6 +227,7 @@ def test_a_device_that_timed_out_is_told_to_stand_still(bench: Bench) -> None:
     assert len(bench.journal("flash")) == 3
 
 
+@pytest.mark.slow
 def test_a_failed_canary_proposes_a_revert_of_the_commit_that_raised_it_once(bench: Bench) -> None:
     bench.run_fleet()
     raised = bench.repo.commit("Promote", {"waves.yaml": waves(lab={"image": "v1.4.2"}, canary={"image": "v1.4.2"})})
@@ -305,6 +307,7 @@ def promoted(bench: Bench) -> None:
     assert bench.told("LAB-1-1").image is not None  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "files",
     [

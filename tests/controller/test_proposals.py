@@ -16,6 +16,9 @@ from reconciler.protocol.report import Check
 from tests.controller.harness import Bench, waves
 from tests.support.github import GithubServer
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 PROPOSE = Action(ActionKind.PROPOSE_REVERT, {"image": "v1.4.2"})
 
 

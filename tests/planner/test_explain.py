@@ -237,6 +237,7 @@ def check(found: Part, state: State, name: str) -> None:
         assert not link.devices or set(link.devices) <= state.roster.row_of.keys()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(case=cases())
 def test_whatever_is_observed_everything_can_be_explained(case: Case) -> None:

@@ -11,6 +11,9 @@ from reconciler.planner import Columns, Roster, decide, plan, ration, render
 from reconciler.planner.windows import micros
 from tests.planner.recorded import World
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 LATER = (0, 0, 1, 3, 10, 16, 45, 121, 360, 1441)
 
 

@@ -66,6 +66,7 @@ reports = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(reports)
 def test_a_report_is_read_back_as_it_was_written(report: Report) -> None:
     assert Report.from_bytes(report.to_bytes()) == report

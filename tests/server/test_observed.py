@@ -24,6 +24,9 @@ from reconciler.server.options import Options
 from reconciler.server.tokens import hash_token, make_token
 from tests.server.service import NOW, OTHER, Service, report, running
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 STORES = Snapshot(
     artifacts={"v1.4.1": Artifact(state=ArtifactState.PUBLISHED, digest=OTHER, size=4_200_000_000)},
     tags={"video-ingest": {"stable": OTHER}},

@@ -22,6 +22,9 @@ from reconciler.simulate.trace import Entry, Kind, Trace, calendar_of
 from tests.simulate.documents import changes, files_of
 from tests.simulate.fleets import Merge, merges
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "6"))
 MANY = int(os.environ.get("PROPERTY_EXAMPLES", "150"))
 LIMIT = timedelta(days=30)

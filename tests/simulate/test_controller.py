@@ -25,6 +25,9 @@ from reconciler.simulate.start import settled, start_of
 from reconciler.simulate.trace import Event, Kind, Trace, calendar_of
 from tests.controller.harness import document
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 T0 = datetime(2026, 1, 15, 12, 0, 3, tzinfo=UTC)
 MERGE = timedelta(hours=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -12,6 +12,9 @@ from reconciler.simulate.faults import Faults
 from tests.review.repos import AT
 from tests.simulate.rollouts import course
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 FAULTS = Faults(fail=0.3, offline=0.05, until=AT + timedelta(days=2))
 
 

@@ -70,6 +70,7 @@ class Watched(Forecast):
         return found
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(merges())
 def test_every_plan_is_the_definition_and_no_instant_is_missed(merge: Merge) -> None:

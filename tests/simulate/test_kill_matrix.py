@@ -15,6 +15,9 @@ from tests.simulate.mutating import Cut, Edit, Mutant, mutated
 from tests.simulate.plays import plays
 from tests.simulate.random_plays import random_play
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 PLAYS = plays()
 
 

@@ -20,6 +20,9 @@ from reconciler.simulate.spread_picture import draw_distribution
 from tests.review.repos import AT, waves
 from tests.simulate.rollouts import course
 
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rollout() -> Run:

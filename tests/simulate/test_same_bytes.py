@@ -11,9 +11,14 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from reconciler.simulate.faults import Faults
 from reconciler.simulate.run import simulate
 from tests.simulate.courses import ZONES, SmallFleet, later
+
+# Many runs, waits or processes: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
 
 FAULTS = Faults(fail=0.2, offline=0.05, power=0.5, late=0.1, doubled=0.1, replayed=0.1, crashes=1, until=later(20))
 ROOT = Path(__file__).parents[2]
