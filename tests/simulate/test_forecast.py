@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from reconciler.model.desired import Desired
