@@ -14,6 +14,9 @@ from reconciler.model.observed import ArtifactState
 from reconciler.ports import TerminalError, TransientError
 from tests.controller.harness import SITES, T0, Bench, digest_of, waves
 
+# Real git and SQLite at every tick: for the whole suite, not for the inner loop.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
@@ -208,7 +211,6 @@ def test_an_artifact_that_vanished_from_the_last_reading_is_not_built_again(benc
     assert bench.condition("StoresReady") == ("False", "NotAnswering")
 
 
-@pytest.mark.slow
 def test_a_device_that_timed_out_is_told_to_stand_still(bench: Bench) -> None:
     bench.run_fleet()
     bench.repo.commit("Promote", {"waves.yaml": waves(lab={"image": "v1.4.2"})})
@@ -227,7 +229,6 @@ def test_a_device_that_timed_out_is_told_to_stand_still(bench: Bench) -> None:
     assert len(bench.journal("flash")) == 3
 
 
-@pytest.mark.slow
 def test_a_failed_canary_proposes_a_revert_of_the_commit_that_raised_it_once(bench: Bench) -> None:
     bench.run_fleet()
     raised = bench.repo.commit("Promote", {"waves.yaml": waves(lab={"image": "v1.4.2"}, canary={"image": "v1.4.2"})})
@@ -307,7 +308,6 @@ def promoted(bench: Bench) -> None:
     assert bench.told("LAB-1-1").image is not None  # type: ignore[union-attr]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "files",
     [
