@@ -26,7 +26,7 @@ from tests.simulate.fleets import Merge, merges
 pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "6"))
-MANY = int(os.environ.get("PROPERTY_EXAMPLES", "150"))
+MANY = int(os.environ.get("PROPERTY_EXAMPLES", "40"))
 LIMIT = timedelta(days=30)
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 TOLD = (Kind.TOLD, Kind.ARRIVED, Kind.LEFT, Kind.PROVEN, Kind.STOPPED, Kind.TIMED_OUT)
