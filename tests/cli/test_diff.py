@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from reconciler.cli.diff import diff
-from reconciler.cli.main import _report
+from reconciler.cli.main import _report, cli
 from tests.house.test_imports import HEAVY
 from tests.review.repos import document, fleet_files, repo, site, waves
 from tests.support.gitrepo import Repo
@@ -38,7 +37,7 @@ def home() -> Iterator[Home]:
 
 def run(*arguments: str) -> Result:
     """Run it; an error that the program reports becomes its exit code, as in `main`."""
-    result = CliRunner().invoke(diff, [*AT, *arguments])
+    result = CliRunner().invoke(cli, ["diff", *AT, *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         assert isinstance(result.exception, Exception)
         result.exit_code = _report(result.exception)

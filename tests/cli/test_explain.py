@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from reconciler.cli.explain import explain
+from reconciler.cli.main import cli
 from reconciler.controller.bootstrap import make_git, make_store
 from reconciler.controller.settings import load_settings
 from tests.support.gitrepo import Repo
@@ -73,7 +73,7 @@ def repo(tmp_path: Path) -> Repo:
 
 def run(repo: Repo, *words: str) -> Result:
     observed = str(repo.path.parent / "observed.json")
-    return CliRunner().invoke(explain, [*words, "--fleet", str(repo.path), "--observed", observed, "--at", AT])
+    return CliRunner().invoke(cli, ["explain", *words, "--fleet", str(repo.path), "--observed", observed, "--at", AT])
 
 
 def told(repo: Repo, *words: str) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def test_what_is_in_force_is_explained_from_the_mirror(in_force: tuple[Path, str
     repo.commit(
         "Go on", {"waves.yaml": raised(WAVES).replace("      soak: 48h", "      maxFailed: 1\n      soak: 48h")}
     )
-    done = CliRunner().invoke(explain, ["canary", "--config", str(config), "--output", "json"])
+    done = CliRunner().invoke(cli, ["explain", "canary", "--config", str(config), "--output", "json"])
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert said["commit"] == sha
