@@ -95,7 +95,7 @@ class Loop:
             if more and spins < SPIN:
                 continue
             spins = 0
-            self._parts.clock.wait(self.next_due(started))
+            self._parts.clock.wait(self.next_due(started, self.plan.wake_at if self.plan is not None else None))
             self._keep_apart(started)
         self._parts.log("stopped")
 
@@ -288,13 +288,14 @@ class Loop:
 
     # ------------------------------------------------ waiting
 
-    def next_due(self, started: datetime) -> datetime:
-        """The next instant at which a tick may find something to do, if nobody wakes the loop before."""
+    def next_due(self, started: datetime, wake_at: datetime | None) -> datetime:
+        """The next instant at which a tick may find something to do, if nobody wakes the loop before. `wake_at` is when the
+        plan may say something else."""
         parts, now = self._parts, self._parts.clock.now()
         instants = [started + timedelta(seconds=self._settings.interval)]
         instants.append(parts.gatherer.due_at() or now)
-        if self.plan is not None and self.plan.wake_at is not None:
-            instants.append(self.plan.wake_at)
+        if wake_at is not None:
+            instants.append(wake_at)
         instants += [i.not_before for i in parts.store.open_intents() if i.not_before and not parts.executor.holds(i)]
         # Never at once: what is due now was just tried, and time must be able to pass.
         return max(min(instants), now + _LEAST)

@@ -180,17 +180,10 @@ class SimController:
             ended = life.jobs.next_at()
             if not more and (ended is None or ended > now):
                 break
-        self._due_at = self._next_due(life, now)
-
-    def _next_due(self, life: _Life, now: datetime) -> datetime:
-        """When the loop has something to do by itself. A real one also looks at every edge of a window; here only at those
-        that some device waits for, as the forecast does: a fleet at rest costs nothing."""
-        instants = [life.gatherer.due_at() or now, now + timedelta(seconds=_IDLE_S)]
-        if life.live.state is not None:
-            wake = next_wake(life.live.state)
-            instants += [instant(wake)] if wake != NEVER else []
-        instants += [i.not_before for i in self.store.open_intents() if i.not_before and not life.executor.holds(i)]
-        return max(min(instants), now + timedelta(seconds=1))
+        # A real loop looks at every edge of a window; here only at those that some device waits for, as the forecast does: a
+        # fleet at rest costs nothing. Asked now: no answer lies before the loop's clock, which moves on with the devices.
+        wake = next_wake(life.live.state) if life.live.state is not None else NEVER
+        self._due_at = life.loop.next_due(now, None if wake == NEVER else instant(wake))
 
     def next_at(self) -> datetime | None:
         """When to tick next, if no device is heard of before: a multiple of TICK_S. None while it is down."""
@@ -313,13 +306,12 @@ class _Life:
         builder = MemoryBuilder(now, of._work / "built", image_bytes=IMAGE_BYTES)
         hands = Hands(of.git, of.images, of.registry, builder, of.signer, of._work / "builds", of.signer.judge)
         words = _Words(of._told)
-        self.executor = Executor(hands, self.jobs)
         parts = Parts(
             clock=of.clock,
             store=store,
             gatherer=self.gatherer,
             live=self.live,
-            executor=self.executor,
+            executor=Executor(hands, self.jobs),
             assigner=Assigner(store, valid_s=pace.assignment_valid, nights=pace.nights),
             recorder=_Recorder(of, words, epoch, backoff, rng),
             signer=of.signer,
