@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from itertools import chain
 from typing import Any
 
 from reconciler.model.desired import Desired, Window
@@ -125,15 +124,8 @@ def run_of(trace: Trace, desired: Desired, places: frozenset[Place], known: Know
 def _exposure(trace: Trace, places: frozenset[Place], known: Known, before: Mapping[Place, datetime]) -> Exposure:
     """Devices that run an unproven release already count from the start; who goes back runs what is known, and never counts."""
     safe = {place for place in before.keys() | known.back if place[1] not in known.other}
-    there = [
-        Event(trace.started_at, Kind.ARRIVED, wave, None, device, key)
-        for (wave, key), devices in sorted(known.running.items())
-        for device in devices
-    ]
-    events: Iterable[Event] = chain(there, trace.events)
-    if safe:
-        events = (event for event in events if (event.wave, event.key) not in safe)
-    return exposure(events, {key for _, key in places})
+    keys = {key for _, key in places}
+    return exposure(trace.events, keys, safe=safe, running=known.running, since=trace.started_at)
 
 
 def _waited_for(entry: Entry, before: bool) -> bool:

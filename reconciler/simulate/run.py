@@ -37,7 +37,7 @@ from reconciler.simulate.signing import SimulatedSigner
 from reconciler.simulate.start import Doing, settled, start_of
 from reconciler.simulate.supply import Depot
 from reconciler.simulate.timings import RING_S
-from reconciler.simulate.trace import Event, Kind, Trace, exposure
+from reconciler.simulate.trace import Event, Exposure, Kind, Trace, exposure
 from reconciler.simulate.world import World
 
 DECODER = "decoder"
@@ -394,24 +394,25 @@ class Simulation:
             controller.desired,
             waves,
             tuple(self.oracle.violations) if self.oracle is not None else (),
-            exposure(self._with_what_stood(events, waves), keys | set(asked)),
+            self._unproven(events, keys | set(asked), waves),
             exposure([e for e in events if e.kind is not Kind.PROVEN], self.course.faults.bad),
             len(self.machines.devices),
             controller.ticks,
             self.far.exchanges,
         )
 
-    def _with_what_stood(self, events: Sequence[Event], waves: Mapping[str, str]) -> list[Event]:
-        """The events after what stood at the start: proofs on record, and what devices ran. Who goes back runs what is known."""
-        at, observed = self.course.at, self.start.observed
-        safe: set[tuple[str | None, str | None]] = {(verdict.wave, verdict.key) for verdict in observed.proofs}
-        safe |= {(e.wave, e.key) for e in events if e.kind is Kind.TOLD and e.detail in ("rollback", "rescue")}
-        stood = [Event(at, Kind.PROVEN, wave=wave, key=key) for wave, key in sorted(safe, key=str)]
+    def _unproven(self, events: Sequence[Event], keys: set[str], waves: Mapping[str, str]) -> Exposure:
+        """Proofs on record and what devices ran stood before; who goes back runs what is known."""
+        safe = {(verdict.wave, verdict.key) for verdict in self.start.observed.proofs}
+        for event in events:
+            if event.kind is Kind.TOLD and event.detail in ("rollback", "rescue") and event.wave and event.key:
+                safe.add((event.wave, event.key))
+        running: dict[tuple[str, str], list[str]] = {}
         for name, device in self.start.devices.items():
             wave = waves.get(device.site or "")
             if device.booted is not None and wave is not None:
-                stood.append(Event(at, Kind.ARRIVED, wave, device.site, name, device.booted))
-        return [*stood, *events]
+                running.setdefault((wave, device.booted), []).append(name)
+        return exposure(events, keys, safe=safe, running=running, since=self.course.at)
 
     def _judge_end(self, at: datetime) -> None:
         """Whether everybody arrived, where the faults have been over for long enough."""

@@ -178,21 +178,34 @@ class Exposure:
     at: datetime | None
 
 
-def exposure(events: Iterable[Event], keys: Iterable[str]) -> Exposure:
+def exposure(
+    events: Iterable[Event],
+    keys: Iterable[str],
+    *,
+    safe: Iterable[tuple[str, str]] = (),
+    running: Mapping[tuple[str, str], Iterable[str]] | None = None,
+    since: datetime | None = None,
+) -> Exposure:
     """Over all instants, of some releases. A device counts from the word to start until its wave proves it, or it leaves; one that
-    is on two such releases (an image and an app) is one device."""
+    is on two such releases (an image and an app) is one device.
+
+    What stood at `since`, when the events began: `safe` are the places, (wave, key), that need no proof, since there is one on
+    record or who goes there goes back to what it knows; `running` are the devices that ran a release in a wave already.
+    """
     wanted = frozenset(keys)
-    on: dict[tuple[str | None, str], set[str]] = {}
-    safe: set[tuple[str | None, str]] = set()
-    times: Counter[str] = Counter()
-    most, when = 0, None
+    proven: set[tuple[str | None, str]] = set(safe)
+    on: dict[tuple[str | None, str], set[str]] = {
+        place: set(devices) for place, devices in (running or {}).items() if place[1] in wanted and place not in proven
+    }
+    times = Counter(device for devices in on.values() for device in devices)
+    most, when = len(times), since if times else None
     for event in events:
         if event.key not in wanted or event.key is None:
             continue
         place = (event.wave, event.key)
         members = on.setdefault(place, set())
         before = len(members)
-        if place in safe:
+        if place in proven:
             continue
         if event.kind in (Kind.TOLD, Kind.ARRIVED) and event.device is not None:
             members.add(event.device)
@@ -201,7 +214,7 @@ def exposure(events: Iterable[Event], keys: Iterable[str]) -> Exposure:
             members.discard(event.device)
             _less(times, [event.device] if len(members) < before else [])
         elif event.kind is Kind.PROVEN:
-            safe.add(place)
+            proven.add(place)
             _less(times, members)
         if len(times) > most:
             most, when = len(times), event.at
