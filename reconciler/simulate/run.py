@@ -381,7 +381,7 @@ class Simulation:
             self.events.append(Event(last, Kind.QUIET))
         if at >= self._end:
             last = self._end
-        self._judge_end(at)
+        self._judge_end(at, quiet=quiet)
         events = tuple(sorted(self.events, key=lambda event: event.at))
         controller = self.controller
         trace = Trace(self.course.at, last, events, controller.asked(), controller.held())
@@ -414,18 +414,13 @@ class Simulation:
                 running.setdefault((wave, device.booted), []).append(name)
         return exposure(events, keys, safe=safe, running=running, since=self.course.at)
 
-    def _judge_end(self, at: datetime) -> None:
-        """Whether everybody arrived, where the faults have been over for long enough."""
-        live = self.controller.live
-        if (
-            live is None
-            or self.oracle is None
-            or at < self._faults_end + (_SETTLE if self.course.faults.any else timedelta(0))
-        ):
-            return
-        if self.course.faults.down and at < max(back for _, back in self.course.faults.down) + _SETTLE:
-            return
-        self.oracle.judge_end(at, lambda name: _decision(live, name))
+    def _judge_end(self, at: datetime, *, quiet: bool) -> None:
+        """Whether everybody arrived: of a fleet that is quiet, since nothing more will happen to it, and of one that is not,
+        long after the last fault."""
+        live, faults = self.controller.live, self.course.faults
+        over = max([self._faults_end, *(back for _, back in faults.down)]) + (_SETTLE if faults.any else timedelta(0))
+        if live is not None and self.oracle is not None and (quiet or at >= over):
+            self.oracle.judge_end(at, lambda name: _decision(live, name))
 
 
 def _decision(live: Live, device: str) -> tuple[str | None, Reason | None]:
