@@ -9,15 +9,15 @@ Format".
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from reconciler.adapters.git_argv import Answer, call
 from reconciler.adapters.git_remote import check_sha, printable
 from reconciler.model.history import LineOrigin, PastFile
-from reconciler.ports import TerminalError, TransientError
+from reconciler.ports import TerminalError
 
 NEEDED_FOR = "naming the commit and the author that asked for it"
 _ENV = {
@@ -60,9 +60,9 @@ class GitBlame:
         at = [check_sha(commit)] if commit is not None else []
         from_top = isinstance(file, PastFile)
         done = self._run("blame", "--porcelain", "-w", "--no-textconv", *ranges, *at, "--", path, from_top=from_top)
-        if done.returncode == 0:
-            return dict(_origins(done.stdout, cut=self._is_cut()))
-        said = done.stderr.decode("utf-8", "replace")
+        if done.status == 0:
+            return dict(_origins(done.out, cut=self._is_cut()))
+        said = done.err
         if commit is None and any(sign in said for sign in _UNCOMMITTED):
             return {number: LineOrigin(None) for number in numbers}
         if "dubious ownership" in said:
@@ -76,9 +76,9 @@ class GitBlame:
     def text(self, file: PastFile) -> bytes:
         """A file's bytes at a commit (port)."""
         done = self._run("cat-file", "blob", f"{check_sha(file.sha)}:{file.path}", from_top=True)
-        if done.returncode != 0:
-            raise _failed("cat-file", done.stderr.decode("utf-8", "replace"))
-        return done.stdout
+        if done.status != 0:
+            raise _failed("cat-file", done.err)
+        return done.out
 
     def _is_cut(self) -> bool:
         """Whether the clone is shallow. Git calls the first commit of all a boundary too: that word alone is not enough."""
@@ -90,29 +90,19 @@ class GitBlame:
             place = Path(place.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).parent.parent
         return (place / "shallow").exists()
 
-    def _run(self, *arguments: str, from_top: bool) -> subprocess.CompletedProcess[bytes]:
+    def _run(self, *arguments: str, from_top: bool) -> Answer:
         where = [f"--git-dir={self.git_dir}"] if self.git_dir is not None else []
         config = [part for setting in _CONFIG for part in ("-c", setting)]
         top = work_tree_of(self.folder) if from_top and self.git_dir is None else None
         env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        try:
-            return subprocess.run(
-                [*self.program, "--no-pager", *where, *config, *arguments],
-                cwd=top or self.folder,
-                env={**env, **_ENV},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                timeout=self.timeout_s,
-            )
-        except FileNotFoundError:
-            raise TerminalError(
-                "the git program was not found", needed_for=NEEDED_FOR, remedy="apt-get install git"
-            ) from None
-        except subprocess.TimeoutExpired:
-            raise TransientError(
-                f"git {arguments[0]} did not end within {self.timeout_s:g} s", needed_for=NEEDED_FOR, remedy="try again"
-            ) from None
+        return call(
+            [*self.program, "--no-pager", *where, *config],
+            arguments,
+            env={**env, **_ENV},
+            needed_for=NEEDED_FOR,
+            timeout_s=self.timeout_s,
+            folder=top or self.folder,
+        )
 
 
 def _failed(what: str, said: str) -> TerminalError:

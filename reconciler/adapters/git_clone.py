@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from reconciler.adapters.git_argv import Answer, call
 from reconciler.adapters.git_objects import parse_raw_diff
 from reconciler.adapters.git_remote import check_branch, explain_failure, printable
 from reconciler.adapters.git_trees import GitTrees
@@ -299,20 +299,15 @@ class GitClone:
             raise self._broken(arguments[0], err)
         return out.decode("utf-8", "surrogateescape")
 
-    def _run(self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> tuple[int, bytes, str]:
-        argv = ["git", "--no-pager", "-C", str(self._folder), *arguments]
-        merged = {**self._env, **(env or {})}
-        try:
-            done = subprocess.run(argv, input=stdin, capture_output=True, env=merged, timeout=TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired:
-            raise TransientError(
-                f"git {arguments[0]} did not end within {TIMEOUT_S:g} s", needed_for=NEEDED_FOR, remedy="run it again"
-            ) from None
-        except OSError as error:
-            raise TerminalError(
-                f"the git program cannot be run ({error.strerror})", needed_for=NEEDED_FOR, remedy="apt-get install git"
-            ) from None
-        return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace")
+    def _run(self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Answer:
+        return call(
+            ["git", "--no-pager", "-C", str(self._folder)],
+            arguments,
+            env={**self._env, **(env or {})},
+            needed_for=NEEDED_FOR,
+            timeout_s=TIMEOUT_S,
+            stdin=stdin,
+        )
 
 
 def without_password(text: str) -> str:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from reconciler.adapters.git_argv import Answer, call
 from reconciler.adapters.git_objects import parse_commit
 from reconciler.adapters.git_remote import printable
-from reconciler.ports import Branch, Commit, TerminalError, TransientError, TreeEntry
+from reconciler.ports import Branch, Commit, TerminalError, TreeEntry
 
 NEEDED_FOR = "comparing two commits"
 TIMEOUT_S = 60.0
@@ -179,22 +179,17 @@ class GitTrees:
             f"git {what} failed ({printable(err)})", needed_for=NEEDED_FOR, remedy="run git fsck in the repository"
         )
 
-    def _run(self, *arguments: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    def _run(self, *arguments: str, stdin: bytes = b"") -> Answer:
         # The repository may belong to another user (a container's checkout): no program of its configuration is run.
-        argv = ["git", "--no-pager", "-c", "safe.directory=*", "-C", str(self._folder), *arguments]
-        try:
-            done = subprocess.run(argv, input=stdin, capture_output=True, env=self._env, timeout=TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired:
-            raise TransientError(
-                f"git {arguments[0]} did not end within {TIMEOUT_S:g} s", needed_for=NEEDED_FOR, remedy="run it again"
-            ) from None
-        except OSError as error:
-            raise TerminalError(
-                f"the git program cannot be run ({error.strerror})",
-                needed_for=NEEDED_FOR,
-                remedy="apt-get install git, or compare two folders",
-            ) from None
-        return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace")
+        return call(
+            ["git", "--no-pager", "-c", "safe.directory=*", "-C", str(self._folder)],
+            arguments,
+            env=self._env,
+            needed_for=NEEDED_FOR,
+            timeout_s=TIMEOUT_S,
+            remedy="apt-get install git, or compare two folders",
+            stdin=stdin,
+        )
 
 
 def _checked(sha: str) -> str:

@@ -164,5 +164,5 @@ def test_nothing_is_written(made: Repo) -> None:
 
 def test_without_git(made: Repo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(os.environ, "PATH", str(tmp_path))
-    with pytest.raises(TerminalError, match="the git program cannot be run"):
+    with pytest.raises(TerminalError, match="the git program was not found"):
         GitTrees(made.path)
