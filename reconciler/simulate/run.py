@@ -54,7 +54,7 @@ def simulate(course: Course) -> Run:
 
 
 class Simulation:
-    """One run. `oracle` may be replaced before `run` is called."""
+    """One run, made ready by the constructor; `run` plays it once."""
 
     def __init__(self, course: Course) -> None:
         self.course, self.clock = course, VirtualClock(course.at)
