@@ -34,7 +34,7 @@ check:  ## lint, types, unit tests: under a minute
 	@.ci/setup
 	@.venv/bin/ruff check -q . && .venv/bin/ruff format --check -q .
 	@.venv/bin/mypy --no-error-summary
-	@PROPERTY_EXAMPLES=10 .venv/bin/pytest -q -n 3 -m "not vm and not slow and not system"
+	@PROPERTY_EXAMPLES=10 .venv/bin/pytest -q -n 2 -m "not vm and not slow and not system"
 
 bench:  ## what the work costs, as ratios to a yardstick in the same run
 	@.ci/setup

@@ -25,11 +25,20 @@ def director(tmp_path: Path) -> Iterator[Time]:
     made.close()
 
 
+WAITING: list[threading.Thread] = []
+"""Threads that a test lets wait."""
+
+
 @pytest.fixture
 def stepped(director: Time, tmp_path: Path) -> Iterator[SteppedClock]:
     clock = SteppedClock(tmp_path / "s")
     assert director.accept(5)
     yield clock
+    # Whoever still waits has been woken: he reads the time once more, and must not find it closed.
+    clock.wake()
+    for thread in WAITING:
+        thread.join(5)
+    WAITING.clear()
     clock.close()
 
 
@@ -66,6 +75,7 @@ def waiting(clock: SteppedClock, until: datetime | None) -> tuple[threading.Thre
     results: list[bool] = []
     thread = threading.Thread(target=lambda: results.append(clock.wait(until)), daemon=True)
     thread.start()
+    WAITING.append(thread)
     return thread, results
 
 
@@ -116,9 +126,10 @@ def test_a_controller_that_died_is_noticed_and_another_one_taken(
     assert director.ask("idle") is None
     again = SteppedClock(tmp_path / "s")
     assert director.accept(5)
-    waiting(again, None)
+    waiter, _ = waiting(again, None)
     assert director.ask("idle") == {"until": None}
     again.wake()
+    waiter.join(5)
     again.close()
 
 
