@@ -402,11 +402,8 @@ class Simulation:
         )
 
     def _unproven(self, events: Sequence[Event], keys: set[str], waves: Mapping[str, str]) -> Exposure:
-        """Proofs on record and what devices ran stood before; who goes back runs what is known."""
+        """Proofs on record, and what devices ran, stood before."""
         safe = {(verdict.wave, verdict.key) for verdict in self.start.observed.proofs}
-        for event in events:
-            if event.kind is Kind.TOLD and event.detail in ("rollback", "rescue") and event.wave and event.key:
-                safe.add((event.wave, event.key))
         running: dict[tuple[str, str], list[str]] = {}
         for name, device in self.start.devices.items():
             wave = waves.get(device.site or "")

@@ -178,6 +178,9 @@ class Exposure:
     at: datetime | None
 
 
+_BACK = ("rollback", "rescue")
+
+
 def exposure(
     events: Iterable[Event],
     keys: Iterable[str],
@@ -189,8 +192,9 @@ def exposure(
     """Over all instants, of some releases. A device counts from the word to start until its wave proves it, or it leaves; one that
     is on two such releases (an image and an app) is one device.
 
-    What stood at `since`, when the events began: `safe` are the places, (wave, key), that need no proof, since there is one on
-    record or who goes there goes back to what it knows; `running` are the devices that ran a release in a wave already.
+    Who goes back (TOLD as `rollback` or `rescue`) goes to a release that is known, and does not count. What stood at `since`,
+    when the events began: `safe` are the places, (wave, key), that have a proof on record, or need none; `running` are the
+    devices that ran a release in a wave already.
     """
     wanted = frozenset(keys)
     proven: set[tuple[str | None, str]] = set(safe)
@@ -207,15 +211,15 @@ def exposure(
         before = len(members)
         if place in proven:
             continue
-        if event.kind in (Kind.TOLD, Kind.ARRIVED) and event.device is not None:
+        if event.kind is Kind.PROVEN or (event.kind is Kind.TOLD and event.detail in _BACK):
+            proven.add(place)
+            _less(times, members)
+        elif event.kind in (Kind.TOLD, Kind.ARRIVED) and event.device is not None:
             members.add(event.device)
             times[event.device] += len(members) - before
         elif event.kind in (Kind.LEFT, Kind.ATTEMPT_FAILED, Kind.TIMED_OUT) and event.device is not None:
             members.discard(event.device)
             _less(times, [event.device] if len(members) < before else [])
-        elif event.kind is Kind.PROVEN:
-            proven.add(place)
-            _less(times, members)
         if len(times) > most:
             most, when = len(times), event.at
     return Exposure(most, when)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from reconciler.simulate.trace import Event, Kind, exposure
@@ -45,6 +46,12 @@ def test_one_device_on_an_unproven_image_and_app_is_one() -> None:
     ]
     assert exposure(events, [NEW, APP]).devices == 2
     assert exposure(events, [APP]).devices == 1
+
+
+def test_who_goes_back_goes_to_what_is_known() -> None:
+    back = replace(event(1, Kind.TOLD, "A"), detail="rollback")
+    assert exposure([back, event(2, Kind.ARRIVED, "A")], [NEW]).devices == 0
+    assert exposure([replace(back, detail="promote"), event(2, Kind.ARRIVED, "A")], [NEW]).devices == 1
 
 
 def test_what_stood_before_counts_unless_it_is_proven_or_known() -> None:
