@@ -284,8 +284,10 @@ def _chain(view: View, number: int, wave: int) -> list[Link]:
     head = view.wave_link(wave, stands.value, said, depth=0, since=since, until=until)
     if code in gates.failed:
         return [head, *failed_links(view, number, code, 1)]
-    if stands is WaveState.COMPLETE and judged.gate in (Gate.PASSED, Gate.EMPTY):
-        return [head]
+    if stands is WaveState.COMPLETE:
+        # Its proof stands, and nobody waits for a soak that began anew; what keeps the gate from passing again is told.
+        anew = judged.gate in (Gate.PASSED, Gate.EMPTY, Gate.SOAKING)
+        return [head] if anew else [head, *gate_links(view, number, wave, 1)]
     halted = []
     if stands is WaveState.PAUSED:
         rows = np.flatnonzero(state.places.wave_of == wave).tolist()

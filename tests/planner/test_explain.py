@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from reconciler.planner.explain_values import Link, arrows, elapsed, names
 from reconciler.planner.explain_wave import WaveExplanation
 from reconciler.planner.roster import IMAGE_TRACK
 from reconciler.planner.windows import micros
+from reconciler.repo.load import load_folder
 from reconciler.repo.scenario_read import read_scenario
 from reconciler.repo.scenario_run import Scenario
+from reconciler.simulate.start import settled
 from tests.planner.fleets import Case, cases
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -463,3 +465,20 @@ def test_many_names_are_cut_with_their_count() -> None:
 def test_the_image_track_comes_first() -> None:
     _, state = scenario("a-suspended-site-is-held")
     assert device(state, "SITE-0001-1").parts[IMAGE_TRACK].subject == "image"
+
+
+def test_a_proof_on_record_is_no_soak_though_a_device_became_well_a_minute_ago() -> None:
+    now = at("2026-01-15T01:30:00Z")
+    desired = load_folder(TESTS.parent / "fleet", scenarios=False).desired
+    assert desired is not None
+    observed = settled(desired, now)
+    devices = tuple(
+        d.model_copy(update={"health_since": now - timedelta(minutes=1)}) if d.name == "SITE-1033-1" else d
+        for d in observed.devices
+    )
+    roster = Roster(desired)
+    state = decide(roster, Columns.bind(roster, observed.model_copy(update={"devices": devices})), micros(now))
+    found = wave(state, "canary").parts[0]
+    assert found.state.value == "complete" and found.proved_at is not None
+    assert [link.code for link in found.chain] == ["complete"]
+    assert "soaks" not in arrows(found.chain)
