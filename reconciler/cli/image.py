@@ -1,33 +1,39 @@
-"""`reconciler image`: releases of the golden image, as documents."""
+"""`reconciler image`: the golden image, from its document to the store. Finds the command and loads nothing else."""
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from reconciler.cli.proposal import Options, carry_out, proposing
+# command → (module below reconciler.cli, attribute, one line of help shown without loading the module)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "bump": ("image_bump", "bump", "Propose a new release, from an earlier one with other pins."),
+}
 
 
-@click.group()
+class ImageGroup(click.Group):
+    """A click group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in alphabetical order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one command."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(importlib.import_module(f"reconciler.cli.{entry[0]}"), entry[1])
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `--help`, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in sorted(COMMANDS)])
+
+
+@click.group(cls=ImageGroup)
 def image() -> None:
-    """Write documents of new releases of the image."""
-
-
-@image.command(short_help="Propose a new release, from an earlier one with other pins.")
-@click.argument("release")
-@click.option("--from", "source", metavar="RELEASE", help="Release to start from. [the highest that is not withdrawn]")
-@click.option("--package", "packages", metavar="NAME=VERSION", multiple=True, help="A pin to set; may be given again.")
-@click.option("--snapshot", metavar="DATE", help="Snapshot of the base, as 20251215T000000Z.")
-@proposing
-def bump(options: Options, release: str, source: str | None, packages: tuple[str, ...], snapshot: str | None) -> None:
-    """Propose images/RELEASE.yaml: the document of an earlier release, comments too, with the pins that you name changed."""
-    from reconciler.propose.image import bump as make
-
-    pins: dict[str, str] = {}
-    for text in packages:
-        name, equals, version = text.partition("=")
-        if not equals or not name.strip() or not version.strip():
-            raise click.BadParameter(f"{text!r} is no pin; write NAME=VERSION", param_hint="--package")
-        if name.strip() in pins:
-            raise click.BadParameter(f"{name.strip()!r} is pinned twice", param_hint="--package")
-        pins[name.strip()] = version.strip()
-    carry_out(options, lambda base, _sha, _clone: make(base, release, source, pins, snapshot))
+    """Build, check and move the golden image, and write the documents of its releases."""

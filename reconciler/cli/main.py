@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "pin": ("policy", "pin", "Propose that devices of a site run a release of their own."),
     "withdraw": ("policy", "withdraw", "Propose that nothing moves to a release any more."),
     "pause": ("policy", "pause", "Propose to stop the fleet, or a wave; or to let it go on."),
-    "image": ("image", "image", "Write documents of new releases: `image bump` changes the pins of an earlier one."),
+    "image": ("image", "image", "Build, check and move the golden image; `image bump` proposes the next release."),
     "signer": ("signer", "signer", "Sign a release that an accepted commit names, after checking it."),
 }
 

@@ -229,7 +229,25 @@ class ServerSettings(Part):
 class BuilderSettings(Part):
     """Where images are built. The builder holds no key and no credential."""
 
+    type: Literal["distribution", "files"] = Field(
+        default="distribution",
+        description="What the recipe is put on: the distribution that it names (`distribution`), or nothing (`files`: no "
+        "image that boots; for the demo, and to try a recipe's scripts)",
+    )
     work: Path | None = Field(default=None, description="Folder for builds; STATE/builds unless said")
+    cache: Path | None = Field(
+        default=None, description="Folder for downloaded packages, kept between builds; WORK/cache unless said"
+    )
+    mirrors: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="Package mirrors by the names that recipes use: an address, in which {snapshot} stands for the "
+        "base's snapshot, or the path of an apt sources file. A distribution that the builder's own machine runs needs none",
+    )
+    command: tuple[str, ...] = Field(
+        default=(),
+        description="Build in another process, as another user: the command that runs `reconciler builder`, as "
+        "[sudo, -u, edge-builder, reconciler, builder]. Without it, in this process",
+    )
     timeout: Duration = Field(default=3600, description="Longest build. An hour: a full image takes minutes")
 
 

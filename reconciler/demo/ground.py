@@ -225,6 +225,7 @@ allowed:
   registries: [registry.demo]
 server: {{bind: "127.0.0.1:{self.port}", operators: operators.txt}}
 # Time is stepped: a gap of minutes gathers the reports of a night's wave into ticks, as a second does in real time.
+builder: {{type: files}}
 loop: {{interval: 12h, storesPoll: 12h, gap: {f"{TICK_S}s" if self.paced else "5m"}}}
 clock: {{type: stepped, socket: {self.socket}{self._pace()}}}
 debug: {"true" if self.debug else "false"}
