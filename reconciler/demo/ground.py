@@ -224,8 +224,8 @@ allowed:
   images: ["{self.images.as_uri()}/"]
   registries: [registry.demo]
 server: {{bind: "127.0.0.1:{self.port}", operators: operators.txt}}
+builder: {{type: files}}    # an image that holds what the recipe adds, on no distribution: made in a second
 # Time is stepped: a gap of minutes gathers the reports of a night's wave into ticks, as a second does in real time.
-builder: {{type: files}}
 loop: {{interval: 12h, storesPoll: 12h, gap: {f"{TICK_S}s" if self.paced else "5m"}}}
 clock: {{type: stepped, socket: {self.socket}{self._pace()}}}
 debug: {"true" if self.debug else "false"}
