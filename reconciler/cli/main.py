@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "withdraw": ("policy", "withdraw", "Propose that nothing moves to a release any more."),
     "pause": ("policy", "pause", "Propose to stop the fleet, or a wave; or to let it go on."),
     "image": ("image", "image", "Build, check and move the golden image; `image bump` proposes the next release."),
+    "builder": ("builder", "builder", "Build one release for the reconciler, as a user without keys."),
     "signer": ("signer", "signer", "Sign a release that an accepted commit names, after checking it."),
 }
 

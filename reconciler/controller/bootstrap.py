@@ -195,17 +195,39 @@ def make_forge(settings: s.Settings) -> GithubForge | None:
     return GithubForge(place.repository, token_from(place.token_file), api_url=place.api_url)
 
 
-def make_builder(settings: s.Settings, git: GitSource) -> Builder:
-    """Who builds images."""
+def make_builder(settings: s.Settings, git: GitSource, progress: Callable[[str, float], None] | None = None) -> Builder:
+    """Who builds images: another process where the settings name its command, or this one."""
+
+    def committed_at(sha: str) -> datetime:
+        return git.commit(sha).committed_at
+
+    options = settings.builder
+    if options.command:
+        from reconciler.adapters.builder_process import ProcessBuilder
+
+        handed_on = options.model_dump(mode="json", by_alias=True, include={"type", "mirrors", "timeout"})
+        return ProcessBuilder(
+            options.command,
+            committed_at=committed_at,
+            options=handed_on,
+            timeout_s=options.timeout,
+            progress=progress,
+        )
+    work = make_folder(options.work or settings.state / "builds", "building images")
+    return make_local_builder(options, work, settings.state / "artifacts", committed_at, progress)
+
+
+def make_local_builder(
+    options: s.BuilderSettings,
+    work: Path,
+    output: Path,
+    committed_at: Callable[[str], datetime],
+    progress: Callable[[str, float], None] | None = None,
+) -> Builder:
+    """The builder in this process: of the loop, or of `reconciler builder`."""
     from reconciler.image.builder import RootfsBuilder
 
-    work = make_folder(settings.builder.work or settings.state / "builds", "building images")
-    return RootfsBuilder(
-        work,
-        settings.state / "artifacts",
-        committed_at=lambda sha: git.commit(sha).committed_at,
-        timeout_s=settings.builder.timeout,
-    )
+    return RootfsBuilder(work, output, committed_at=committed_at, timeout_s=options.timeout)
 
 
 def make_release_signer(settings: s.Settings, images: ImageStore, now: Callable[[], datetime]) -> Signer | None:
