@@ -8,17 +8,21 @@ its own. Called by `image.builder` and `image.ext4`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.ports import TerminalError
+from reconciler.ports import TerminalError, TransientError
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OUTPUT_LIMIT = 1 << 20
+LEAST_ROOM = 4 << 20
+"""Bytes: with less than this free, a stage that failed is taken to have failed for want of room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +86,30 @@ def run(where: Surroundings, stage: str, argv: Sequence[str], env: Mapping[str, 
     return Ended(status, data, _last_line(where.log))
 
 
-def failed(stage: str, why: str, log: Path) -> TerminalError:
-    """The error of a stage that failed."""
+def failed(stage: str, why: str, log: Path) -> TerminalError | TransientError:
+    """The error of a stage that failed. A full disk is no fault of the recipe, and passes: it is asked for room."""
+    if _no_room(log):
+        return TransientError(
+            f"stage {stage!r} of the build failed: no space left on the disk of {log.parent.parent} ({why})",
+            needed_for="building the image",
+            remedy="make room there, or name another folder in builder.work; it is tried again",
+        )
     return TerminalError(
         f"stage {stage!r} of the build failed: {why}",
         needed_for="building the image",
         remedy=f"see {log}, and correct the recipe",
     )
+
+
+def _no_room(log: Path) -> bool:
+    """Whether a program failed for want of room: the disk is full now, or the end of its log says that it was."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(log.parent).free < LEAST_ROOM:
+            return True
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        return os.strerror(errno.ENOSPC).encode() in file.read()
+    return False
 
 
 def _last_line(log: Path) -> str:
