@@ -81,8 +81,10 @@ class Recheck:
             listed, manifest = parse_sums(sums), Manifest.from_bytes(data)
         except Malformed as error:
             raise refused(release, str(error)) from None
-        if set(listed) != {NAME, manifest.file}:
-            raise refused(release, f"{SUMS} lists {', '.join(sorted(listed))}, not {NAME} and {manifest.file}")
+        if set(listed) != manifest.files:
+            raise refused(
+                release, f"{SUMS} lists {', '.join(sorted(listed))}, not {', '.join(sorted(manifest.files))}"
+            )
         if hashlib.sha256(data).hexdigest() != listed[NAME]:
             raise refused(release, f"{NAME} is not the one that {SUMS} lists")
         return manifest, listed

@@ -57,6 +57,14 @@ class Manifest:
         }
         return dump({**self.extra, **own}) + b"\n"
 
+    @property
+    def files(self) -> frozenset[str]:
+        """What SHA256SUMS of this artifact lists, no more and no less: the manifest, the packed image, and where `extra`
+        names them the chunk index (`chunks`) and the list of software (`sbom`)."""
+        beside = (self.extra.get(key) for key in ("chunks", "sbom"))
+        names = (entry.get("file") for entry in beside if isinstance(entry, Mapping))
+        return frozenset((NAME, self.file, *(name for name in names if isinstance(name, str))))
+
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         """Parse bytes whose origin was proven, or not. Raises ManifestError. Unknown keys go to `extra`."""
