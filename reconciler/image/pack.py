@@ -1,24 +1,53 @@
-"""Packs a raw image into an artifact: compressed image, manifest.json, SHA256SUMS.
+"""Packs a raw image into an artifact: compressed image, chunk index, list of software, manifest.json, SHA256SUMS.
 
-Same bytes for the same input and tools.
+Same bytes for the same input and tools. Files, for an artifact NAME = FAMILY-RELEASE-YYYYMMDD:
 
-Called by `image.builder`. Signing is another process's work. Formats: `protocol.manifest`, `protocol.sums`.
+    NAME.img.zst     the image of a root slot, zstd (or NAME.img as it is, where zstd is not installed)
+    NAME.chunks      its chunk index (`protocol.chunks`)
+    NAME.cdx.json    the Debian packages in it, CycloneDX (`image.sbom`); not for an image without packages
+    manifest.json    what the files are, what they were made from (`protocol.manifest`)
+    SHA256SUMS       the sha256 of each of these; its signature covers them all
+
+Called by `image.builder`. Signing is another process's work.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reconciler.image import sbom
 from reconciler.image.process import PATH, Surroundings, failed, run
-from reconciler.protocol.manifest import NAME, SUMS, Manifest
+from reconciler.ports import TerminalError
+from reconciler.protocol import chunks
+from reconciler.protocol.canonical import Malformed
+from reconciler.protocol.manifest import MAX_MANIFEST_BYTES, NAME, SUMS, Manifest
 from reconciler.protocol.sums import format_sums
 
 _CHUNK = 1 << 20
+SBOM_SUFFIX = ".cdx.json"
+
+# Measured on a Debian 12 image of 1.6 GB, one thread: level 3 gives 302 MB in 6 s, 9 gives 263 MB in 16 s, 9 with a window
+# of 128 MiB 237 MB in 18 s, 12 without it 261 MB in 37 s. Unpacking takes 1.4 s and 135 MB of memory, instead of 1.1 s and
+# 9 MB; a site's line of 5 Mbit/s is spared 100 s a device. 2^27 is the widest window that zstd unpacks unasked.
+_ZSTD = ("-9", "--long=27")
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """What the list of software needs to know beside the image: where its programs run, the distribution (`debian`,
+    `ubuntu`), the family that the image belongs to, and its time in seconds."""
+
+    where: Surroundings
+    vendor: str
+    family: str
+    epoch: int
 
 
 def compression() -> str:
@@ -44,33 +73,93 @@ def compress(where: Surroundings, raw: Path, folder: Path, name: str, method: st
         return packed
     packed = folder / f"{name}.img.zst"
     # One thread: with several, where zstd cuts the input depends on their number.
-    argv = ["zstd", "-q", "-f", "-3", "--single-thread", "--no-progress", "--check", "-o", str(packed), str(raw)]
-    done = run(where, "pack", argv)
+    how = (*_ZSTD, "--single-thread", "--no-progress", "--check")
+    done = run(where, "artifact", ["zstd", "-q", "-f", *how, "-o", str(packed), str(raw)])
     if done.status != 0:
-        raise failed("pack", f"zstd: {done.last}", where.log)
+        raise failed("artifact", f"zstd: {done.last}", where.log)
     return packed
 
 
-def write_artifact(folder: Path, packed: Path, raw: Path, release: str, method: str, extra: Mapping[str, Any]) -> str:
-    """Write manifest.json and SHA256SUMS beside the packed image, all of it synced; returns the raw image's digest."""
-    raw_size, raw_digest = hashed(raw)
+def write_artifact(
+    folder: Path,
+    packed: Path,
+    raw: Path,
+    release: str,
+    method: str,
+    extra: Mapping[str, Any],
+    *,
+    software: Software | None = None,
+) -> str:
+    """Write the files beside the packed image, all of it synced; returns the raw image's digest (`sha256:…`).
+
+    `extra` are keys of the manifest: `inputs`, `commit`, `builder`, `tools`, `healthcheck`, …. With `software`, the list of
+    software is written too, and `packages` of the manifest are those that are installed in the image; without it, an image
+    of no packages, they are as `extra` has them. TerminalError: debsbom is missing or fails, or the manifest is too large.
+    """
+    name = re.sub(r"\.img(?:\.zst)?$", "", packed.name)
+    index_file, index = folder / f"{name}{chunks.SUFFIX}", _index(raw)
+    index_file.write_bytes(index.to_bytes())
     packed_size, packed_digest = hashed(packed)
+    sums = {packed.name: packed_digest, index_file.name: hashed(index_file)[1]}
+    more: dict[str, Any] = {
+        "sha256": packed_digest,
+        # The file system is as large as the image: a slot must hold all of it.
+        "minSlotSize": index.image_size,
+        "chunks": {
+            "file": index_file.name,
+            "sha256": sums[index_file.name],
+            "blockSize": chunks.BLOCK_SIZE,
+            "mappedBytes": index.mapped_bytes,
+        },
+    }
+    if (day := re.search(r"-(\d{8})$", name)) is not None:
+        more["serial"] = int(day[1])
+    if software is not None:
+        listed = folder / f"{name}{SBOM_SUFFIX}"
+        status = sbom.write(
+            software.where,
+            raw,
+            listed,
+            name=software.family,
+            version=release,
+            vendor=software.vendor,
+            digest=index.digest,
+            epoch=software.epoch,
+        )
+        sums[listed.name] = hashed(listed)[1]
+        more["sbom"] = {"file": listed.name, "sha256": sums[listed.name]}
+        more["packages"] = sbom.installed(status)
     manifest = Manifest(
         release=release,
         file=packed.name,
         size=packed_size,
         compression=method,
-        image_size=raw_size,
-        digest=f"sha256:{raw_digest}",
-        extra={**extra, "sha256": packed_digest, "minSlotSize": raw_size},
+        image_size=index.image_size,
+        digest=index.digest,
+        extra={**extra, **more},
     )
     data = manifest.to_bytes()
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise TerminalError(
+            f"manifest.json would have {len(data)} bytes, and devices read {MAX_MANIFEST_BYTES} at most",
+            needed_for=f"the artifact of {release}",
+            remedy="let healthcheck.sh say less",
+        )
     (folder / NAME).write_bytes(data)
-    sums = {packed.name: packed_digest, NAME: hashlib.sha256(data).hexdigest()}
+    sums[NAME] = hashlib.sha256(data).hexdigest()
     (folder / SUMS).write_bytes(format_sums(sums))
-    for path in (packed, folder / NAME, folder / SUMS, folder):
+    for path in (*(folder / file for file in sorted(sums)), folder / SUMS, folder):
         sync(path)
     return manifest.digest
+
+
+def _index(raw: Path) -> chunks.ChunkIndex:
+    """The chunk index, and with it size and digest of the raw image: one reading for all three."""
+    try:
+        with raw.open("rb") as file:
+            return chunks.index(file)
+    except Malformed as error:
+        raise TerminalError(str(error), needed_for="the artifact", remedy="build a smaller image") from None
 
 
 def sync(path: Path) -> None:
