@@ -43,9 +43,23 @@ def builder(work: Path | None, cache: Path | None) -> None:
 
     The reconciler runs this where its settings have `builder.command`. To build by hand, use `reconciler image build`.
     """
+    try:
+        _serve(sys.stdin.buffer, work, cache)
+    except OSError as error:
+        from reconciler.ports import TransientError
+
+        # A full disk is no fault of the recipe, and passes.
+        raise TransientError(
+            f"{error.strerror or type(error).__name__} ({error.filename or 'a file'})",
+            needed_for="building an image",
+            remedy="see that the builder's machine has room, and that its --work folder is writable for it",
+        ) from None
+
+
+def _serve(source: IO[bytes], work: Path | None, cache: Path | None) -> None:
+    """Read the request, build, and answer."""
     from reconciler.controller.bootstrap import make_folder, make_local_builder
 
-    source = sys.stdin.buffer
     request, spec, options, at = _request(source.readline(_LINE))
     size = request["recipeBytes"]
     packed = source.read(size)

@@ -7,6 +7,7 @@ that nobody waits for boto3 who keeps images in a folder. Source: design §6, "A
 from __future__ import annotations
 
 import random
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
@@ -20,7 +21,7 @@ from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gatekeeper import ReleaseKeys, StateLock
 from reconciler.controller.gather import Gatherer, Polls
 from reconciler.controller.herald import Herald
-from reconciler.controller.jobs import Jobs, PacedJobs, Worker
+from reconciler.controller.jobs import Jobs, PacedJobs, Underway, Worker
 from reconciler.controller.loop import Loop, Parts
 from reconciler.controller.pace import Backoff, Poll
 from reconciler.controller.record import Recorder
@@ -231,9 +232,9 @@ def make_local_builder(
 
 
 def make_release_signer(settings: s.Settings, images: ImageStore, now: Callable[[], datetime]) -> Signer | None:
-    """Who signs releases; None: somebody else, and the loop waits for it."""
+    """Who signs releases; None: a person with the key, and the loop waits for the signature."""
     place = settings.keys.signer
-    if place is None:
+    if place is None or isinstance(place, s.OfflineSigner):
         return None
     if isinstance(place, s.ProcessSigner):
         from reconciler.adapters.signer_process import ProcessSigner
@@ -244,6 +245,22 @@ def make_release_signer(settings: s.Settings, images: ImageStore, now: Callable[
     # A mirror of its own: what is signed is rechecked against what the signer itself has fetched.
     git = make_git(settings, now, folder="signer")
     return ReleaseSigner(place, git, images, required=settings.commits.required)
+
+
+def signing_command(settings: s.Settings, release: str, commit: str) -> str:
+    """What a key holder runs, on any machine that reaches the image store and the fleet repo, to sign a release."""
+    place, git, signer = settings.images, settings.git, settings.keys.signer
+    asked = signer.fingerprint if isinstance(signer, s.OfflineSigner) else None
+    argv = ["reconciler", "image", "sign", release, "--commit", commit, "--key", asked or settings.keys.releases[0]]
+    if isinstance(place, s.S3Place):
+        argv += ["--store", place.url]
+        argv += ["--region", place.region] if place.region else []
+        argv += ["--endpoint", place.endpoint] if place.endpoint else []
+    else:
+        argv += ["--store", str(place.path)]
+    argv += ["--git", git.url]
+    argv += ["--branch", git.branch] if git.branch != "main" else []
+    return shlex.join(argv)
 
 
 def make_assignment_signer(settings: s.Settings) -> AssignmentSigner:
@@ -291,18 +308,23 @@ class Program:
         self.gatherer = Gatherer(self.source, self.store, self.images, registry, self.secrets, polls, rng)
         self.jobs = Jobs(self.clock.wake, working, inline=inline)
         work = settings.builder.work or settings.state / "builds"
+        # Under a stepped clock a tick is an event of its time; what a build says of itself is none.
+        system = isinstance(settings.clock, s.SystemClockSettings)
+        underway = Underway(self.clock.wake if system else None)
         self.forge = make_forge(settings)
         self.herald = self._make_herald(backoff)
         hands = Hands(
             self.git,
             self.images,
             registry,
-            make_builder(settings, self.git),
+            make_builder(settings, self.git, underway.stage),
             make_release_signer(settings, self.images, self.clock.now),
             work,
             ReleaseKeys(settings.keys.release_keyring, settings.keys.releases, self.clock.now).judge,
             self.forge,
             settings.git.branch,
+            underway,
+            lambda release, commit: signing_command(settings, release, commit),
         )
         parts = Parts(
             clock=self.clock,

@@ -8,18 +8,22 @@ they are written in the transaction of their intents (`record`). Source: design 
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from reconciler.controller.evidence import evidence_of
 from reconciler.controller.gather import World
-from reconciler.controller.jobs import Finished, Worker
+from reconciler.controller.jobs import Finished, Underway, Worker
 from reconciler.controller.promotion import commit_that_raised
 from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import Action, ActionKind, Plan
 from reconciler.ports import Builder, Forge, GitSource, ImageStore, Intent, PortError, Registry, Signer, TerminalError
+from reconciler.protocol.manifest import SUMS, SUMS_SIGNATURE
 
 _STEPS = {
     ActionKind.BUILD: ArtifactState.BUILT,
@@ -27,6 +31,7 @@ _STEPS = {
     ActionKind.PUBLISH: ArtifactState.PUBLISHED,
 }
 _ORDER = list(ArtifactState)
+_LOOK_EVERY = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,10 @@ class Hands:
     """Where pull requests are; None: a proposed revert is a branch alone."""
     base: str = "main"
     """The branch in force, into which a proposed revert is to be merged."""
+    underway: Underway = field(default_factory=Underway)
+    """What the work that runs says of itself."""
+    by_hand: Callable[[str, str], str] | None = None
+    """The command that signs a release of a commit, for a person with the key."""
 
 
 class Executor:
@@ -54,6 +63,8 @@ class Executor:
         self._hands, self._jobs = hands, jobs
         self._stalled: dict[str, tuple[str, str]] = {}
         self._tried: dict[int, str] = {}
+        self._refused: dict[str, bytes] = {}
+        self._looked_at: dict[str, datetime] = {}
         self._handlers: Mapping[ActionKind, Callable[[Action, World, Plan], str]] = {
             ActionKind.BUILD: self._build,
             ActionKind.SIGN: self._sign,
@@ -71,10 +82,37 @@ class Executor:
         stalled = self._stalled.get(action.key)
         if stalled is None:
             return True
-        if stalled[0] == _input(action, world):
+        if stalled[0] == _input(action, world) and not self._signature_replaced(action, world.now):
             return False
         del self._stalled[action.key]
         return True
+
+    def waiting(self, plan: Plan, commit: str) -> Mapping[str, str]:
+        """Releases whose signature a person has to make → the command for it."""
+        if self._hands.signer is not None:
+            return {}
+        by_hand = self._hands.by_hand or (lambda release, _commit: f"reconciler image sign {release}")
+        releases = [action.fields["image"] or "" for action in plan.actions if action.kind is ActionKind.SIGN]
+        return {release: by_hand(release, commit) for release in releases}
+
+    @property
+    def underway(self) -> str:
+        """What the work that runs says of itself; empty where nothing runs."""
+        return self._hands.underway.text()
+
+    def _signature_replaced(self, action: Action, now: datetime) -> bool:
+        """Whether another signature lies where a refused one was. Looked at seldom: listings do not show it."""
+        release = action.fields.get("image") or ""
+        if action.kind is not ActionKind.PUBLISH or release not in self._refused:
+            return False
+        before = self._looked_at.get(release)
+        if before is not None and timedelta(0) <= now - before < _LOOK_EVERY:
+            return False
+        self._looked_at[release] = now
+        with suppress(PortError):
+            found = self._hands.images.read(release, SUMS_SIGNATURE)
+            return hashlib.sha256(found).digest() != self._refused[release]
+        return False
 
     @property
     def stalled(self) -> Mapping[str, str]:
@@ -154,10 +192,11 @@ class Executor:
         recipe.mkdir(parents=True)
         try:
             self._hands.git.export(world.commit, f"images/{spec.recipe.rstrip('/')}", recipe)
-            built = self._hands.builder.build(release, spec, recipe, world.commit)
-            self._hands.images.stage(
-                release, built.name, sorted(path for path in built.folder.iterdir() if path.is_file())
-            )
+            with self._hands.underway.doing(f"building {release}"):
+                built = self._hands.builder.build(release, spec, recipe, world.commit)
+            with self._hands.underway.doing(f"uploading {release}"):
+                files = sorted(path for path in built.folder.iterdir() if path.is_file())
+                self._hands.images.stage(release, built.name, files)
             return built.name
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -168,18 +207,37 @@ class Executor:
             raise TerminalError(
                 "no release key here", needed_for=f"signing {release}", remedy="sign it where the key is"
             )
-        signature = self._hands.signer.sign_release(release, world.commit)
+        with self._hands.underway.doing(f"signing {release}"):
+            signature = self._hands.signer.sign_release(release, world.commit)
         self._hands.images.attach_signature(release, signature)
         return f"{len(signature)} bytes"
 
     def _publish(self, action: Action, world: World, plan: Plan) -> str:
         release = action.fields["image"] or ""
-        images = self._hands.images
+        images, keys = self._hands.images, world.desired.fleet.release_keys
         # Whoever signed it: what no device would take is not published.
-        sums, signature = images.read(release, "SHA256SUMS"), images.read(release, "SHA256SUMS.gpg")
-        self._hands.judge(release, sums, signature, world.desired.fleet.release_keys)
-        images.publish(release)
+        sums, signature = images.read(release, SUMS), images.read(release, SUMS_SIGNATURE)
+        try:
+            self._hands.judge(release, sums, signature, keys)
+        except TerminalError as error:
+            sums = self._signed_anew(release, world, signature, error)
+        with self._hands.underway.doing(f"publishing {release}"):
+            images.publish(release)
         return images.folder(release) or ""
+
+    def _signed_anew(self, release: str, world: World, refused: bytes, error: TerminalError) -> bytes:
+        """Replace a signature that devices refuse, where the signer can be asked; a person is asked by the error's remedy."""
+        images, keys = self._hands.images, world.desired.fleet.release_keys
+        if self._hands.signer is None:
+            self._refused[release] = hashlib.sha256(refused).digest()
+            by_hand = self._hands.by_hand
+            remedy = f"replace it: {by_hand(release, world.commit)}" if by_hand is not None else error.remedy
+            raise TerminalError(error.wrong, needed_for=error.needed_for, remedy=remedy) from None
+        signature = self._hands.signer.sign_release(release, world.commit)
+        sums = images.read(release, SUMS)
+        self._hands.judge(release, sums, signature, keys)
+        images.attach_signature(release, signature)
+        return sums
 
     def _retag(self, action: Action, world: World, plan: Plan) -> str:
         app, tag, digest = (action.fields[key] or "" for key in ("app", "tag", "to"))

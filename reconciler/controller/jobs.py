@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,6 +109,45 @@ class Jobs:
         while (item := self._waiting.get()) is not None:
             self._finished.put(run(*item))
             self._wake()
+
+
+class Underway:
+    """What the job that runs says of itself, for people: written by the job's thread, read by the loop's.
+
+    `wake` is called when a stage begins. The seconds are real ones: how long a person has been waiting.
+    """
+
+    def __init__(self, wake: Callable[[], None] | None = None) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._what, self._stage, self._since = "", "", 0.0
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """For as long as the work takes: `building v1.4.2`."""
+        with self._lock:
+            self._what, self._stage, self._since = what, "", time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._what = self._stage = ""
+
+    def stage(self, name: str, elapsed_s: float) -> None:
+        """The work has come to a stage, or goes on in it; `elapsed_s` since the work began."""
+        with self._lock:
+            new = bool(self._what) and name != self._stage
+            self._stage, self._since = name, time.monotonic() - elapsed_s
+        if new and self._wake is not None:
+            self._wake()
+
+    def text(self) -> str:
+        """`building v1.4.2: stage setup, 35 s so far`; empty where nothing runs."""
+        with self._lock:
+            if not self._what:
+                return ""
+            stage = f": stage {self._stage}" if self._stage else ""
+            return f"{self._what}{stage}, {time.monotonic() - self._since:.0f} s so far"
 
 
 class PacedJobs:

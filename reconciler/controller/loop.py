@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -36,6 +36,7 @@ from reconciler.ports import (
 SPIN = 20
 """Ticks in a row that may each leave more to do; then the loop waits for its gap. More would be a defect."""
 _LEAST = timedelta(seconds=1)
+_SHOWN = 2
 _EPOCHS_AHEAD = 1_000_000
 """A device that claims a serial further ahead lies: following it would use up the numbers."""
 
@@ -236,7 +237,8 @@ class Loop:
             self.check()
 
     def _own_findings(self, world: World | None, plan: Plan | None) -> Iterable[Finding]:
-        stalled = self.stalled
+        stalled, executor = self.stalled, self._parts.executor
+        waiting = {} if world is None or plan is None else executor.waiting(plan, world.commit)
         if stalled:
             text = "; ".join(f"{key}: {error}" for key, error in sorted(stalled.items()))
             yield Finding(Type.STALLED, True, "NeedsAttention", text)
@@ -245,6 +247,8 @@ class Loop:
         if self._signing_trouble:
             text = "; ".join(f"{what}: {error}" for what, error in sorted(self._signing_trouble.items()))
             yield Finding(Type.SIGNING_READY, False, "CannotSign", text)
+        elif waiting:
+            yield Finding(Type.SIGNING_READY, False, "AwaitingSignature", _by_hand(waiting))
         elif plan is not None:
             yield Finding(Type.SIGNING_READY, True, "CanSign")
         yield not_configured() if self._parts.herald is None else self._parts.herald.finding()
@@ -254,9 +258,12 @@ class Loop:
             )
             return
         flying, held = self._parts.live.in_flight, self._parts.live.held
-        if plan.actions or flying:
-            yield Finding(Type.PROGRESSING, True, "AtWork", f"{len(plan.actions)} actions, {flying} devices in flight")
-        elif held:
+        # What a person has to do is no work of ours.
+        actions = len(plan.actions) - len(waiting)
+        if actions or flying:
+            said = f"; {executor.underway}" if executor.underway else ""
+            yield Finding(Type.PROGRESSING, True, "AtWork", f"{actions} actions, {flying} devices in flight{said}")
+        elif held or waiting:
             yield Finding(Type.PROGRESSING, False, "Held", f"{held} devices are held")
         else:
             yield Finding(Type.PROGRESSING, False, "AllDone", "every device runs what it should")
@@ -324,6 +331,13 @@ class Loop:
             self._signing_trouble.pop(what, None)
         else:
             self._signing_trouble[what] = str(error)
+
+
+def _by_hand(waiting: Mapping[str, str]) -> str:
+    """Releases and the commands that sign them, as many as a message holds."""
+    shown = [f"{release} is built and waits for its signature; run: {command}" for release, command in waiting.items()]
+    text = "; ".join(shown[:_SHOWN])
+    return text if len(shown) <= _SHOWN else f"{text}; and {len(shown) - _SHOWN} more"
 
 
 def _keep_from_collector() -> None:

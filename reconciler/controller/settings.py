@@ -152,6 +152,17 @@ class ProcessSigner(Part):
     )
 
 
+class OfflineSigner(Part):
+    """The release key with a person, on another machine or on a card: the loop waits for the signature."""
+
+    type: Literal["offline"] = Field(description="A person, by `reconciler image sign`")
+    fingerprint: Fingerprint | None = Field(
+        default=None,
+        description="Primary fingerprint of the key that is asked for in the command that is shown; the first of "
+        "`keys.releases` unless said. Any of `keys.releases` is accepted",
+    )
+
+
 class KeySettings(Part):
     """Which keys sign what. Two keys, two homes: whoever runs the loop cannot sign a release by it."""
 
@@ -160,8 +171,8 @@ class KeySettings(Part):
         description="Primary fingerprints of the keys that may sign releases; a fleet's `releaseKeys` narrows them"
     )
     release_keyring: Path = Field(description="Binary export of those public keys")
-    signer: Annotated[KeySigner | ProcessSigner, Field(discriminator="type")] | None = Field(
-        default=None, description="Who signs releases; absent: they are signed elsewhere, and waited for"
+    signer: Annotated[KeySigner | ProcessSigner | OfflineSigner, Field(discriminator="type")] | None = Field(
+        default=None, description="Who signs releases; absent: as `offline`"
     )
 
 
@@ -349,7 +360,8 @@ class Settings(Part):
         if isinstance(self.images, S3Place) and not any(_within(place, prefix) for prefix in self.allowed.images):
             raise ValueError(f"`images` is {place}, which `allowed.images` does not allow; add its bucket there")
         signer = self.keys.signer
-        if isinstance(signer, KeySigner) and signer.fingerprint not in self.keys.releases:
+        key = signer.fingerprint if isinstance(signer, (KeySigner, OfflineSigner)) else None
+        if key is not None and key not in self.keys.releases:
             raise ValueError(
                 "`keys.signer` is no key of `keys.releases`, so no device would take what it signs; add it there"
             )
