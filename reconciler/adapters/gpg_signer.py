@@ -1,7 +1,8 @@
 """Signs with a key in a GnuPG home, through python-gnupg: detached, binary, SHA-512.
 
-`GpgKey` holds no key: gpg-agent of that home does. A passphrase comes from a file of mode 0600 and is handed to gpg on
-a descriptor (loopback pinentry), never in argv. Every signature is checked against the key's fingerprint before it is
+`GpgKey` holds no key: gpg-agent of that home does, or of another home or user whose socket is there, or a smart card. A
+passphrase (or a card's PIN) comes from a file of mode 0600 and is handed to gpg on a descriptor (loopback pinentry),
+never in argv; without such a file nobody is asked for one: the agent has it, or the signature fails. Every signature is checked against the key's fingerprint before it is
 returned, since gpg picks another key where a home's default says so. Implements `ports.AssignmentSigner` and, with a
 recheck, `ports.Signer`.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import re
 import stat
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +54,8 @@ class GpgKey:
         try:
             import gnupg
 
-            options = ["--pinentry-mode", "loopback"]
+            # Nobody sits before this process: a prompt would wait for ever.
+            options = ["--pinentry-mode", "error" if self._passphrase is None else "loopback"]
             self._gpg: Any = gnupg.GPG(gnupghome=str(home.absolute()), use_agent=False, options=options)
         except (OSError, ValueError) as error:
             raise self._error(f"gpg cannot be run ({error})", "apt-get install gnupg") from None
@@ -105,19 +108,30 @@ class RootSigner:
 
 
 class ReleaseSigner:
-    """`ports.Signer` in this process. Rechecks commit, manifest and bytes before every signature (`image.recheck`).
+    """`ports.Signer` in this process. Rechecks commit, papers, bytes and image before every signature (`image.recheck`).
 
-    `required`: the commit itself must be signed by one of the signers that `source` was told.
+    `required`: the commit itself must be signed by one of the signers that `source` was told. `keys`: fingerprints that
+    may sign releases, of which the image must trust one. `scratch`: a folder with room for the image, twice.
     """
 
-    def __init__(self, place: KeyPlace, source: GitSource, store: ImageStore, *, required: bool = False) -> None:
+    def __init__(
+        self,
+        place: KeyPlace,
+        source: GitSource,
+        store: ImageStore,
+        *,
+        keys: Collection[str] = (),
+        required: bool = False,
+        scratch: Path | None = None,
+    ) -> None:
         from reconciler.image.recheck import Recheck
 
         def unsigned(commit: str) -> str | None:
             return None if source.commit(commit).signer else f"commit {commit[:12]} is signed by no allowed signer"
 
         self._key = _key(place, "signing a release")
-        self._recheck = Recheck(source, store, accepts=unsigned if required else None)
+        accepts = unsigned if required else None
+        self._recheck = Recheck(source, store, keys=keys or (self._key.fingerprint,), accepts=accepts, scratch=scratch)
 
     def sign_release(self, release: str, commit: str) -> bytes:
         """Detached signature over the release's SHA256SUMS (port)."""

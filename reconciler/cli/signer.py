@@ -29,8 +29,7 @@ _LIMIT = 4096
 )
 def signer(config: Path) -> None:
     """Sign the release named on standard input, if commit, manifest and bytes agree."""
-    from reconciler.adapters.gpg_signer import ReleaseSigner
-    from reconciler.controller.bootstrap import make_git, make_images
+    from reconciler.controller.bootstrap import make_git, make_images, make_key_signer
     from reconciler.controller.settings import KeySigner, load_settings
     from reconciler.ports import TerminalError
 
@@ -46,7 +45,7 @@ def signer(config: Path) -> None:
         return datetime.now(UTC)
 
     source, store = make_git(settings, now), make_images(settings, now)
-    made = ReleaseSigner(place, source, store, required=settings.commits.required)
+    made = make_key_signer(settings, place, source, store)
     sys.stdout.buffer.write(made.sign_release(release, commit))
     sys.stdout.buffer.flush()
 

@@ -240,11 +240,19 @@ def make_release_signer(settings: s.Settings, images: ImageStore, now: Callable[
         from reconciler.adapters.signer_process import ProcessSigner
 
         return ProcessSigner(place.command)
-    from reconciler.adapters.gpg_signer import ReleaseSigner
-
     # A mirror of its own: what is signed is rechecked against what the signer itself has fetched.
     git = make_git(settings, now, folder="signer")
-    return ReleaseSigner(place, git, images, required=settings.commits.required)
+    return make_key_signer(settings, place, git, images)
+
+
+def make_key_signer(settings: s.Settings, place: s.KeySigner, git: GitSource, images: ImageStore) -> Signer:
+    """A signer with its key in reach: of the loop, or of `reconciler signer`."""
+    from reconciler.adapters.gpg_signer import ReleaseSigner
+
+    scratch = make_folder(settings.state / "signing", "looking into an image before it is signed")
+    return ReleaseSigner(
+        place, git, images, keys=settings.keys.releases, required=settings.commits.required, scratch=scratch
+    )
 
 
 def signing_command(settings: s.Settings, release: str, commit: str) -> str:

@@ -60,7 +60,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     "reconciler/cli/snapshot.py": (frozenset({"adapters"}), "writes its file durably, as the store would"),
     "reconciler/cli/simulate.py": (frozenset({"adapters"}), "writes its recording durably, as the store would"),
     "reconciler/cli/builder.py": (frozenset({"adapters"}), "an entry point: the builder's own process"),
-    "reconciler/cli/signer.py": (frozenset({"adapters"}), "an entry point: the signer's own process"),
+    "reconciler/cli/image_disk.py": (frozenset({"image"}), "makes install disks: no loop, no settings, no adapter"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
     "reconciler/demo/stage.py": (frozenset({"adapters", "server"}), "enrols devices, looks into the stores"),
     "reconciler/demo/ground.py": (frozenset({"adapters", "server"}), "makes tokens, pushes the app's releases"),
