@@ -133,6 +133,7 @@ class _Told:
             document = {
                 "title": self.change.title,
                 "says": list(self.change.says),
+                "moves": [{"what": move.what, "old": move.old, "new": move.new} for move in self.change.moves],
                 "files": sorted(self.change.files),
                 "diff": self.diff,
                 "warnings": [str(problem) for problem in self.warnings],
@@ -142,7 +143,7 @@ class _Told:
             click.echo(json.dumps(document, indent=2, ensure_ascii=False))
             return
         click.echo(one_line(self.change.title))
-        for line in self.change.says:
+        for line in self.change.told:
             click.echo(f"  {one_line(line)}")
         click.echo()
         for line in self.diff.split("\n"):
@@ -267,7 +268,7 @@ def _requested(
         there = forge.pull_request(published.branch)
         if there is not None:
             return there
-        body = _body(options, proposal, published.commit)
+        body = _body(options, proposal, published)
         return forge.open_pull_request(published.branch, clone.base_branch, proposal.change.title, body)
     except (TransientError, TerminalError) as error:
         more = f"branch {published.branch} is pushed; run the same command again for its pull request"
@@ -289,6 +290,12 @@ def _tell(options: Options, clone: GitClone, published: Published, request: Pull
     untouched = f"{clone.base_branch} and your work tree are as they were"
     told.lines.append(f"branch {branch} {did} {where if did != 'pushed' else f'to {clone.remote}'}"
                       f" (commit {published.commit[:12]}); {untouched}")  # fmt: skip
+    if published.earlier is not None:
+        told.facts["earlier"] = True
+        told.lines.append(
+            "it was proposed before, maybe with other versions than the diff above says: "
+            f"merge it, or delete {branch} for those of today"
+        )
     full = f"{clone.remote}/{branch}" if pushed else branch
     fleet = f" --fleet {options.folder}" if str(options.folder) != "." else ""
     told.next.append(f"see what its merge will do: reconciler diff {clone.base_name} {full}{fleet}")
@@ -322,14 +329,22 @@ def _how_to_merge(options: Options, clone: GitClone, branch: str) -> list[str]:
     return [f"open a pull request from {branch} to {clone.base_branch} at {url}"]
 
 
-def _body(options: Options, proposal: Proposal, commit: str) -> str:
+def _body(options: Options, proposal: Proposal, published: Published) -> str:
     """The pull request's text: what was asked, and what its merge will do; where that cannot be told, the plain diff."""
-    from reconciler.review.markdown import fenced, prose
+    from reconciler.review.markdown import code, fenced, prose
 
     change = proposal.change
     # What stands in documents and commits was written by anybody: it is shown, and does nothing.
-    parts = [prose(change.body), "\n".join(f"- {prose(line)}" for line in change.says)]
-    parts.append(_review(options, proposal.base, commit) or "\n".join(fenced(proposal.diff.splitlines())))
+    if published.earlier is not None:
+        said = [line.removeprefix("- ") for line in published.earlier.splitlines()[1:] if line.strip()]
+        parts, diff = ["\n".join(f"- {prose(line)}" for line in said)], list[str]()
+    else:
+        parts = [prose(change.body), "\n".join(f"- {prose(line)}" for line in change.says)]
+        if change.moves:
+            rows = [f"| {code(move.what)} | {code(move.old or '')} | {code(move.new or '')} |" for move in change.moves]
+            parts.append("\n".join(["| what | from | to |", "| --- | --- | --- |", *rows]))
+        diff = list(fenced(proposal.diff.splitlines()))
+    parts.append(_review(options, proposal.base, published.commit) or "\n".join(diff))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -27,11 +27,25 @@ class Declined(TerminalError):
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """One value that a change moves: what it is, and what stood and will stand there (None: nothing)."""
+
+    what: str
+    old: str | None
+    new: str | None
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.old or 'not pinned'} → {self.new or 'not pinned'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """Files of the fleet repo with their new bytes (None: removed), paths below its folder.
 
-    `title` is the commit's first line, `says` what a reader of the commit must know, a sentence each, `hints` what only who asked
-    for it may want to do, `branch` the branch it is proposed on. `modes` are git modes where they change too.
+    `title` is the commit's first line, `says` what a reader of the commit must know, a sentence each, `moves` the values that it
+    moves (a pull request shows them as a table), `hints` what only who asked for it may want to do, `branch` the branch it is
+    proposed on. `modes` are git modes where they change too. `dated`: the same wish makes other bytes on another day, so that a
+    branch with the same files is taken for this proposal whatever they hold.
     """
 
     title: str
@@ -41,6 +55,13 @@ class Change:
     body: str = ""
     hints: tuple[str, ...] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
+    moves: tuple[Move, ...] = ()
+    dated: bool = False
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """`says` and `moves`, a line each."""
+        return (*self.says, *map(str, self.moves))
 
 
 class Base:

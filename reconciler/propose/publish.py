@@ -36,11 +36,14 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Where a proposal stands: its branch and commit, and whether they were there already."""
+    """Where a proposal stands: its branch and commit, whether they were there already, and then what its commit said if that was
+    made on another day (`Change.dated`), for it holds what was asked for then.
+    """
 
     branch: str
     commit: str
     existed: bool
+    earlier: str | None = None
 
 
 def base_of(clone: Clone, sha: str, where: str = "") -> Base:
@@ -109,9 +112,7 @@ def publish(
             raise Declined(f"branch {name!r} is merged, or its pull request is closed", remedy=_OTHER)
         if found is None:
             break
-        if not _holds(clone, found, proposal.base, make):
-            raise _taken(clone, name, found)
-        return Published(name, found, existed=True)
+        return _there(clone, name, found, proposal, make)
     else:
         raise Declined(f"{change.branch} and its next numbers are taken", remedy="name a branch with --branch")
     commit = clone.branch(name, remote=False) if push else None
@@ -120,7 +121,7 @@ def publish(
             raise _taken(clone, name, commit)
         commit = None
     if commit is None:
-        text = message or "\n\n".join(part for part in (change.title, change.body, _bullets(change.says)) if part)
+        text = message or "\n\n".join(part for part in (change.title, change.body, _bullets(change.told)) if part)
         commit = clone.commit(proposal.base, change.files, change.modes, text + "\n")
     if not push:
         clone.keep(commit, name)
@@ -132,10 +133,20 @@ def publish(
         found = clone.branch(name, remote=True)
         if found is None:
             raise
-        if not _holds(clone, found, proposal.base, make):
-            raise _taken(clone, name, found) from None
-        return Published(name, found, existed=True)
+        return _there(clone, name, found, proposal, make)
     return Published(name, commit, existed=False)
+
+
+def _there(clone: Clone, name: str, found: str, proposal: Proposal, make: Make) -> Published:
+    """A branch of the proposal's name that is there already. Declined: it holds something else."""
+    if _holds(clone, found, proposal.base, make):
+        return Published(name, found, existed=True)
+    if proposal.change.dated:
+        start = clone.merge_base(found, proposal.base)
+        files = {path for path, _, _ in clone.changed(start, found)} if start is not None else None
+        if files == {clone.below + path for path in proposal.change.files}:
+            return Published(name, found, existed=True, earlier=clone.resolve(found).message)
+    raise _taken(clone, name, found)
 
 
 def _bullets(says: Sequence[str]) -> str:
