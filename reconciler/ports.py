@@ -7,16 +7,16 @@ crosses a port. Names, values and instants in the arguments are plain text, byte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Protocol
 
 from reconciler.model.desired import ImageSpec
 from reconciler.model.history import LineOrigin, PastFile
-from reconciler.model.observed import Artifact, DeviceObservation, Snapshot
+from reconciler.model.observed import Artifact, ArtifactState, DeviceObservation, Snapshot
 from reconciler.model.plan import Action, Facts
 
 
@@ -136,16 +136,37 @@ class ArtifactFile:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What an image store holds of one release: `size` bytes in `folders`, of which the latest day's (or the published one) is the
+    artifact. `state` is ABSENT where there is no artifact among them: an upload or a removal was cut off. `removing`: the
+    removal has begun. `day` is the artifact's, from its folder's name."""
+
+    release: str
+    state: ArtifactState
+    folders: tuple[str, ...]
+    size: int
+    day: date
+    digest: str | None = None
+    published_at: datetime | None = None
+    removing: bool = False
+
+
+UploadProgress = Callable[[str, int, int], None]
+"""Called with a file's name, how many of its bytes the store has taken, and how many there are; from any thread."""
+
+
 class ImageStore(Protocol):
     """Artifacts of image releases: folders named FAMILY-RELEASE-YYYYMMDD with SHA256SUMS, SHA256SUMS.gpg, manifest.json."""
 
     def artifacts(self) -> Mapping[str, Artifact]:
         """Release → state and digest, of every release in the store. One listing and the index, not one call a release."""
 
-    def stage(self, release: str, name: str, files: Sequence[Path]) -> None:
+    def stage(self, release: str, name: str, files: Sequence[Path], progress: UploadProgress | None = None) -> None:
         """Put built files (manifest.json and SHA256SUMS among them) under folder `name`: state `built`. Idempotent.
 
-        TerminalError: the folder holds other bytes under one of these names.
+        TerminalError: the folder holds other bytes under one of these names, or the release was published with another image,
+        also where that was removed since. TransientError: the release is being removed.
         """
 
     def attach_signature(self, release: str, signature: bytes) -> None:
@@ -168,6 +189,16 @@ class ImageStore(Protocol):
 
     def url(self, release: str, name: str, expires_s: int = 3600) -> str:
         """An address from which a device can fetch the file without a credential of its own."""
+
+    def holdings(self) -> Sequence[Holding]:
+        """Everything the store holds, by release, cut-off uploads and removals too: what retention judges."""
+
+    def remove(self, release: str) -> None:
+        """Take a release out: the index first, in one step, then its files. Idempotent, and a repeat ends what was cut off.
+
+        For good: the same bytes may be staged again, other bytes of a release that was published may not. Who may call: a
+        person's `image prune`, never the loop.
+        """
 
 
 class Registry(Protocol):

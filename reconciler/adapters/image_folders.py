@@ -6,7 +6,9 @@ completes:
 
 1. `stage`: every file of SHA256SUMS, then SHA256SUMS itself (state `built` from here on);
 2. `attach_signature`: SHA256SUMS.gpg (`signed`);
-3. `publish`: everything read back and hashed, then the index, last (`published`).
+3. `publish`: everything read back and hashed, then the index, last (`published`);
+4. `remove`: the index first (the release is out of it, its folders noted as going), then SHA256SUMS, its signature and
+   the other files, then the index again.
 
 It hashes and compares; it does not judge signatures: whoever publishes verifies SHA256SUMS.gpg first
 (`protocol.signature`), and publish refuses where the signature is missing. A published release is immutable. Who may
@@ -20,17 +22,26 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from reconciler.adapters import image_index
 from reconciler.adapters.durable import chunks, os_errors, put_in_place, sha256_of, write_beside
 from reconciler.adapters.image_index import MANIFEST, SIGNATURE, SMALL, SUMS, Broken, Index, Listing, Published, Stored
 from reconciler.model.observed import Artifact
-from reconciler.ports import ArtifactFile, PortError, TerminalError
+from reconciler.ports import ArtifactFile, Holding, PortError, TerminalError, UploadProgress
 
 MAX_URL_S = 7 * 86400
 """The longest life of a presigned address (Signature Version 4)."""
+_REMOVAL = timedelta(hours=1)
+"""Longer than it takes to delete the few files of a release: who began it then is there no more."""
+
+Told = Callable[[int], None]
+"""Called with the bytes of a file that the store has taken."""
+
+
+def _silent(name: str, done: int, size: int) -> None:
+    """Nobody wants to know."""
 
 
 def utc_now() -> datetime:
@@ -61,12 +72,20 @@ class FolderImageStore(ABC):
         """A file's bytes. TerminalError: absent."""
 
     @abstractmethod
-    def _create(self, folder: str, name: str, source: Path) -> None:
+    def _create(self, folder: str, name: str, source: Path, told: Told) -> None:
         """Put a file that is not there yet, durably and as a whole. One that appears meanwhile is left as it is."""
 
     @abstractmethod
     def _replace(self, folder: str, name: str, data: bytes) -> None:
         """Put a small file, durably and as a whole, over an older one."""
+
+    @abstractmethod
+    def _delete(self, folder: str, name: str) -> None:
+        """Remove a file; nothing where it is absent."""
+
+    @abstractmethod
+    def _delete_folder(self, folder: str) -> None:
+        """Remove what is left of a folder whose files are gone: temporary files, uploads that were never completed."""
 
     @abstractmethod
     def _index(self) -> Index:
@@ -91,18 +110,24 @@ class FolderImageStore(ABC):
 
         SHA256SUMS of a folder that is not published yet is read too, once for each content it has had.
         """
-        return image_index.judge(self._index(), self._listing(), self._family, self._sums_of)
+        return self._judged()[2]
+
+    def holdings(self) -> Sequence[Holding]:
+        """Everything the store holds of its family, by release."""
+        index, listing, judged = self._judged()
+        return tuple(image_index.holdings(index, listing, self._family, judged))
 
     def folder(self, release: str) -> str | None:
         """The folder's name of a release (published, or holding SHA256SUMS), or None."""
         if release in self._published_in:
             return self._published_in[release]
-        entry = self._index().published(release)
+        index = self._index()
+        entry = index.published(release)
         if entry is not None:
-            # Kept: a published release never moves, and `url` is asked once for each device.
+            # Kept until the next reading of all: a published release never moves, and `url` is asked once for each device.
             self._published_in[release] = entry.folder
             return entry.folder
-        return image_index.candidates(self._listing(), self._family).get(release)
+        return image_index.candidates(index, self._listing(), self._family).get(release)
 
     def read(self, release: str, name: str) -> bytes:
         """A small file of an artifact, at most a mebibyte. TerminalError: absent, or larger."""
@@ -145,11 +170,11 @@ class FolderImageStore(ABC):
 
     # ------------------------------------------------ writing
 
-    def stage(self, release: str, name: str, files: Sequence[Path]) -> None:
+    def stage(self, release: str, name: str, files: Sequence[Path], progress: UploadProgress | None = None) -> None:
         """Put built files under folder `name`, SHA256SUMS last. What is there already with the right bytes is skipped.
 
         TerminalError: the files are not exactly those of SHA256SUMS, the store holds other bytes under one of these
-        names, or the release is published with other content.
+        names, or the release is published with other content. TransientError: a removal of the release is under way.
         """
         purpose = f"staging {release}"
         image_index.check_folder(release, name)
@@ -157,13 +182,16 @@ class FolderImageStore(ABC):
         if self._family is not None and image_index.folder_release(name)[0] != self._family:  # type: ignore[index]
             remedy = f"name the folder {self._family}-{release}-YYYYMMDD, or change the store's family"
             raise TerminalError(f"{name} is not of family {self._family}", needed_for=purpose, remedy=remedy)
-        self._refuse_published(release, name, paths[SUMS], purpose)
+        self._published_in.pop(release, None)
+        self._end_old_removal(release)
+        self._refuse_published(release, name, paths[SUMS], sums, purpose)
         listed = self._listing().get(name, {})
+        tell = progress or _silent
         for file in sorted(sums):
-            self._stage_one(name, paths[file], sums[file], listed.get(file), purpose)
+            self._stage_one(name, paths[file], sums[file], listed.get(file), purpose, tell)
         with os_errors(f"read {paths[SUMS]}", needed_for=purpose):
             own = sha256_of(chunks(paths[SUMS]))[1]
-        self._stage_one(name, paths[SUMS], own, listed.get(SUMS), purpose)
+        self._stage_one(name, paths[SUMS], own, listed.get(SUMS), purpose, tell)
 
     def attach_signature(self, release: str, signature: bytes) -> None:
         """Put SHA256SUMS.gpg. An unpublished release may be signed anew; a published one keeps the signature it has."""
@@ -188,11 +216,11 @@ class FolderImageStore(ABC):
         `broken` until somebody replaces them). The caller has verified the signature.
         """
         purpose = f"publishing {release}"
-        listing = self._listing()
-        entry = self._index().published(release)
+        listing, index = self._listing(), self._index()
+        entry = index.published(release)
         if entry is not None and image_index.published_fault(entry, listing) is None:
             return
-        folder = entry.folder if entry else image_index.candidates(listing, self._family).get(release)
+        folder = entry.folder if entry else image_index.candidates(index, listing, self._family).get(release)
         if folder is None:
             remedy = "build and stage it first"
             raise TerminalError(f"{release} is not in the image store", needed_for=purpose, remedy=remedy)
@@ -207,7 +235,50 @@ class FolderImageStore(ABC):
             raise
         self._update_index(lambda index: index.with_published(found))
 
+    # ------------------------------------------------ removing
+
+    def remove(self, release: str) -> None:
+        """Take a release out, with every folder of it: the index first, then the files, SHA256SUMS before the others.
+
+        From the first write on it is absent, and a kill after it leaves no folder that counts; a repeat deletes the rest.
+        """
+        index, listing = self._index(), self._listing()
+        folders = {folder for folder in listing if self._is_of(folder, release)}
+        entry, noted = index.published(release), index.removal(release)
+        folders |= {entry.folder} if entry is not None else set()
+        if not folders and not (noted is not None and noted.removing):
+            return
+        self._update_index(lambda index: index.with_removing(release, folders, self._now()))
+        self._published_in.pop(release, None)
+        self._clear(release)
+
+    def _is_of(self, folder: str, release: str) -> bool:
+        parts = image_index.folder_release(folder)
+        return parts is not None and parts[1] == release and self._family in (None, parts[0])
+
+    def _clear(self, release: str) -> None:
+        """Delete what lies in the folders that the index notes as going, then say in the index that it is gone."""
+        note, listing = self._index().removal(release), self._listing()
+        for folder in note.folders if note is not None and note.removing else ():
+            # SHA256SUMS first: without it a folder is no artifact even to who does not know these notes.
+            for name in sorted(listing.get(folder, {}), key=lambda each: (each not in (SUMS, SIGNATURE), each)):
+                self._delete(folder, name)
+            self._delete_folder(folder)
+        self._update_index(lambda index: index.with_removed(release))
+
+    def _end_old_removal(self, release: str) -> None:
+        """End a removal whose process was killed long ago; a younger one may be at work, and is left to it."""
+        note = self._index().removal(release)
+        if note is not None and note.removing and self._now() - note.at > _REMOVAL:
+            self._clear(release)
+
     # ------------------------------------------------ parts
+
+    def _judged(self) -> tuple[Index, Listing, Mapping[str, Artifact]]:
+        # The index first: a release that is published in between is then seen as `signed`, never as one that lacks files.
+        index, listing = self._index(), self._listing()
+        self._published_in = {entry.release: entry.folder for entry in index.releases}
+        return index, listing, image_index.judge(index, listing, self._family, self._sums_of)
 
     def _read_back(self, release: str, folder: str, files: Mapping[str, Stored]) -> Published:
         """Hash every stored file. TerminalError: not exactly what SHA256SUMS says."""
@@ -247,7 +318,9 @@ class FolderImageStore(ABC):
         with suppress(PortError):
             self._update_index(lambda index: index.with_broken(note))
 
-    def _stage_one(self, folder: str, path: Path, sha256: str, stored: Stored | None, purpose: str) -> None:
+    def _stage_one(
+        self, folder: str, path: Path, sha256: str, stored: Stored | None, purpose: str, progress: UploadProgress
+    ) -> None:
         """Put one file, unless it is there; then make sure that the store holds these bytes."""
         with os_errors(f"read {path}", needed_for=purpose):
             size, own = sha256_of(chunks(path))
@@ -258,7 +331,7 @@ class FolderImageStore(ABC):
                 remedy="build the release again",
             )
         if stored is None:
-            self._create(folder, path.name, path)
+            self._create(folder, path.name, path, lambda done: progress(path.name, done, size))
         there, held = sha256_of(self._stream(folder, path.name))
         if (there, held) != (size, sha256):
             raise TerminalError(
@@ -266,9 +339,12 @@ class FolderImageStore(ABC):
                 needed_for=purpose,
                 remedy="remove the folder if nothing uses it, or stage under another day",
             )
+        progress(path.name, size, size)
 
-    def _refuse_published(self, release: str, folder: str, sums: Path, purpose: str) -> None:
-        entry = self._index().published(release)
+    def _refuse_published(self, release: str, folder: str, sums: Path, listed: Mapping[str, str], purpose: str) -> None:
+        index = self._index()
+        index.check_name(release, image_index.image_digest(listed, where=str(sums)), purpose)
+        entry = index.published(release)
         if entry is None:
             return
         with os_errors(f"read {sums}", needed_for=purpose):

@@ -12,7 +12,8 @@ where a folder is named <family>-<release>-<YYYYMMDD>, as edge-golden-v1.4.2-202
 as SHA256SUMS lists it: the released identity, which the signature covers and a device checks. An artifact has exactly
 one image file (`IMAGE_FILE`). States: `built` (SHA256SUMS and all it lists are there), `signed` (SHA256SUMS.gpg too),
 `published` (in the index, and every file is there in its size), `broken` (the index, SHA256SUMS and the files
-disagree, or reading back at publish found other bytes).
+disagree, or reading back at publish found other bytes). A removal is noted in the index before a file is deleted, so that
+what is left of a release after a kill is never taken for `built`.
 
 Called by `image_folders`. Reads no file and no clock. Source: design §4.9, contract "Observed snapshot".
 """
@@ -22,8 +23,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,7 +33,7 @@ from pydantic.alias_generators import to_camel
 
 from reconciler.model.observed import Artifact, ArtifactState
 from reconciler.model.scalars import Digest, Instant, Release
-from reconciler.ports import ArtifactFile, TerminalError
+from reconciler.ports import ArtifactFile, Holding, TerminalError, TransientError
 from reconciler.protocol import sums
 
 INDEX = "index.json"
@@ -95,20 +97,35 @@ class Broken(_Document):
     at: Instant
 
 
+class Removed(_Document):
+    """A release that was taken out of the store. While `removing`, files may still lie in `folders`, and none of them counts.
+
+    The note stays where the release was published: its name stands for `digest`, its image file's, for good.
+    """
+
+    release: Release
+    folders: tuple[str, ...] = ()
+    digest: Digest | None = None
+    removing: bool = False
+    at: Instant
+
+
 class Index(_Document):
-    """`index.json`: the published releases, and the folders found broken. Sorted by release."""
+    """`index.json`: the published releases, the folders found broken, the releases removed. Sorted by release."""
 
     api_version: Literal["images/v1"] = "images/v1"
     releases: tuple[Published, ...] = ()
     broken: tuple[Broken, ...] = ()
+    removed: tuple[Removed, ...] = ()
 
     def published(self, release: str) -> Published | None:
         """The index entry of a release, or None."""
         return next((entry for entry in self.releases if entry.release == release), None)
 
     def with_published(self, entry: Published) -> Index:
-        """Add a release (its `broken` notes go). TerminalError: it is there already, with another digest or folder."""
+        """Add a release (its notes go). TerminalError: it is or was there with another digest or folder, or is being removed."""
         there = self.published(entry.release)
+        self.check_name(entry.release, entry.digest, f"publishing {entry.release}")
         if there is not None:
             if (there.digest, there.sums, there.folder) == (entry.digest, entry.sums, entry.folder):
                 return self
@@ -119,12 +136,70 @@ class Index(_Document):
             )
         releases = sorted((*self.releases, entry), key=lambda each: each.release)
         notes = tuple(note for note in self.broken if note.release != entry.release)
-        return self.model_copy(update={"releases": tuple(releases), "broken": notes})
+        gone = tuple(note for note in self.removed if note.release != entry.release)
+        return self.model_copy(update={"releases": tuple(releases), "broken": notes, "removed": gone})
 
     def with_broken(self, note: Broken) -> Index:
         """Note a broken folder, in place of an earlier note on it."""
         rest = tuple(each for each in self.broken if each.folder != note.folder)
         return self.model_copy(update={"broken": (*rest, note)})
+
+    def removal(self, release: str) -> Removed | None:
+        """The note on a release that was removed, or is being removed."""
+        return next((note for note in self.removed if note.release == release), None)
+
+    def being_removed(self) -> frozenset[str]:
+        """Folders whose files do not count any more."""
+        return frozenset(folder for note in self.removed if note.removing for folder in note.folders)
+
+    def with_removing(self, release: str, folders: Iterable[str], at: datetime) -> Index:
+        """Begin a removal: the release is in the index no more, and what lies in these folders does not count."""
+        there, noted = self.published(release), self.removal(release)
+        known = noted.digest if noted is not None else None
+        note = Removed(
+            release=release,
+            folders=tuple(sorted({*folders, *(noted.folders if noted is not None else ())})),
+            digest=there.digest if there is not None else known,
+            removing=True,
+            at=at,
+        )
+        return self.model_copy(
+            update={
+                "releases": tuple(entry for entry in self.releases if entry.release != release),
+                "broken": tuple(each for each in self.broken if each.release != release),
+                "removed": self._removed_but(release, note),
+            }
+        )
+
+    def with_removed(self, release: str) -> Index:
+        """End a removal: its files are gone. The note stays where the release was published once."""
+        note = self.removal(release)
+        if note is None or not note.removing:
+            return self
+        left = note.model_copy(update={"folders": (), "removing": False})
+        return self.model_copy(update={"removed": self._removed_but(release, left if note.digest else None)})
+
+    def _removed_but(self, release: str, note: Removed | None) -> tuple[Removed, ...]:
+        rest = (each for each in self.removed if each.release != release)
+        return tuple(sorted((*rest, *((note,) if note is not None else ())), key=lambda each: each.release))
+
+    def check_name(self, release: str, digest: str, purpose: str) -> None:
+        """TerminalError: the release was published with another digest than this, and removed since. TransientError: its
+        removal is under way."""
+        note = self.removal(release)
+        if note is not None and note.removing:
+            raise TransientError(
+                f"{release} is being removed from the image store",
+                needed_for=purpose,
+                remedy="if nobody is at it any more, end it with `reconciler image prune`; it is tried again",
+                retry_after_s=60,
+            )
+        if note is not None and note.digest is not None and note.digest != digest:
+            raise TerminalError(
+                f"{release} was published with {note.digest} and removed since; this is {digest}",
+                needed_for=purpose,
+                remedy="a published release never changes, also after it was removed; give the new bytes a new release",
+            )
 
     def to_bytes(self) -> bytes:
         """The file's bytes; the same index gives the same bytes."""
@@ -213,12 +288,16 @@ def seen_listing(files: Mapping[str, Stored]) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def candidates(listing: Listing, family: str | None) -> dict[str, str]:
-    """Release → its folder that holds SHA256SUMS; of several, the one of the latest day (then the last by name)."""
+def candidates(index: Index, listing: Listing, family: str | None) -> dict[str, str]:
+    """Release → its folder that holds SHA256SUMS; of several, the one of the latest day (then the last by name).
+
+    A folder whose removal has begun is none, whatever it still holds.
+    """
     best: dict[str, tuple[str, str]] = {}
+    gone = index.being_removed()
     for folder, files in listing.items():
         parts = folder_release(folder)
-        if parts is None or SUMS not in files or (family is not None and parts[0] != family):
+        if parts is None or SUMS not in files or (family is not None and parts[0] != family) or folder in gone:
             continue
         best[parts[1]] = max(best.get(parts[1], ("", "")), (parts[2], folder))
     return {release: folder for release, (_, folder) in best.items()}
@@ -237,7 +316,7 @@ def judge(
         size = next((file.size for file in entry.files if IMAGE_FILE.search(file.name)), None)
         out[entry.release] = Artifact(state=state, digest=entry.digest, size=size)
     notes = {note.folder: note.seen for note in index.broken}
-    for release, folder in candidates(listing, family).items():
+    for release, folder in candidates(index, listing, family).items():
         if release in out:
             continue
         files = listing[folder]
@@ -268,6 +347,43 @@ def published_fault(entry: Published, listing: Listing) -> str | None:
         if stored.size != file.size:
             return f"{entry.folder}/{file.name} has {stored.size} bytes instead of {file.size}"
     return None
+
+
+def holdings(index: Index, listing: Listing, family: str | None, judged: Mapping[str, Artifact]) -> list[Holding]:
+    """What is there of each release, by release; `judged` is `judge`'s answer. Other families' folders are left out."""
+    folders: dict[str, dict[str, str]] = {}
+    noted = {folder for note in index.removed if note.removing for folder in note.folders}
+    for folder in (*listing, *(entry.folder for entry in index.releases), *noted):
+        parts = folder_release(folder)
+        if parts is not None and family in (None, parts[0]):
+            folders.setdefault(parts[1], {})[folder] = parts[2]
+    chosen = {**candidates(index, listing, family), **{entry.release: entry.folder for entry in index.releases}}
+    out = []
+    for release, days in sorted(folders.items()):
+        entry, note = index.published(release), index.removal(release)
+        artifact = judged.get(release, Artifact())
+        day = days[chosen[release]] if release in chosen else max(days.values())
+        out.append(
+            Holding(
+                release=release,
+                state=artifact.state,
+                folders=tuple(sorted(days)),
+                size=sum(file.size for folder in days for file in listing.get(folder, {}).values()),
+                day=_day(day),
+                digest=artifact.digest,
+                published_at=entry.published_at if entry is not None else None,
+                removing=note is not None and note.removing,
+            )
+        )
+    return out
+
+
+def _day(digits: str) -> date:
+    """A folder's day. One that no calendar has counts as the last of all: nothing is old for a name that is wrong."""
+    try:
+        return date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
+    except ValueError:
+        return date.max
 
 
 def as_published(file: ArtifactFile) -> PublishedFile:

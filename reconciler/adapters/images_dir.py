@@ -8,13 +8,14 @@ run as another user.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
 from reconciler.adapters import durable, image_index
-from reconciler.adapters.image_folders import FolderImageStore, utc_now
+from reconciler.adapters.image_folders import FolderImageStore, Told, utc_now
 from reconciler.adapters.image_index import INDEX, Index, Listing, Stored
 from reconciler.ports import TerminalError
 
@@ -84,18 +85,33 @@ class DirectoryImageStore(FolderImageStore):
         with durable.os_errors(f"read {path}", needed_for=purpose):
             yield from durable.chunks(path)
 
-    def _create(self, folder: str, name: str, source: Path) -> None:
+    def _create(self, folder: str, name: str, source: Path, told: Told) -> None:
         path = self._root / folder / name
         purpose = f"staging {folder}"
         with durable.os_errors(f"write {path}", needed_for=purpose):
             durable.make_folder(path.parent)
             durable.sweep_parts(path.parent, _LEFTOVER_S)
-            part, _ = durable.write_beside(path, durable.chunks(source))
+            part, _ = durable.write_beside(path, _counted(durable.chunks(source), told))
             with durable.locked(self._root / _LOCK, timeout_s=_LOCK_S, needed_for=purpose):
                 if path.exists():
                     part.unlink()
                 else:
                     durable.put_in_place(part, path)
+
+    def _delete(self, folder: str, name: str) -> None:
+        path = self._root / folder / name
+        with durable.os_errors(f"remove {path}", needed_for=f"removing {folder}"):
+            path.unlink(missing_ok=True)
+            durable.sync_folder(path.parent)
+
+    def _delete_folder(self, folder: str) -> None:
+        path = self._root / folder
+        with durable.os_errors(f"remove {path}", needed_for=f"removing {folder}"):
+            durable.sweep_parts(path, 0)
+            # What somebody else put there, a folder or a hidden file, is not ours to delete, and counts for nothing.
+            with suppress(OSError):
+                path.rmdir()
+            durable.sync_folder(self._root)
 
     def _replace(self, folder: str, name: str, data: bytes) -> None:
         path = self._root / folder / name
@@ -129,3 +145,12 @@ class DirectoryImageStore(FolderImageStore):
 
     def _where(self, folder: str, name: str = "") -> str:
         return str(self._root / folder / name)
+
+
+def _counted(parts: Iterable[bytes], told: Told) -> Iterator[bytes]:
+    """The same parts; `told` hears how many bytes have gone by."""
+    done = 0
+    for part in parts:
+        yield part
+        done += len(part)
+        told(done)

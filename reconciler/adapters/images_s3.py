@@ -1,22 +1,19 @@
 """The image store in an S3 bucket.
 
-Rules and order of writes are `image_folders`'; this file is the bucket's half: one paginated listing, streams that go
-on after a broken connection, create-only uploads, a compare-and-set of `index.json`, presigned addresses.
+Rules and order of writes are `image_folders`'; this file is the bucket's half: one paginated listing, streams that go on
+after a broken connection, create-only uploads, a compare-and-set of `index.json`, presigned addresses.
 
-- A file of up to one part is one PutObject, a larger one a multipart upload (four parts at a time, each 16 MiB or
-more). Both carry
-  `If-None-Match: *`, so nothing that exists is ever overwritten. Interrupted uploads of the same key are aborted
-  before a new one starts; a lifecycle rule `AbortIncompleteMultipartUpload` on the bucket catches the rest.
-- What the store holds is known by reading it back, never by ETag (an ETag is an MD5 only for some objects). The ETag
-  serves as an opaque version: `If-Match` when the index is written and when a broken download goes on.
-- The index is last-writer-checked: a lost race (412, or 409 under load) is read and tried again, with backoff, eight
-times.
+- A file of up to one part is one PutObject, a larger one a multipart upload (`s3_parts`: resumed after a kill, four parts
+  at a time, each 16 MiB or more). Both carry `If-None-Match: *`, so nothing that exists is ever overwritten.
+- What the store holds is known by reading it back, never by ETag (an ETag is an MD5 only for some objects). The ETag serves
+  as an opaque version: `If-Match` when the index is written and when a broken download goes on.
+- The index is last-writer-checked: a lost race (412, or 409 under load) is read and tried again, with backoff, eight times.
 - Permissions: s3:ListBucket on the bucket (without it S3 answers 403 for what is absent), s3:GetObject, s3:PutObject,
-  s3:AbortMultipartUpload, s3:ListBucketMultipartUploads on the prefix. No delete: versioning and Object Lock may be on.
+  s3:AbortMultipartUpload, s3:ListMultipartUploadParts on the prefix, s3:ListBucketMultipartUploads on the bucket. Only
+  `image prune` needs s3:DeleteObject. Versioning may be on.
 - Presigned addresses live at most 7 days, and never longer than the credentials that signed them (hours, for a role).
-- An S3-compatible store must honour both conditional headers; without them (older MinIO, Ceph before Squid) two
-writers can
-  overwrite each other's index.
+- An S3-compatible store must honour both conditional headers; without them (older MinIO, Ceph before Squid) two writers
+  can overwrite each other's index.
 
 Dependency: boto3. Region, endpoint and time-outs are `aws.AwsSettings`.
 """
@@ -27,23 +24,21 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-from reconciler.adapters.aws import Aws, code_of, status_of, translated
+from reconciler.adapters.aws import Aws, code_of, translated
 from reconciler.adapters.durable import CHUNK, os_errors
-from reconciler.adapters.image_folders import FolderImageStore, utc_now
+from reconciler.adapters.image_folders import FolderImageStore, Told, utc_now
 from reconciler.adapters.image_index import INDEX, SMALL, Index, Listing, Stored
-from reconciler.ports import PortError, TerminalError, TransientError
+from reconciler.adapters.s3_parts import PartedUpload, abort_all
+from reconciler.ports import TerminalError, TransientError
 
 _URL = re.compile(r"^s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[A-Za-z0-9._/-]*))?$")
-_MOST_PARTS = 10_000
-_WORKERS = 4
 _RACES = 8
 _RESUMES = 3
 _LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
@@ -53,7 +48,8 @@ _ABSENT = ("NoSuchKey", "404")
 class S3ImageStore(FolderImageStore):
     """`ports.ImageStore` in `bucket` under `prefix`. The bucket is made by others.
 
-    `part_size`: bytes of an upload's part, at least 5 MiB on AWS. `sleep` is replaced in tests.
+    `part_size`: bytes of an upload's part, more where a file would have more than 10,000 of them. AWS takes 5 MiB at least.
+    `sleep` is replaced in tests.
     """
 
     def __init__(
@@ -196,65 +192,33 @@ class S3ImageStore(FolderImageStore):
         with translated(f"write {self._where(folder, name)}", needed_for=f"writing {name} of {folder}"):
             self._client.put_object(Bucket=self._bucket, Key=self._key(folder, name), Body=data)
 
-    def _create(self, folder: str, name: str, source: Path) -> None:
+    def _create(self, folder: str, name: str, source: Path, told: Told) -> None:
         where, purpose = self._where(folder, name), f"staging {folder}"
+        key = self._key(folder, name)
         with os_errors(f"read {source}", needed_for=purpose), translated(f"write {where}", needed_for=purpose):
             size = source.stat().st_size
             if size > self._part_size:
-                self._upload_parts(self._key(folder, name), source, size, where, purpose)
+                PartedUpload(self._client, self._bucket, key, source, size, self._part_size, where, purpose, told).run()
                 return
-            with source.open("rb") as body, _already_there():
-                self._client.put_object(
-                    Bucket=self._bucket, Key=self._key(folder, name), Body=body, ContentLength=size, IfNoneMatch="*"
-                )
+            with source.open("rb") as body:
+                try:
+                    self._client.put_object(
+                        Bucket=self._bucket, Key=key, Body=body, ContentLength=size, IfNoneMatch="*"
+                    )
+                except ClientError as error:
+                    # Somebody was first; the caller reads back what is there.
+                    if code_of(error) not in _LOST:
+                        raise
 
-    def _upload_parts(self, key: str, source: Path, size: int, where: str, purpose: str) -> None:
-        self._abort_leftovers(key)
-        part_size = max(self._part_size, -(-size // _MOST_PARTS))
-        upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
-        of = {"Bucket": self._bucket, "Key": key, "UploadId": upload}
+    def _delete(self, folder: str, name: str) -> None:
+        where, purpose = self._where(folder, name), f"removing {folder}"
+        with translated(f"remove {where}", needed_for=purpose, remedy="see that no Object Lock holds it"):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(folder, name))
 
-        def put(number: int) -> dict[str, Any]:
-            with source.open("rb") as file:
-                file.seek((number - 1) * part_size)
-                answer = self._client.upload_part(**of, PartNumber=number, Body=file.read(part_size))
-            sums = {name: answer[name] for name in answer if name.startswith("Checksum") and name != "ChecksumType"}
-            return {"PartNumber": number, "ETag": answer["ETag"], **sums}
-
-        try:
-            with ThreadPoolExecutor(_WORKERS, thread_name_prefix="upload") as pool:
-                parts = list(pool.map(put, range(1, -(-size // part_size) + 1)))
-            with _already_there():
-                self._client.complete_multipart_upload(**of, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
-                return
-            # Somebody was first, or our own completion was carried out and its answer lost: reading back will tell.
-            if not self._is_there(key):
-                remedy = "look for a second reconciler on this bucket; it is tried again"
-                raise TransientError(f"the upload of {where} was aborted", needed_for=purpose, remedy=remedy)
-            self._abort(of)
-        except BaseException:
-            self._abort(of)
-            raise
-
-    def _abort_leftovers(self, key: str) -> None:
-        for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=key):
-            for upload in page.get("Uploads", ()):
-                if upload["Key"] == key:
-                    self._abort({"Bucket": self._bucket, "Key": key, "UploadId": upload["UploadId"]})
-
-    def _abort(self, upload: dict[str, str]) -> None:
-        # Best effort: what stays behind costs storage until the lifecycle rule, and harms nothing.
-        with suppress(PortError), translated("abort an upload", needed_for="tidying up"):
-            self._client.abort_multipart_upload(**upload)
-
-    def _is_there(self, key: str) -> bool:
-        try:
-            self._client.head_object(Bucket=self._bucket, Key=key)
-        except ClientError as error:
-            if status_of(error) == 404:
-                return False
-            raise
-        return True
+    def _delete_folder(self, folder: str) -> None:
+        where = self._where(folder, "")
+        with translated(f"end the uploads below {where}", needed_for=f"removing {folder}"):
+            abort_all(self._client, self._bucket, self._key(folder, ""))
 
     # ------------------------------------------------ names
 
@@ -264,13 +228,3 @@ class S3ImageStore(FolderImageStore):
     def _where(self, folder: str, name: str = "") -> str:
         path = "/".join(part for part in (folder, name) if part)
         return f"s3://{self._bucket}/{self._prefix}{path}"
-
-
-class _already_there:
-    """Passes over a create-only write that lost to one before it; the caller reads back what is there."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        return isinstance(error, ClientError) and code_of(error) in (*_LOST, "NoSuchUpload")

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from reconciler.model.observed import Artifact, ArtifactState
-from reconciler.ports import ArtifactFile, TerminalError
+from reconciler.ports import ArtifactFile, Holding, TerminalError, UploadProgress
 from reconciler.protocol.manifest import NAME as MANIFEST
 from reconciler.protocol.manifest import SUMS, SUMS_SIGNATURE, Manifest
 from reconciler.protocol.sums import SumsError, format_sums, parse_sums
@@ -37,6 +37,10 @@ class Shelf:
     """Release → its folder, the sha256 of SHA256SUMS, and the size of each file when it was published."""
     broken: dict[str, str] = field(default_factory=dict)
     """Folder → its content when reading it back failed: the note lapses when somebody replaces a file."""
+    published_at: dict[str, datetime] = field(default_factory=dict)
+    """Release → when it was published."""
+    retired: dict[str, str] = field(default_factory=dict)
+    """Release that was published and removed since → the digest of its image file: its name stands for that for good."""
     known: dict[str, Artifact] = field(default_factory=dict)
     """What a snapshot said of a release: its digest and size are shown as they were given."""
 
@@ -45,7 +49,7 @@ class MemoryImages:
     """`ports.ImageStore` over a shelf."""
 
     def __init__(self, now: Callable[[], datetime], shelf: Shelf | None = None) -> None:
-        self.reach = Reach(now, "image store", "artifacts")
+        self.reach, self._now = Reach(now, "image store", "artifacts"), now
         self.shelf = shelf or Shelf()
 
     def put(self, release: str, artifact: Artifact, image_bytes: int, family: str = "edge-golden") -> None:
@@ -113,9 +117,40 @@ class MemoryImages:
             raise ValueError(f"expires_s is {expires_s}; write 1 to {_MOST_URL_S} seconds")
         return f"https://images.invalid/{self._must(release, f'the address of {name}')}/{name}"
 
+    def holdings(self) -> Sequence[Holding]:
+        """Everything on the shelf, by release."""
+        judged, chosen = self.artifacts(), self._folders()
+        days: dict[str, dict[str, str]] = {}
+        for folder in self.shelf.files:
+            if (match := _FOLDER.match(folder)) is not None:
+                days.setdefault(match["release"], {})[folder] = match["day"]
+        return tuple(
+            Holding(
+                release=release,
+                state=judged[release].state if release in judged else ArtifactState.ABSENT,
+                folders=tuple(sorted(folders)),
+                size=sum(len(data) for folder in folders for data in self.shelf.files[folder].values()),
+                day=datetime.strptime(folders.get(chosen.get(release, "")) or max(folders.values()), "%Y%m%d").date(),  # noqa: DTZ007 - a day
+                digest=judged[release].digest if release in judged else None,
+                published_at=self.shelf.published_at.get(release),
+            )
+            for release, folders in sorted(days.items())
+        )
+
     # ------------------------------------------------ writing
 
-    def stage(self, release: str, name: str, files: Sequence[Path]) -> None:
+    def remove(self, release: str) -> None:
+        """Take a release off the shelf, every folder of it."""
+        self.reach.check()
+        if release in self.shelf.published and (image := self._listed_image(self.shelf.published[release][0])):
+            self.shelf.retired[release] = image
+        for held in (self.shelf.published, self.shelf.published_at, self.shelf.known):
+            held.pop(release, None)
+        for folder in [name for name in self.shelf.files if (m := _FOLDER.match(name)) and m["release"] == release]:
+            del self.shelf.files[folder]
+            self.shelf.broken.pop(folder, None)
+
+    def stage(self, release: str, name: str, files: Sequence[Path], progress: UploadProgress | None = None) -> None:
         """Put built files under folder `name`. TerminalError: not exactly those of SHA256SUMS, or others are there already."""
         self.reach.check()
         purpose = f"staging {release}"
@@ -128,6 +163,9 @@ class MemoryImages:
             folder, sums, _ = self.shelf.published[release]
             if (folder, sums) != (name, hashlib.sha256(given[SUMS]).hexdigest()):
                 raise TerminalError(f"{release} is published already as {folder}", needed_for=purpose)
+        image = next(sha256 for file, sha256 in _sums(given[SUMS], purpose).items() if _IMAGE.search(file))
+        if self.shelf.retired.get(release, image) != image:
+            raise TerminalError(f"{release} was published with other bytes and removed since", needed_for=purpose)
         there = self.shelf.files.get(name, {})
         odd = sorted(file for file, data in given.items() if there.get(file, data) != data)
         if odd:
@@ -135,6 +173,9 @@ class MemoryImages:
                 f"{name}/{odd[0]} holds other bytes", needed_for=purpose, remedy="stage under another day"
             )
         self.shelf.files.setdefault(name, {}).update(given)
+        for file, data in given.items():
+            if progress is not None:
+                progress(file, len(data), len(data))
 
     def attach_signature(self, release: str, signature: bytes) -> None:
         """Put SHA256SUMS.gpg."""
@@ -170,7 +211,17 @@ class MemoryImages:
         files = self.shelf.files[folder]
         sizes = {name: len(data) for name, data in files.items()}
         self.shelf.published[release] = (folder, hashlib.sha256(files[SUMS]).hexdigest(), sizes)
+        self.shelf.published_at.setdefault(release, self._now())
+        self.shelf.retired.pop(release, None)
         self.shelf.broken.pop(folder, None)
+
+    def _listed_image(self, folder: str) -> str | None:
+        """sha256 of a folder's image file as SHA256SUMS has it; None where that is lost."""
+        try:
+            listed = _sums(self.shelf.files.get(folder, {}).get(SUMS, b""), f"removing {folder}")
+        except TerminalError:
+            return None
+        return next((sha256 for name, sha256 in listed.items() if _IMAGE.search(name)), None)
 
     def _judged(self, release: str, folder: str) -> Artifact:
         files, known = self.shelf.files.get(folder, {}), self.shelf.known.get(release, Artifact())
