@@ -8,6 +8,7 @@ import click
 
 # command → (module below reconciler.cli, attribute, one line of help shown without loading the module)
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "disk": ("image_disk", "disk", "Make an install disk from an artifact or a slot image."),
     "bump": ("image_bump", "bump", "Propose a new release, from an earlier one with other pins."),
 }
 
