@@ -205,6 +205,11 @@ def _failure(status: int, heard: _Heard, purpose: str) -> TerminalError | Transi
     wrong, _, rest = heard.last.removeprefix("error: ").partition("; needed for ")
     remedy = rest.partition("; ")[2]
     where = f" in stage {heard.stage!r}" if heard.stage else ""
+    told = heard.last.startswith("error: ")
+    if told and status == 1:
+        return TerminalError(wrong, needed_for=purpose, remedy=remedy)
+    if told and status == 3:
+        return TransientError(wrong, needed_for=purpose, remedy=remedy)
     if status < 0 or status > 128:
         number = -status if status < 0 else status - 128
         return TransientError(
@@ -212,14 +217,11 @@ def _failure(status: int, heard: _Heard, purpose: str) -> TerminalError | Transi
             needed_for=purpose,
             remedy="it is tried again; where it repeats, see whether this machine has enough memory",
         )
-    if status == 3:
-        return TransientError(wrong or "the builder gave no reason", needed_for=purpose, remedy=remedy)
-    if status == 1 and wrong:
-        return TerminalError(wrong, needed_for=purpose, remedy=remedy)
-    return TerminalError(
+    # No builder at all, or one that broke (sudo without the right, a traceback): may be mended there.
+    return TransientError(
         f"the builder failed with {status}{where} ({heard.last or 'no reason given'})",
         needed_for=purpose,
-        remedy="correct builder.command in the settings, or the builder's installation",
+        remedy="it is tried again; correct builder.command in the settings, or the builder's installation",
     )
 
 

@@ -2,9 +2,9 @@
 
 `GpgKey` holds no key: gpg-agent of that home does, or of another home or user whose socket is there, or a smart card. A
 passphrase (or a card's PIN) comes from a file of mode 0600 and is handed to gpg on a descriptor (loopback pinentry),
-never in argv; without such a file nobody is asked for one: the agent has it, or the signature fails. Every signature is checked against the key's fingerprint before it is
-returned, since gpg picks another key where a home's default says so. Implements `ports.AssignmentSigner` and, with a
-recheck, `ports.Signer`.
+never in argv; without such a file nobody is asked for one: the agent has it, or the signature fails. Every signature is
+checked against the key's fingerprint before it is returned, since gpg picks another key where a home's default says so.
+Implements `ports.AssignmentSigner` and, with a recheck, `ports.Signer`.
 """
 
 from __future__ import annotations

@@ -52,11 +52,16 @@ class ProcessSigner:
         if done.returncode == 0 and 0 < len(done.stdout) <= SIGNATURE_LIMIT:
             return done.stdout
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-        said = "".join(letter if letter.isprintable() else " " for letter in lines[-1])[:600].removeprefix("error: ")
-        if done.returncode == 1:
+        said = "".join(letter if letter.isprintable() else " " for letter in lines[-1])[:600]
+        refusal, said = said.startswith("error: "), said.removeprefix("error: ")
+        # Anything else that ends with 1 (a traceback, sudo without the right) is no refusal, and may be mended there.
+        if done.returncode == 1 and refusal:
             # Its own three slots, on one line (`ports.PortError`): what is wrong, for what, what to do.
             wrong, _, rest = said.partition("; needed for ")
             raise TerminalError(f"the signer refused: {wrong}", needed_for=purpose, remedy=rest.partition("; ")[2])
+        if done.returncode == 3 and refusal:
+            wrong, _, rest = said.partition("; needed for ")
+            raise TransientError(f"the signer: {wrong}", needed_for=purpose, remedy=rest.partition("; ")[2])
         raise TransientError(
             f"the signer failed with {done.returncode} ({said})", needed_for=purpose, remedy="it is asked again"
         )

@@ -10,6 +10,11 @@ import click
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "disk": ("image_disk", "disk", "Make an install disk from an artifact or a slot image."),
     "bump": ("image_bump", "bump", "Propose a new release, from an earlier one with other pins."),
+    "sign": (
+        "image_sign",
+        "sign",
+        "Sign a release with a key of your own, and put the signature where it is waited for.",
+    ),
 }
 
 

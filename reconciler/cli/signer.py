@@ -46,7 +46,18 @@ def signer(config: Path) -> None:
 
     source, store = make_git(settings, now), make_images(settings, now)
     made = make_key_signer(settings, place, source, store)
-    sys.stdout.buffer.write(made.sign_release(release, commit))
+    try:
+        signature = made.sign_release(release, commit)
+    except OSError as error:
+        from reconciler.ports import TransientError
+
+        # A full disk under the copy of the image passes.
+        raise TransientError(
+            f"{error.strerror or type(error).__name__} ({error.filename or 'a file'})",
+            needed_for=f"signing {release}",
+            remedy="see that the signer's `state` has room for the image twice, and is writable for it; it is tried again",
+        ) from None
+    sys.stdout.buffer.write(signature)
     sys.stdout.buffer.flush()
 
 

@@ -119,11 +119,17 @@ def make_git(settings: s.Settings, now: Callable[[], datetime], folder: str = "g
 
 def make_images(settings: s.Settings, now: Callable[[], datetime]) -> ImageStore:
     """The image store."""
-    place = settings.images
+    return open_images(settings.images, now, base_url=settings.server.address)
+
+
+def open_images(
+    place: s.DirectoryPlace | s.S3Place, now: Callable[[], datetime], *, base_url: str | None = None
+) -> ImageStore:
+    """The image store at a place. `base_url`: where devices reach the service that serves a folder."""
     if isinstance(place, s.DirectoryPlace):
         from reconciler.adapters.images_dir import DirectoryImageStore
 
-        return DirectoryImageStore(place.path, base_url=settings.server.address, now=now)
+        return DirectoryImageStore(place.path, base_url=base_url, now=now)
     from reconciler.adapters.images_s3 import S3ImageStore
 
     return S3ImageStore(_aws(place.region, place.endpoint), place.bucket, place.prefix, now=now)

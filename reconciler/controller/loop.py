@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,12 +22,14 @@ from reconciler.controller.record import Log, Recorder
 from reconciler.controller.settings import LoopSettings
 from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import ActionKind, Plan
+from reconciler.model.scalars import format_instant
 from reconciler.planner.live import Live
 from reconciler.ports import (
     AssignmentRow,
     AssignmentSigner,
     Clock,
     Doorbell,
+    Intent,
     PortError,
     Store,
     TransientError,
@@ -258,11 +260,17 @@ class Loop:
             )
             return
         flying, held = self._parts.live.in_flight, self._parts.live.held
-        # What a person has to do is no work of ours.
-        actions = len(plan.actions) - len(waiting)
-        if actions or flying:
+        # Neither what a person has to do nor what failed and waits for its next attempt is work that goes on.
+        later = [i for i in self._parts.store.open_intents() if i.not_before is not None and i.not_before > world.now]
+        actions = len(plan.actions) - len(waiting) - len(later)
+        again = f"; {_later(later)}" if later else ""
+        if actions > 0 or flying:
             said = f"; {executor.underway}" if executor.underway else ""
-            yield Finding(Type.PROGRESSING, True, "AtWork", f"{actions} actions, {flying} devices in flight{said}")
+            yield Finding(
+                Type.PROGRESSING, True, "AtWork", f"{actions} actions, {flying} devices in flight{said}{again}"
+            )
+        elif later:
+            yield Finding(Type.PROGRESSING, False, "Retrying", again.removeprefix("; "))
         elif held or waiting:
             yield Finding(Type.PROGRESSING, False, "Held", f"{held} devices are held")
         else:
@@ -338,6 +346,15 @@ def _by_hand(waiting: Mapping[str, str]) -> str:
     shown = [f"{release} is built and waits for its signature; run: {command}" for release, command in waiting.items()]
     text = "; ".join(shown[:_SHOWN])
     return text if len(shown) <= _SHOWN else f"{text}; and {len(shown) - _SHOWN} more"
+
+
+def _later(intents: Sequence[Intent]) -> str:
+    """What failed for now, and when it is tried again."""
+    return "; ".join(
+        f"{intent.key} failed ({intent.last_error}), tried {intent.attempts} times, again at "
+        f"{format_instant(intent.not_before or intent.created_at)}"
+        for intent in intents[:_SHOWN]
+    ) + (f"; and {len(intents) - _SHOWN} more" if len(intents) > _SHOWN else "")
 
 
 def _keep_from_collector() -> None:

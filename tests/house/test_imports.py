@@ -59,6 +59,10 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     ),
     "reconciler/cli/snapshot.py": (frozenset({"adapters"}), "writes its file durably, as the store would"),
     "reconciler/cli/simulate.py": (frozenset({"adapters"}), "writes its recording durably, as the store would"),
+    "reconciler/cli/image_sign.py": (
+        frozenset({"adapters", "image"}),
+        "a person signs: their gpg, a mirror of the repo, and the signer's own checks",
+    ),
     "reconciler/cli/builder.py": (frozenset({"adapters"}), "an entry point: the builder's own process"),
     "reconciler/cli/image_disk.py": (frozenset({"image"}), "makes install disks: no loop, no settings, no adapter"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
