@@ -1,0 +1,183 @@
+"""Looks for secrets in packed data: gzip, xz, bzip2, zstd, zip (zipapps too), and the initramfs with its early part.
+
+Bytes in, kinds and places out; works in a temporary file, runs zstd where it meets it, and unpacks 1 GiB and three
+layers at most. What cannot be looked into whole is reported, never passed. Called by `image.gate`.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import shutil
+import subprocess
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Protocol
+
+from reconciler.image.gate_secrets import Scanner, whole
+from reconciler.image.process import PATH
+from reconciler.ports import TerminalError
+
+MAX_BYTES = 1 << 30
+MAX_LAYERS = 3
+_CHUNK = 1 << 20
+_MAGIC = {
+    b"\x1f\x8b\x08": "gzip",
+    b"\xfd7zXZ\0": "xz",
+    b"BZh": "bzip2",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"070701": "cpio",
+    b"070702": "cpio",
+    b"PK\x03\x04": "zip",
+    b"#!": "zip",  # perhaps: a zipapp begins with its interpreter's line
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x02\x21\x4c\x18": "lz4",
+    b"hsqs": "squashfs",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\x07": "rar",
+}
+_CLOSED = ("lz4", "squashfs", "7z", "rar")
+Place = dict[tuple[str, str], str]
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _TooMuch(Exception):
+    """More bytes than are unpacked."""
+
+
+def unpack(head: bytes, pieces: Callable[[], Iterable[tuple[int, bytes]]], strict: bool) -> Place:
+    """(rule, what) → where, of what is packed in a file. `head` is its first piece, `pieces` gives all of it."""
+    kind = _kind(head)
+    if kind is None:
+        return {}
+    if kind in _CLOSED:
+        return {("unread", f"packed as {kind}, which is not looked into"): "the whole file"}
+    if head.startswith(b"#!") and b"PK\x03\x04" not in head[:4096]:
+        return {}
+    with tempfile.TemporaryFile(prefix="gate-") as file:
+        for at, data in pieces():
+            file.seek(at)
+            file.write(data)
+        return _inside(file, kind, strict, 1)
+
+
+def _kind(head: bytes) -> str | None:
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def _inside(file: IO[bytes], kind: str, strict: bool, layer: int) -> Place:
+    """Look through one layer, and those in it."""
+    if layer > MAX_LAYERS:
+        return {("unread", f"packed more than {MAX_LAYERS} times over"): f"in {kind}"}
+    found: Place = {}
+    try:
+        for member in _members(file, kind):
+            with tempfile.TemporaryFile(prefix="gate-") as inner:
+                scanner, head, at = Scanner(strict), b"", 0
+                for data in member:
+                    head = head or data
+                    scanner.feed(at, data)
+                    at += len(data)
+                    if at > MAX_BYTES:
+                        raise _TooMuch
+                    inner.write(data)
+                found.update(dict.fromkeys(scanner.found, f"in {kind} data"))
+                binary = whole(head)
+                if binary is not None:
+                    found[binary] = f"in {kind} data"
+                below = _kind(head)
+                if below is not None and below not in _CLOSED and not head.startswith(b"#!"):
+                    inner.seek(0)
+                    found.update(_inside(inner, below, strict, layer + 1))
+    except _TooMuch:
+        found["unread", f"more than {MAX_BYTES >> 30} GiB of data"] = f"in {kind}"
+    except RuntimeError:  # how zipfile says that a member is encrypted
+        found["unread", "encrypted data"] = f"in {kind}"
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, ValueError):
+        pass  # damaged, or no such data after all: what came out was looked through, the packed bytes are besides
+    return found
+
+
+def _members(file: IO[bytes], kind: str) -> Iterator[Iterator[bytes]]:
+    """The contents of a packed file, one stream each."""
+    file.seek(0)
+    if kind == "gzip":
+        with gzip.GzipFile(fileobj=file) as text:
+            yield _pieces(text)
+    elif kind == "xz":
+        with lzma.LZMAFile(file) as text:
+            yield _pieces(text)
+    elif kind == "bzip2":
+        with bz2.BZ2File(file) as text:
+            yield _pieces(text)
+    elif kind == "zstd":
+        yield _zstd(file)
+    elif kind == "zip":
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                if not info.is_dir():
+                    with archive.open(info) as member:
+                        yield _pieces(member)
+    elif kind == "cpio":
+        yield from _after_cpio(file)
+
+
+def _pieces(file: _Readable) -> Iterator[bytes]:
+    while data := file.read(_CHUNK):
+        yield data
+
+
+def _zstd(file: IO[bytes]) -> Iterator[bytes]:
+    program = shutil.which("zstd", path=PATH)
+    if program is None:
+        raise TerminalError("zstd is not installed", needed_for="checking the image", remedy="apt-get install zstd")
+    file.flush()
+    child = subprocess.Popen(
+        [program, "-dcq", "--long=31"],
+        stdin=file,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": PATH, "LC_ALL": "C"},
+    )
+    assert child.stdout is not None
+    try:
+        with child.stdout:
+            yield from _pieces(child.stdout)
+    finally:
+        child.kill()
+        child.wait()
+
+
+def _after_cpio(file: IO[bytes]) -> Iterator[Iterator[bytes]]:
+    """What follows a cpio archive in an initramfs: the part with the files, packed. The archive itself is in clear."""
+    at, end = 0, file.seek(0, 2)
+    while at + 110 <= end:
+        file.seek(at)
+        header = file.read(110)
+        if header[:6] not in (b"070701", b"070702"):
+            break
+        size, name_length = int(header[54:62], 16), int(header[94:102], 16)
+        name = file.read(min(name_length, 4096))
+        at = -(-(at + 110 + name_length) // 4) * 4
+        at = -(-(at + size) // 4) * 4
+        if name.startswith(b"TRAILER!!!"):
+            at = _past_zeros(file, at)
+    if 0 < at < end:
+        file.seek(at)
+        yield _pieces(file)
+
+
+def _past_zeros(file: IO[bytes], at: int) -> int:
+    while True:
+        file.seek(at)
+        data = file.read(_CHUNK)
+        rest = data.lstrip(b"\0")
+        if rest or not data:
+            return at + len(data) - len(rest)
+        at += len(data)
