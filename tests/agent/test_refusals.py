@@ -229,7 +229,7 @@ def test_sums_signed_by_the_assignment_key(site: Site, office: Office, releases:
         ("SHA256SUMS.gpg", lambda data: data + data, "signature-several"),
         ("SHA256SUMS.gpg", lambda data: b"", "signature-missing"),
         ("manifest.json", lambda data: data + b"\n", "manifest-digest"),
-        ("edge-golden-v2-20300102.img.zst", lambda data: data[:-1] + b"\0", "artifact-digest"),
+        ("edge-golden-v2-20300102.img.zst", lambda data: data[:-1] + bytes([data[-1] ^ 1]), "artifact-digest"),
     ],
 )
 def test_files_changed_after_signing(
