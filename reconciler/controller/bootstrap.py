@@ -26,7 +26,7 @@ from reconciler.controller.loop import Loop, Parts
 from reconciler.controller.pace import Backoff, Poll
 from reconciler.controller.record import Recorder
 from reconciler.controller.source import Source
-from reconciler.model.desired import Desired
+from reconciler.model.desired import Desired, ImageSpec
 from reconciler.model.observed import Snapshot
 from reconciler.model.plan import ActionKind
 from reconciler.planner.live import Live
@@ -237,6 +237,17 @@ def make_local_builder(
     return RootfsBuilder(work, output, committed_at=committed_at, timeout_s=options.timeout)
 
 
+def make_inputs(settings: s.Settings) -> Callable[[str, ImageSpec, Path], str]:
+    """What a build would be made from, as the builder and the signer know it."""
+
+    def inputs(release: str, spec: ImageSpec, recipe: Path) -> str:
+        from reconciler.image.inputs import inputs_digest, read_recipe
+
+        return inputs_digest(release, spec, read_recipe(recipe))
+
+    return inputs
+
+
 def make_release_signer(settings: s.Settings, images: ImageStore, now: Callable[[], datetime]) -> Signer | None:
     """Who signs releases; None: a person with the key, and the loop waits for the signature."""
     place = settings.keys.signer
@@ -338,6 +349,7 @@ class Program:
             self.forge,
             settings.git.branch,
             underway,
+            make_inputs(settings),
             lambda release, commit: signing_command(settings, release, commit),
         )
         parts = Parts(

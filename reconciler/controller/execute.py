@@ -20,6 +20,8 @@ from reconciler.controller.evidence import evidence_of
 from reconciler.controller.gather import World
 from reconciler.controller.jobs import Finished, Underway, Worker
 from reconciler.controller.promotion import commit_that_raised
+from reconciler.controller.stored import stored_build
+from reconciler.model.desired import ImageSpec
 from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import Action, ActionKind, Plan
 from reconciler.ports import Builder, Forge, GitSource, ImageStore, Intent, PortError, Registry, Signer, TerminalError
@@ -52,6 +54,8 @@ class Hands:
     """The branch in force, into which a proposed revert is to be merged."""
     underway: Underway = field(default_factory=Underway)
     """What the work that runs says of itself."""
+    inputs: Callable[[str, ImageSpec, Path], str] | None = None
+    """The digest of what a release would be built from, given its document and its recipe's folder."""
     by_hand: Callable[[str, str], str] | None = None
     """The command that signs a release of a commit, for a person with the key."""
 
@@ -192,6 +196,11 @@ class Executor:
         recipe.mkdir(parents=True)
         try:
             self._hands.git.export(world.commit, f"images/{spec.recipe.rstrip('/')}", recipe)
+            # What this tick has seen of the store may be old: somebody else may have staged the very same.
+            inputs = self._hands.inputs(release, spec, recipe) if self._hands.inputs is not None else None
+            there = stored_build(self._hands.images, release, inputs) if inputs is not None else None
+            if there is not None:
+                return f"{there} is in the store already"
             with self._hands.underway.doing(f"building {release}"):
                 built = self._hands.builder.build(release, spec, recipe, world.commit)
             with self._hands.underway.doing(f"uploading {release}"):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from reconciler.image.gate import inspect
 from reconciler.image.inputs import RecipeFile, inputs_digest
 from reconciler.image.pack import hashed
 from reconciler.image.unpack import unpacked
@@ -29,6 +30,7 @@ from reconciler.protocol.manifest import NAME, SUMS, Manifest
 from reconciler.protocol.sums import parse_sums
 from reconciler.repo.load import load_tree
 
+_FAULTS = 3
 _AGAIN = "build it again from the commit in force"
 
 
@@ -216,6 +218,14 @@ def check_image(store: Shelf, release: str, papers: Papers, keys: Collection[str
         found = unpacked(packed, raw, manifest, needed_for=f"signing {release}")
         if found != manifest.digest:
             raise refused(release, f"the unpacked image has digest {found}, and its manifest says {manifest.digest}")
+        faults = inspect(raw, allowed=keys or None)
+    if faults:
+        shown = ", ".join(f"{fault.path}: {fault.what}" for fault in faults[:_FAULTS])
+        more = f", and {len(faults) - _FAULTS} more" if len(faults) > _FAULTS else ""
+        remedy = (
+            f"{faults[0].remedy}; then give it a release of its own, or remove the unpublished folder from the store"
+        )
+        raise refused(release, f"the sysprep gate finds {len(faults)} faults in the image: {shown}{more}", remedy)
 
 
 def refused(release: str, why: str, remedy: str = _AGAIN) -> TerminalError:

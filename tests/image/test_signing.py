@@ -23,12 +23,12 @@ from reconciler.ports import TerminalError, TransientError
 from reconciler.protocol.signature import verify_detached
 from tests.support.gitrepo import Repo
 from tests.support.gpg import Home, make_home
+from tests.support.recipes import SETUP, recipe
+from tests.support.recipes import commit as committed
 from tests.support.system import need
 
 pytestmark = pytest.mark.system
 DIGEST = "sha256:" + "a" * 64
-SETUP = "#!/bin/sh\nset -e\nmkdir -p $ROOT/etc\necho RELEASE=$RELEASE > $ROOT/etc/edge-release\n"
-HEALTH = """#!/bin/sh\necho '{"checks":[],"status":"ok"}'\n"""
 
 
 def document(kind: str, name: str, spec: object) -> str:
@@ -67,23 +67,26 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path, keys: Home, key: str) -> Iterator[World]:
+    yield from make_world(tmp_path, keys, [key])
+
+
+def make_world(tmp_path: Path, keys: Home, trusted: list[str]) -> Iterator[World]:
+    """A world whose image trusts these keys."""
     need("mke2fs", "e2fsprogs")
     repo = Repo(tmp_path / "fleet")
     waves = {"waves": [{"name": "all", "sites": ["SITE-1"], "image": "v1", "soak": "1h"}]}
-    repo.write(
+    commit = committed(
+        repo,
+        "First",
         {
             "fleet.yaml": document("Fleet", "fleet", {}),
             "waves.yaml": document("Waves", "waves", waves),
             "sites/SITE-1.yaml": document("Site", "SITE-1", {"timezone": "Europe/Berlin", "devices": ["SITE-1-1"]}),
             "images/v1.yaml": document("Image", "v1", {"recipe": "golden/"}),
-            "images/golden/setup.sh": SETUP,
-            "images/golden/healthcheck.sh": HEALTH,
-        }
+            **recipe(keys, trusted),
+        },
     )
-    for name in ("setup.sh", "healthcheck.sh"):
-        (repo.path / "images/golden" / name).chmod(0o755)
-    commit = repo.commit("First")
     mirror = GitMirror(tmp_path / "mirror", str(repo.path), "main")
     mirror.refresh()
     mirror.export(commit, "images/golden", tmp_path / "recipe")
