@@ -63,11 +63,11 @@ _VERSION = re.compile(r" (?:\*\*\*|   ) (\S+) -?\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Versions:
     """What sources offer of one package: the version that apt would install, and all versions."""
 
     candidate: str
-    versions: tuple[str, ...]
+    every: tuple[str, ...]
 
 
 def newest(
@@ -89,7 +89,7 @@ def newest(
             wrong.append(f"{name} ({pin} is pinned) is offered by none")
         elif downgrade or not _lower(offer.candidate, pin):
             found[name] = offer.candidate
-        elif pin in offer.versions:
+        elif pin in offer.every:
             found[name] = pin  # offered still, though apt would not choose it by itself
         else:
             wrong.append(f"{name}: {pin} is pinned and gone, and the newest, {offer.candidate}, is lower")
@@ -104,7 +104,7 @@ def newest(
     return found
 
 
-def offered(names: Sequence[str], sources: Sequence[str], architecture: str = "amd64") -> dict[str, Offer]:
+def offered(names: Sequence[str], sources: Sequence[str], architecture: str = "amd64") -> dict[str, Versions]:
     """Package → what the sources offer; packages that none offers are left out. Errors as `newest`, for the sources alone."""
     odd = sorted(name for name in names if not _PACKAGE.fullmatch(name))
     if odd:
@@ -133,15 +133,15 @@ def offered(names: Sequence[str], sources: Sequence[str], architecture: str = "a
         return _policy(_run(["apt-cache", "policy", "--", *names], config).stdout, names)
 
 
-def _policy(text: str, names: Sequence[str]) -> dict[str, Offer]:
+def _policy(text: str, names: Sequence[str]) -> dict[str, Versions]:
     """What `apt-cache policy` says. A pattern that it made of a name, or a package that nothing provides, is no offer."""
-    found: dict[str, Offer] = {}
+    found: dict[str, Versions] = {}
     name, candidate, versions = "", "", list[str]()
     for line in [*text.splitlines(), "end:"]:
         head, version = _HEAD.match(line), _VERSION.match(line)
         if head is not None:
             if name in names and candidate not in ("", "(none)"):
-                found[name] = Offer(candidate, tuple(versions))
+                found[name] = Versions(candidate, tuple(versions))
             name, candidate, versions = head[1], "", []
         elif line.startswith("  Candidate: "):
             candidate = line.removeprefix("  Candidate: ").strip()

@@ -52,6 +52,9 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     ),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
+    "reconciler/cli/image_bump.py": (frozenset({"image"}), "asks for the newest versions over the recipe's sources"),
+    "reconciler/cli/image_prune.py": (frozenset({"image"}), "the rules of what may be pruned"),
+    "reconciler/cli/image_store.py": (frozenset({"image"}), "gathers what these rules judge"),
     "reconciler/cli/promote.py": (frozenset({"adapters"}), "names the clone's type: a rollback reads its history"),
     "reconciler/cli/publish_review.py": (
         frozenset({"adapters"}),
