@@ -10,6 +10,8 @@ import click
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "disk": ("image_disk", "disk", "Make an install disk from an artifact or a slot image."),
     "bump": ("image_bump", "bump", "Propose a new release, from an earlier one with other pins."),
+    "list": ("image_list", "list_images", "Show what the image store holds."),
+    "prune": ("image_prune", "prune", "Take releases that nobody needs out of the image store."),
     "sign": (
         "image_sign",
         "sign",
