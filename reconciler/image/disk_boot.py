@@ -37,6 +37,7 @@ GRUB_CFG = r"""# Chooses the slot to boot. Written by `reconciler image disk`, n
 # A user that nobody is: without it whoever holds a keyboard edits the kernel's command line and is root.
 set superusers="nobody"
 set pager=0
+set gfxpayload=keep
 set esp="$root"
 regexp --set=1:disk '^([^,]+),' "$root"
 
