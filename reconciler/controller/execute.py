@@ -1,7 +1,8 @@
 """The third step of a tick: one handler an action. Idempotent effects, each written down as an intent before it is taken.
 
 Decides nothing about the rollout. What fails for now (TransientError) is tried again with a growing delay; what cannot go
-right (TerminalError) stalls until its input changes: the commit in force, or the artifact's state. An intent that the plan
+right (TerminalError) stalls until its input changes: the commit in force, the artifact's state, a signature. A stall that is
+not the recipe's own is tried once an hour too: a permission may have been given where nothing tells us. An intent that the plan
 no longer asks for, or whose effect is there already, is closed without being taken. Assignments are no effect of their own:
 they are written in the transaction of their intents (`record`). Source: design §6; style, habit 6.
 """
@@ -24,7 +25,18 @@ from reconciler.controller.stored import stored_build
 from reconciler.model.desired import ImageSpec
 from reconciler.model.observed import ArtifactState
 from reconciler.model.plan import Action, ActionKind, Plan
-from reconciler.ports import Builder, Forge, GitSource, ImageStore, Intent, PortError, Registry, Signer, TerminalError
+from reconciler.ports import (
+    Builder,
+    Built,
+    Forge,
+    GitSource,
+    ImageStore,
+    Intent,
+    PortError,
+    Registry,
+    Signer,
+    TerminalError,
+)
 from reconciler.protocol.manifest import SUMS, SUMS_SIGNATURE
 
 _STEPS = {
@@ -34,6 +46,20 @@ _STEPS = {
 }
 _ORDER = list(ArtifactState)
 _LOOK_EVERY = timedelta(seconds=60)
+_STALL_RETRY = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stall:
+    """An action that failed for good: on what input, why, and from when on it is tried again on the same (None: never)."""
+
+    input: str
+    error: str
+    again: datetime | None
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether it is time to try again."""
+        return self.again is not None and now >= self.again
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +91,9 @@ class Executor:
 
     def __init__(self, hands: Hands, jobs: Worker) -> None:
         self._hands, self._jobs = hands, jobs
-        self._stalled: dict[str, tuple[str, str]] = {}
-        self._tried: dict[int, str] = {}
+        self._stalled: dict[str, _Stall] = {}
+        self._tried: dict[int, tuple[str, datetime]] = {}
+        self._by_recipe: set[str] = set()
         self._refused: dict[str, bytes] = {}
         self._looked_at: dict[str, datetime] = {}
         self._handlers: Mapping[ActionKind, Callable[[Action, World, Plan], str]] = {
@@ -86,7 +113,8 @@ class Executor:
         stalled = self._stalled.get(action.key)
         if stalled is None:
             return True
-        if stalled[0] == _input(action, world) and not self._signature_replaced(action, world.now):
+        same = stalled.input == _input(action, world) and not self._signature_replaced(action, world.now)
+        if same and not stalled.is_over(world.now):
             return False
         del self._stalled[action.key]
         return True
@@ -121,7 +149,7 @@ class Executor:
     @property
     def stalled(self) -> Mapping[str, str]:
         """Action keys that are stalled, and why."""
-        return {key: error for key, (_, error) in self._stalled.items()}
+        return {key: stall.error for key, stall in self._stalled.items()}
 
     def unstall(self, wanted: Iterable[Action]) -> None:
         """Forget stalls of what the plan does not ask for any more."""
@@ -130,8 +158,11 @@ class Executor:
             del self._stalled[key]
 
     def stall(self, intent: Intent, error: TerminalError) -> None:
-        """Do not take this action again before its input changes."""
-        self._stalled[intent.key] = (self._tried.pop(intent.id, ""), str(error))
+        """Do not take this action again before its input changes. What is no build's own fault (a permission, a key's
+        home) may be mended where nothing tells us: that is looked at again, seldom."""
+        tried, at = self._tried.pop(intent.id, ("", intent.created_at))
+        again = None if intent.key in self._by_recipe else at + _STALL_RETRY
+        self._stalled[intent.key] = _Stall(tried, str(error), again)
 
     def is_done(self, action: Action, world: World) -> bool:
         """Whether the effect can be seen: a kill between effect and outcome is completed by this."""
@@ -158,7 +189,7 @@ class Executor:
         action = intent.action
         # The worker reads it while the loop goes on: what is made when it is read is made now.
         plan = plan.settled() if action.kind is ActionKind.PROPOSE_REVERT else plan
-        self._tried[intent.id] = _input(action, world)
+        self._tried[intent.id] = (_input(action, world), world.now)
         self._jobs.submit(intent, lambda: handler(action, world, plan))
 
     def holds(self, intent: Intent) -> bool:
@@ -202,13 +233,22 @@ class Executor:
             if there is not None:
                 return f"{there} is in the store already"
             with self._hands.underway.doing(f"building {release}"):
-                built = self._hands.builder.build(release, spec, recipe, world.commit)
+                built = self._built(action, release, spec, recipe, world.commit)
             with self._hands.underway.doing(f"uploading {release}"):
                 files = sorted(path for path in built.folder.iterdir() if path.is_file())
                 self._hands.images.stage(release, built.name, files)
             return built.name
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _built(self, action: Action, release: str, spec: ImageSpec, recipe: Path, commit: str) -> Built:
+        """Ask the builder, and note where the recipe is at fault: building the same again ends in the same way."""
+        self._by_recipe.discard(action.key)
+        try:
+            return self._hands.builder.build(release, spec, recipe, commit)
+        except TerminalError:
+            self._by_recipe.add(action.key)
+            raise
 
     def _sign(self, action: Action, world: World, plan: Plan) -> str:
         release = action.fields["image"] or ""
