@@ -76,6 +76,12 @@ FORMS: tuple[Rule, ...] = (
         "unpack it in setup.sh, or ship it as a package",
     ),
     Rule(
+        "artifact",
+        "an artifact whose SHA256SUMS, manifest.json or chunk index does not fit the files beside it",
+        "a device would refuse it, after it has fetched it",
+        "build the release again; an artifact is never mended",
+    ),
+    Rule(
         "residue",
         "bytes that belong to no file: in free blocks and inodes, behind the end of a file, before or behind the file system",
         "what was deleted from a file system is still in it, for everybody who reads the image",

@@ -53,6 +53,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
     "reconciler/cli/image_bump.py": (frozenset({"image"}), "asks for the newest versions over the recipe's sources"),
+    "reconciler/cli/image_check.py": (frozenset({"image"}), "runs the sysprep gate: no loop, no settings, no adapter"),
     "reconciler/cli/image_prune.py": (frozenset({"image"}), "the rules of what may be pruned"),
     "reconciler/cli/image_store.py": (frozenset({"image"}), "gathers what these rules judge"),
     "reconciler/cli/promote.py": (frozenset({"adapters"}), "names the clone's type: a rollback reads its history"),
@@ -67,6 +68,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
         "a person signs: their gpg, a mirror of the repo, and the signer's own checks",
     ),
     "reconciler/cli/builder.py": (frozenset({"adapters"}), "an entry point: the builder's own process"),
+    "reconciler/cli/site.py": (frozenset({"adapters"}), "reads a folder of secrets, for a device's first installation"),
     "reconciler/cli/image_disk.py": (frozenset({"image"}), "makes install disks: no loop, no settings, no adapter"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
     "reconciler/demo/stage.py": (frozenset({"adapters", "server"}), "enrols devices, looks into the stores"),
