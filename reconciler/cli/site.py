@@ -1,6 +1,7 @@
 """`reconciler site`: what a site's devices are told by cloud-init, to look at before it is sent; and a new site's document.
 
-`render` reads a fleet repo, and prints or writes the three rendered files. Secrets stay references: it cannot read one.
+`render` reads a fleet repo, and prints or writes the three rendered files. Secrets stay references, unless it is told
+where their values are: then it writes the seed of one device's first installation, for its owner's eyes alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import click
 from reconciler.cli.proposal import Options, carry_out, proposing
 
 if TYPE_CHECKING:
-    from reconciler.model.desired import Desired, SiteSpec
+    from reconciler.model.desired import Desired, FleetSpec, SiteSpec
+    from reconciler.ports import Secrets
 
 
 @click.group()
@@ -41,15 +43,42 @@ def site() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write user-data, meta-data and network-config into this folder instead of printing them.",
 )
-def render(name: str, folder: Path, device: str | None, output: Path | None) -> None:
+@click.option(
+    "--secrets",
+    "secrets_folder",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Fill in secrets from this folder, for a first installation: DIR/edge/SITE-2847/vpn, mode 0600. Needs --output.",
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Fill in secrets from where these settings of the controller keep them. Needs --output.",
+)
+def render(
+    name: str,
+    folder: Path,
+    device: str | None,
+    output: Path | None,
+    secrets_folder: Path | None,
+    config: Path | None,
+) -> None:
     """Render SITE's cloud-init files: user-data, meta-data and network-config.
 
-    Where a secret goes stands its reference: only a device that fetches its own files gets the value.
+    Where a secret goes stands its reference: only a device that fetches its own files gets the value. For a first
+    installation the files are needed with their secrets, and are written so with --secrets or --config: as a device
+    would fetch them, with their digest, readable by you alone.
     """
     from reconciler.repo.load import load_folder
     from reconciler.repo.problem import InvalidInput
     from reconciler.repo.render import render_site
 
+    if secrets_folder is not None and config is not None:
+        raise click.UsageError("--secrets and --config both say where secrets are; name one of them")
+    filled = secrets_folder is not None or config is not None
+    if filled and output is None:
+        raise click.UsageError("secrets are not printed: name a folder for the files with --output")
     result = load_folder(folder)
     if result.desired is None:
         raise InvalidInput(result.problems)
@@ -64,6 +93,8 @@ def render(name: str, folder: Path, device: str | None, output: Path | None) -> 
     if output is None:
         for file_name, text in files.items():
             click.echo(f"==> {file_name} <==\n{text}")
+    elif filled:
+        _write_seed(output, name, spec, result.desired.fleet, chosen, _secrets(secrets_folder, config))
     else:
         _write(output, files)
 
@@ -136,6 +167,55 @@ def _write(output: Path, files: dict[str, str]) -> None:
         output.mkdir(parents=True, exist_ok=True)
         for file_name, text in files.items():
             (output / file_name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot write {error.filename}: {error.strerror}; name a folder that you may write to in --output"
+        ) from None
+    for file_name in files:
+        click.echo(output / file_name)
+
+
+def _secrets(folder: Path | None, config: Path | None) -> Secrets:
+    """Where the values of secrets are."""
+    if config is not None:
+        from reconciler.controller.bootstrap import make_secrets
+        from reconciler.controller.settings import load_settings
+
+        return make_secrets(load_settings(config))
+    from reconciler.adapters.secrets_dir import DirectorySecrets
+
+    assert folder is not None
+    return DirectorySecrets(folder)
+
+
+def _write_seed(output: Path, name: str, spec: SiteSpec, fleet: FleetSpec, device: str, secrets: Secrets) -> None:
+    """Write what the device would fetch, and its digest, into a folder that only its owner may enter."""
+    import os
+
+    from reconciler.ports import TerminalError
+    from reconciler.repo.render import UnusableSecret, config_digest, render_site, resolve
+
+    rendering = render_site(name, spec, fleet, device)
+    versions = secrets.versions(rendering.secret_refs)
+    digest = config_digest(name, spec, fleet, versions)
+    if digest is None:
+        absent = next(reference for reference in rendering.secret_refs if reference not in versions)
+        raise TerminalError(
+            f"there is no secret {absent}", needed_for=f"the seed of {device}", remedy="store it, or correct the site"
+        )
+    try:
+        files = resolve(rendering, secrets.value, digest)
+    except UnusableSecret as error:
+        raise TerminalError(str(error), needed_for=f"the seed of {device}") from None
+    files["digest"] = f"{digest}\n".encode()
+    try:
+        output.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file_name, data in files.items():
+            path = output / file_name
+            # Never readable by others, not for a moment, and not because an earlier file was.
+            path.unlink(missing_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
     except OSError as error:
         raise click.ClickException(
             f"cannot write {error.filename}: {error.strerror}; name a folder that you may write to in --output"

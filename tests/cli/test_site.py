@@ -12,6 +12,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from reconciler.cli.main import cli
+from reconciler.ports import TerminalError
 
 FLEET = Path(__file__).parents[2] / "fleet"
 
@@ -89,3 +90,28 @@ def test_a_fleet_that_does_not_load_is_reported_by_line(tmp_path: Path, old: str
     assert done.stderr.startswith(f"{path}:{line}:")
     assert says in done.stderr
     assert "u:p" not in done.stderr, "a password written into a camera's URL must not be repeated"
+
+
+def test_a_seed_for_a_first_installation_holds_the_secrets_and_is_nobody_elses(tmp_path: Path) -> None:
+    vault, seed = tmp_path / "secrets", tmp_path / "seed"
+    secret = vault / "edge" / "SITE-2847" / "vpn"
+    secret.parent.mkdir(parents=True, mode=0o700)
+    vault.chmod(0o700)
+    secret.write_text('{"SITE-2847-2": "[Interface]\\nPrivateKey = of-the-second\\n"}')
+    secret.chmod(0o600)
+    seed.mkdir()
+    (seed / "user-data").write_text("open to all")
+    arguments = ("SITE-2847", "--fleet", FLEET, "--device", "SITE-2847-2", "--secrets", vault)
+    result = render(*arguments, "--output", seed)
+    assert result.exit_code == 0, result.output
+    assert "of-the-second" in (seed / "user-data").read_text() and "of-the-second" not in result.output
+    digest = (seed / "digest").read_text().strip()
+    assert digest.startswith("sha256:")
+    assert yaml.safe_load((seed / "meta-data").read_text())["instance-id"] == f"SITE-2847-2-{digest[7:23]}"
+    assert {path.stat().st_mode & 0o777 for path in seed.iterdir()} == {0o600}
+    assert "secrets are not printed" in render(*arguments).stderr
+    other = render("SITE-2847", "--fleet", FLEET, "--device", "SITE-2847-1", "--secrets", vault, "--output", seed)
+    assert isinstance(other.exception, TerminalError) and "has no text for device SITE-2847-1" in str(other.exception)
+    secret.unlink()
+    gone = render(*arguments, "--output", seed)
+    assert isinstance(gone.exception, TerminalError) and "no secret edge/SITE-2847/vpn" in str(gone.exception)
