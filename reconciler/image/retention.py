@@ -113,8 +113,8 @@ def _judge_one(holding: Holding, uses: _Uses, newest: Mapping[str, int], policy:
             return Verdict(holding, False, reason, says.format(_names(who)))
     if release in newest:
         place = newest[release]
-        nth = "the newest" if place == 1 else f"number {place}"
-        return Verdict(holding, False, Reason.NEWEST, f"is {nth} of the {policy.keep} newest published releases")
+        nth = "the newest" if place == 1 else f"number {place} of the {policy.keep} newest"
+        return Verdict(holding, False, Reason.NEWEST, f"is {nth} published")
     since = holding.published_at or datetime.combine(holding.day, time(), UTC)
     kept = format_duration(policy.older_than_s)
     said = _said(holding)

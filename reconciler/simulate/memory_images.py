@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 from reconciler.model.observed import Artifact, ArtifactState
@@ -130,7 +130,7 @@ class MemoryImages:
                 state=judged[release].state if release in judged else ArtifactState.ABSENT,
                 folders=tuple(sorted(folders)),
                 size=sum(len(data) for folder in folders for data in self.shelf.files[folder].values()),
-                day=datetime.strptime(folders.get(chosen.get(release, "")) or max(folders.values()), "%Y%m%d").date(),  # noqa: DTZ007 - a day
+                day=_day(folders.get(chosen.get(release, "")) or max(folders.values())),
                 digest=judged[release].digest if release in judged else None,
                 published_at=self.shelf.published_at.get(release),
             )
@@ -266,6 +266,14 @@ class MemoryImages:
         if name not in self.shelf.files[folder]:
             raise TerminalError(f"{folder}/{name} is absent", needed_for=purpose)
         return self.shelf.files[folder][name]
+
+
+def _day(digits: str) -> date:
+    """A folder's day; the last of all for one that no calendar has, as the real stores say it."""
+    try:
+        return date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
+    except ValueError:
+        return date.max
 
 
 def _plain(name: str) -> None:

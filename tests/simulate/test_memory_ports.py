@@ -27,7 +27,7 @@ from reconciler.simulate.memory_ports import (
     put_tags,
 )
 from reconciler.simulate.signing import SimulatedSigner
-from tests.adapters import test_doorbell, test_images, test_registry, test_secrets
+from tests.adapters import test_doorbell, test_images, test_images_removed, test_registry, test_secrets
 from tests.adapters.test_images import NOW
 from tests.support.registry import SmallImage, digest_of
 
@@ -90,6 +90,14 @@ class ImagePlace:
     "test_a_download_of_wrong_bytes_leaves_nothing",
     "test_what_is_absent_or_no_file_name_is_refused",
     "test_read_does_not_take_an_image_into_memory",
+)
+@suite(
+    test_images_removed,
+    "test_what_is_held_is_told_at_every_step",
+    "test_folders_beside_the_artifact_are_told_with_it",
+    "test_a_removed_release_is_gone_with_every_folder_of_it",
+    "test_a_release_that_was_never_published_leaves_no_trace",
+    "test_the_name_of_a_published_release_stands_for_its_bytes_for_good",
 )
 class TestImages:
     """The image store's suite, without what it says of `index.json`, of families and of two writers at once."""
