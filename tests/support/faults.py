@@ -50,6 +50,11 @@ class FaultProxy:
         with self._lock:
             self._faults += [Fault(do, method, path, **more) for _ in range(times)]  # type: ignore[arg-type]
 
+    def mend(self) -> None:
+        """Forget the faults that no request has met."""
+        with self._lock:
+            self._faults.clear()
+
     @property
     def left(self) -> int:
         """Faults that no request has met yet."""
