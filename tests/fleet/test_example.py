@@ -122,8 +122,13 @@ def test_two_releases_of_the_image_and_of_the_app() -> None:
         assert image.recipe is not None
         assert (FLEET / "images" / image.recipe / "setup.sh").is_file()
         # Every pin is of a package that the recipe installs: another one would pin nothing.
+        variants = [variant for _, variant in documents(f"images/{image.recipe}*.yaml")]
+        assert image.base is not None
+        (variant,) = [one for one in variants if one["distribution"] == image.base.distribution]
+        assert variant["suite"] == image.base.suite
         lines = (FLEET / "images" / image.recipe / "packages.txt").read_text().splitlines()
-        assert set(image.packages) <= {line.split()[0] for line in lines if line and not line.startswith("#")}
+        shared = {line.split()[0] for line in lines if line and not line.startswith("#")}
+        assert set(image.packages) <= shared | set(variant["packages"])
     ((_, app),) = documents("apps/*.yaml")
     releases = AppSpec.model_validate(app["spec"]).releases
     assert set(releases) == {"2.7.0", "2.8.0"}

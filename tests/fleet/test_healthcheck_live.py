@@ -21,9 +21,12 @@ GOOD = {
     "chronyc": "exit 0",
     "nvidia-smi": "echo 'NVIDIA L4, 535.216.01'",
     "ufw": "echo 'Status: active'",
-    "sshd": "echo 'port 22'; echo 'passwordauthentication no'",
+    "sshd": "echo 'port 22'; echo 'passwordauthentication no'; echo 'kbdinteractiveauthentication no'",
     "wg": "echo \"peer1 0\"; echo \"peer2 $(($(date +%s) - 30))\"",
     "swanctl": "echo 'home: #1, ESTABLISHED, IKEv2'",
+    "fail2ban-client": "echo 'Status for the jail: sshd'",
+    "curl": "exit 0",
+    "dpkg": "exit 0",
 }  # fmt: skip
 
 
@@ -31,13 +34,22 @@ class Device:
     """A folder with etc/ and the stand-ins' programs."""
 
     def __init__(self, folder: Path) -> None:
-        self.etc, self.programs, self.script = folder / "etc", folder / "bin", folder / "healthcheck.sh"
+        self.folder, self.etc, self.programs, self.script = folder, folder / "etc", folder / "bin", folder / "healthcheck.sh"
         self.programs.mkdir()
         (self.etc / "edge").mkdir(parents=True)
         for name, line in GOOD.items():
             self.program(name, line)
         text = (RECIPE / "healthcheck.sh").read_text()
-        for old, new in (("[ -d /run/systemd/system ]", "true"), ("/etc/edge", f"{self.etc}/edge")):
+        (folder / "enrolment").touch()
+        (folder / "storage").write_text("slot=a\ndata=/dev/vda4\n")
+        (folder / "mounts").write_text("overlay / overlay rw 0 0\n/dev/vda4 /data ext4 rw,noatime 0 0\n")
+        for old, new in (
+            ("[ -d /run/systemd/system ]", "true"),
+            ("/etc/edge", f"{self.etc}/edge"),
+            ("/var/lib/edge-agent/agent.json", str(folder / "enrolment")),
+            ("/run/edge/storage", str(folder / "storage")),
+            ("/proc/mounts", str(folder / "mounts")),
+        ):
             assert old in text
             text = text.replace(old, new)
         text = text.replace('"$ROOT/etc/environment"', f'"{self.etc}/environment"')
@@ -82,8 +94,13 @@ def test_a_device_in_order_is_ok_in_every_live_check(device: Device) -> None:
         "video-ingest",
         "vpn",
         "cameras",
+        "packages",
+        "data",
+        "fail2ban",
+        "metrics",
     ):
         assert checks[name][0] == "ok", checks[name]
+    assert checks["data"][1] == "slot a, /data on /dev/vda4"
     assert checks["gpu"][1] == "NVIDIA L4, 535.216.01"
     assert checks["cameras"][1] == "this site lists none"
 
@@ -101,6 +118,10 @@ def test_a_device_in_order_is_ok_in_every_live_check(device: Device) -> None:
         ("nvidia-smi", "echo 'No devices were found'; exit 6", "gpu", "critical"),
         ("ufw", "echo 'Status: inactive'", "firewall", "critical"),
         ("sshd", "echo 'passwordauthentication yes'", "ssh", "critical"),
+        ("sshd", "echo 'passwordauthentication no'; echo 'kbdinteractiveauthentication yes'", "ssh", "critical"),
+        ("fail2ban-client", "echo 'Sorry but the jail does not exist'; exit 255", "fail2ban", "critical"),
+        ("curl", "echo 'Failed to connect'; exit 7", "metrics", "critical"),
+        ("dpkg", "echo 'half configured: ufw'", "packages", "critical"),
         ("sshd", "echo 'passwordauthentication no'; exit 255", "ssh", "critical"),
         ("wg", "exit 1", "vpn", "critical"),
         ("wg", "echo \"peer $(($(date +%s) - 600))\"", "vpn", "critical"),
@@ -109,6 +130,41 @@ def test_a_device_in_order_is_ok_in_every_live_check(device: Device) -> None:
 def test_what_is_wrong_shows_in_its_check(device: Device, program: str, line: str, check: str, status: str) -> None:
     device.program(program, line)
     assert device.checks()[check][0] == status
+
+
+def test_a_device_that_is_not_enrolled_is_not_broken(device: Device) -> None:
+    (device.folder / "enrolment").unlink()
+    device.program("systemctl", "echo inactive; exit 3")
+    status, message = device.checks()["agent"]
+    assert status == "skipped" and message.startswith("not enrolled")
+
+
+def test_a_variant_without_a_gpu_driver_is_not_asked_for_one(device: Device) -> None:
+    (device.programs / "nvidia-smi").unlink()
+    (device.folder / "recipe.env").write_text("GPU=none\n")
+    text = device.script.read_text()
+    assert "$ROOT/usr/lib/edge/recipe.env" in text
+    device.script.write_text(text.replace("$ROOT/usr/lib/edge/recipe.env", str(device.folder / "recipe.env")))
+    assert device.checks()["gpu"] == ("skipped", "this variant has no GPU driver")
+    (device.folder / "recipe.env").write_text("GPU=nvidia\n")
+    assert device.checks()["gpu"][0] == "critical"
+
+
+@pytest.mark.parametrize(
+    ("storage", "mounts", "status"),
+    [
+        ("slot=b\ndata=memory\n", "edge-data /data tmpfs rw 0 0\n", "critical"),
+        ("slot=b\ndata=/dev/vda4\n", "/dev/vda4 /data ext4 ro,noatime 0 0\n", "critical"),
+        ("slot=b\ndata=/dev/vda4\n", "overlay / overlay rw 0 0\n", "critical"),
+        (None, "/dev/sda1 / ext4 rw 0 0\n", "skipped"),
+    ],
+)
+def test_data_that_would_be_lost_is_critical(device: Device, storage: str | None, mounts: str, status: str) -> None:
+    (device.folder / "storage").unlink()
+    if storage is not None:
+        (device.folder / "storage").write_text(storage)
+    (device.folder / "mounts").write_text(mounts)
+    assert device.checks()["data"][0] == status
 
 
 def test_the_tunnel_that_the_site_has_is_the_one_that_is_tried(device: Device) -> None:

@@ -232,8 +232,11 @@ def test_sysprep_removes_what_belongs_to_one_machine(root: Path) -> None:
 
 @pytest.mark.system
 def test_the_scripts_pass_shellcheck() -> None:
-    scripts = [*SCRIPTS, RECIPE / "rootfs/usr/local/lib/edge/pull-app"]
-    done = subprocess.run([need("shellcheck"), *scripts], capture_output=True, text=True, check=False)
+    scripts = [path for path in RECIPE.rglob("*") if path.is_file() and path.read_bytes().startswith(b"#!")]
+    assert set(SCRIPTS) < set(scripts) and len(scripts) >= 10
+    # SC1091: what the initrd's scripts include is not here, but in the image.
+    argv = [need("shellcheck"), "--exclude=SC1091", *scripts]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -4,7 +4,7 @@
 #   healthcheck.sh [--json] [--root DIR]
 #
 #   --root DIR   judge the root filesystem below DIR instead of the running system. What only a running system can tell
-#                is reported as skipped.
+#                is reported as skipped. So it is without --root where no systemd runs: in the sandbox of a build.
 #   --json       {"checks":[{"name":"disk","status":"ok|warning|critical|skipped","message":"…"}],"status":"ok|warning|critical"}
 #
 # SITE_ID=golden marks an image that belongs to no site: the site checks (video-ingest, vpn, cameras) are skipped.
@@ -16,7 +16,10 @@ set -u
 export LC_ALL=C
 
 readonly CAMERA_PORT=554 # RTSP
+readonly METRICS_PORT=9100
 readonly DISK_WARNING=85 DISK_CRITICAL=95
+# What a program may take to answer: slow hardware starts a Python program in seconds. The agent waits for a minute in all.
+readonly PATIENCE_S=10
 
 ROOT=/
 JSON=false
@@ -121,8 +124,9 @@ check_image() {
 check_files() {
   local path missing=""
   for path in etc/systemd/system/video-ingest.service etc/systemd/system/edge-agent.service \
-    etc/ssh/sshd_config.d/50-edge.conf etc/fail2ban/jail.d/edge.conf etc/chrony/chrony.conf etc/ufw/user.rules \
-    etc/logrotate.d/edge usr/local/bin/healthcheck.sh; do
+    etc/systemd/system/edge-ssh-keys.service etc/ssh/sshd_config.d/50-edge.conf etc/fail2ban/jail.d/edge.conf \
+    etc/chrony/chrony.conf etc/ufw/user.rules etc/cloud/cloud.cfg.d/99-edge.cfg etc/logrotate.d/edge \
+    etc/default/prometheus-node-exporter usr/lib/edge/image-id usr/local/bin/healthcheck.sh; do
     [ -s "$ROOT/$path" ] || missing+=" $path"
   done
   if [ -n "$missing" ]; then
@@ -132,12 +136,45 @@ check_files() {
   fi
 }
 
+# Can the boot loader start it? A root without a distribution, a staging root, has no kernel at all.
+check_boot() {
+  local name version
+  if [ ! -d "$ROOT/usr/lib/modules" ]; then
+    report boot skipped "no kernel here"
+    return
+  fi
+  for name in vmlinuz initrd.img; do
+    if [ ! -s "$ROOT/boot/$name" ]; then
+      report boot critical "boot/$name is missing or leads nowhere"
+      return
+    fi
+  done
+  version=$(readlink "$ROOT/boot/vmlinuz")
+  version=${version##*/vmlinuz-}
+  if [ ! -s "$ROOT/usr/lib/modules/$version/modules.dep" ]; then
+    report boot critical "the kernel $version has no modules"
+  else
+    report boot ok "kernel $version"
+  fi
+}
+
+check_packages() {
+  local answer
+  if [ -n "$ROOT" ] || ! command -v dpkg >/dev/null; then
+    report packages skipped "not this system's"
+  elif answer=$(timeout $PATIENCE_S dpkg --audit 2>&1) && [ -z "$answer" ]; then
+    report packages ok "all configured"
+  else
+    report packages critical "dpkg --audit: ${answer%%$'\n'*}"
+  fi
+}
+
 # ---------------------------------------------------------------- the running system
 
 check_disk() {
   only_running disk || return
   local used path worst=0 where=/
-  for path in / /var/lib/docker; do
+  for path in / /data /var/lib/docker; do
     [ -d "$path" ] || continue
     used=$(df --output=pcent "$path" 2>/dev/null | tail -n 1)
     used=${used//[!0-9]/}
@@ -149,6 +186,31 @@ check_disk() {
     report disk warning "$where is $worst % full"
   else
     report disk ok "$where is $worst % full"
+  fi
+}
+
+# Does what must survive an update lie on the data partition? Where the initrd stacked no layer there is none.
+check_data() {
+  only_running data || return
+  local slot='' device place options state=""
+  if ! value /run/edge/storage data; then
+    report data skipped "not started from a slot: /data is a folder"
+    return
+  fi
+  device=$VALUE
+  value /run/edge/storage slot && slot=$VALUE
+  if [ "$device" = memory ]; then
+    report data critical "the data partition is missing or broken: nothing survives the next boot"
+    return
+  fi
+  # After an error the kernel lets nobody write any more.
+  while read -r _ place _ options _; do
+    [ "$place" = /data ] && state=,$options,
+  done </proc/mounts
+  if [[ $state != *,rw,* ]]; then
+    report data critical "/data on $device cannot be written"
+  else
+    report data ok "slot $slot, /data on $device"
   fi
 }
 
@@ -192,12 +254,25 @@ check_service() {
   esac
 }
 
+check_agent() {
+  only_running agent || return
+  if [ ! -e /var/lib/edge-agent/agent.json ]; then
+    report agent skipped "not enrolled: there is no /var/lib/edge-agent/agent.json"
+    return
+  fi
+  check_service agent edge-agent.service
+}
+
 check_gpu() {
+  if value "$ROOT/usr/lib/edge/recipe.env" GPU && [ "$VALUE" = none ]; then
+    report gpu skipped "this variant has no GPU driver"
+    return
+  fi
   only_running gpu || return
   local answer
   if ! command -v nvidia-smi >/dev/null; then
     report gpu critical "nvidia-smi is not installed"
-  elif answer=$(timeout 10 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1); then
+  elif answer=$(timeout $PATIENCE_S nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1); then
     report gpu ok "${answer%%$'\n'*}"
   else
     report gpu critical "nvidia-smi: ${answer%%$'\n'*}"
@@ -207,7 +282,7 @@ check_gpu() {
 check_firewall() {
   only_running firewall || return
   local answer
-  answer=$(timeout 5 ufw status 2>&1)
+  answer=$(timeout $PATIENCE_S ufw status 2>&1)
   case $answer in
     *"Status: active"*) report firewall ok "active" ;;
     *) report firewall critical "ufw is not active: ${answer%%$'\n'*}" ;;
@@ -217,10 +292,32 @@ check_firewall() {
 check_ssh() {
   only_running ssh || return
   local answer
-  if answer=$(timeout 5 sshd -T 2>&1) && [[ $answer == *"passwordauthentication no"* ]]; then
+  if ! answer=$(timeout $PATIENCE_S sshd -T 2>&1); then
+    report ssh critical "sshd -T: ${answer%%$'\n'*}"
+  elif [[ $answer == *"passwordauthentication no"* && $answer == *"kbdinteractiveauthentication no"* ]]; then
     report ssh ok "no passwords"
   else
-    report ssh critical "sshd takes passwords, or its configuration does not load"
+    report ssh critical "sshd takes passwords"
+  fi
+}
+
+check_fail2ban() {
+  only_running fail2ban || return
+  local answer
+  if answer=$(timeout $PATIENCE_S fail2ban-client status sshd 2>&1); then
+    report fail2ban ok "watches sshd"
+  else
+    report fail2ban critical "no jail sshd: ${answer%%$'\n'*}"
+  fi
+}
+
+check_metrics() {
+  only_running metrics || return
+  local answer
+  if answer=$(timeout $PATIENCE_S curl -fsS -o /dev/null "http://127.0.0.1:$METRICS_PORT/" 2>&1); then
+    report metrics ok "the node exporter answers"
+  else
+    report metrics critical "the node exporter does not answer: ${answer%%$'\n'*}"
   fi
 }
 
@@ -344,14 +441,19 @@ fi
 
 check_image
 check_files
+check_boot
+check_packages
 check_disk
+check_data
 check_memory
 check_time
 check_service docker docker.service
-check_service agent edge-agent.service
+check_agent
 check_gpu
 check_firewall
 check_ssh
+check_fail2ban
+check_metrics
 only_at_a_site video-ingest && check_service video-ingest video-ingest.service
 check_vpn
 check_cameras
