@@ -97,12 +97,15 @@ class PartedUpload:
 
     def _begin(self) -> tuple[str, Mapping[int, dict[str, Any]]]:
         """The upload to go on with, and its parts by number; a new one where there is none of these bytes."""
+        found: tuple[str, Mapping[int, dict[str, Any]]] | None = None
         for upload in uploads(self.client, self.bucket, self.key):
-            had = self._parts_of(upload["UploadId"])
+            had = self._parts_of(upload["UploadId"]) if found is None else None
             if had is not None:
-                return upload["UploadId"], had
-            if datetime.now(UTC) - upload["Initiated"] > _STALE:
+                found = upload["UploadId"], had
+            elif datetime.now(UTC) - upload["Initiated"] > _STALE:
                 abort(self.client, self.bucket, self.key, upload["UploadId"])
+        if found is not None:
+            return found
         made = self.client.create_multipart_upload(Bucket=self.bucket, Key=self.key, ChecksumAlgorithm="SHA256")
         return str(made["UploadId"]), {}
 

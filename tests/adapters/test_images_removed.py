@@ -195,24 +195,3 @@ def test_a_removal_that_nobody_ended_does_not_hold_up_a_build_for_good(place: Pl
     late.attach_signature("v1.4.2", SIGNATURE)
     late.publish("v1.4.2")
     assert late.artifacts()["v1.4.2"].state is ArtifactState.PUBLISHED
-
-
-@pytest.mark.slow
-def test_staging_and_publishing_killed_anywhere_is_never_seen_before_it_is_whole(place: Place, tmp_path: Path) -> None:
-    files = pack(tmp_path / "built")
-
-    def work(store: FolderImageStore) -> None:
-        store.stage("v1.4.2", FOLDER, files)
-        store.attach_signature("v1.4.2", SIGNATURE)
-        store.publish("v1.4.2")
-
-    for _ in kills(place, work):
-        store = place.open(now=lambda: NOW)
-        found = store.artifacts().get("v1.4.2")
-        there = {path.rpartition("/")[2] for path in place.paths()}
-        if found is not None:
-            assert {path.name for path in files} <= there
-            assert (found.state is ArtifactState.BUILT) == ("SHA256SUMS.gpg" not in there)
-        work(store)
-        assert store.artifacts()["v1.4.2"].state is ArtifactState.PUBLISHED
-        store.remove("v1.4.2")
