@@ -1,8 +1,8 @@
 """Runs the `run:` steps of a workflow and of its composite actions as a runner would: bash, variables, outputs, conditions.
 
 Knows of GitHub's expressions what our files use: names (`inputs.x`, `steps.x.outputs.y`, `needs.x.outputs.y`, `github.…`,
-`vars.x`, `secrets.x`), texts, `==`, `!=`, `&&`, `||` and `!cancelled()`. Steps that `uses:` something other than a local action
-are skipped, and so are those that `skip` names (they would ask the network).
+`vars.x`, `secrets.x`, `matrix.x`, `runner.temp`), texts, `==`, `!=`, `&&`, `||` and `!cancelled()`. Steps that `uses:` something
+other than a local action are skipped, and so are those that `skip` names (they would ask the network).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-_NAME = re.compile(r"(?:inputs|steps|needs|github|vars|secrets)(?:\.[A-Za-z_][\w-]*)+")
+_NAME = re.compile(r"(?:inputs|steps|needs|github|vars|secrets|matrix|runner)(?:\.[A-Za-z_][\w-]*)+")
 _WORDS = re.compile(r"'[^']*'|" + _NAME.pattern + r"|&&|\|\||==|!=|!cancelled\(\)|[()]|\s+")
 
 
@@ -30,7 +30,8 @@ class Step:
 
 @dataclass
 class Runner:
-    """One run of a workflow's jobs on a checkout. `context` holds `github`, `vars` and `secrets`."""
+    """One run of a workflow's jobs on a checkout. `context` holds `github`, `vars` and `secrets`, and `inputs` and
+    `matrix` where the workflow has them."""
 
     checkout: Path
     temp: Path
@@ -45,7 +46,11 @@ class Runner:
         self, job: dict[str, Any], needs: dict[str, dict[str, str]] | None = None
     ) -> tuple[bool, dict[str, str]] | None:
         """Run one job: whether it succeeded and its outputs; None where its condition keeps it from running."""
-        scope = {**self.context, "needs": {name: {"outputs": outputs} for name, outputs in (needs or {}).items()}}
+        scope = {
+            **self.context,
+            "runner": {"temp": str(self.temp)},
+            "needs": {name: {"outputs": outputs} for name, outputs in (needs or {}).items()},
+        }
         if "if" in job and not self.truth(str(job["if"]), scope):
             return None
         scope["steps"] = {}
