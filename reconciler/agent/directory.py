@@ -28,7 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reconciler.agent import healthcheck, slotroot
+from reconciler.agent import healthcheck, slotfile, slotroot
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import BootFlags, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
@@ -41,40 +41,6 @@ CHUNK = 1024 * 1024
 KEYS_IN_IMAGE = "etc/edge/keys"
 HEALTHCHECK_IN_IMAGE = "usr/local/bin/healthcheck.sh"
 _FINGERPRINT = re.compile(r"[0-9A-Fa-f]{40}")
-
-
-class _FileSlot:
-    """A slot file, open for writing."""
-
-    def __init__(self, path: Path, room: int, disk: Disk) -> None:
-        self._disk, self._room, self._written = disk, room, 0
-        disk.on_step(f"open {path.name}")
-        try:
-            self._file = open(path, "wb")  # noqa: SIM115 - closed by finish or abandon
-        except OSError as error:
-            raise HardwareError(f"{path.name} cannot be opened: {error}") from None
-
-    def write(self, data: bytes) -> None:
-        self._written += len(data)
-        if self._written > self._room:
-            raise HardwareError(f"the image does not fit into the slot of {self._room} bytes")
-        self._disk.on_step("write slot")
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise HardwareError(f"the slot cannot be written: {error}") from None
-
-    def finish(self) -> None:
-        try:
-            self._disk.sync(self._file)
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            self._file.close()
-        except OSError as error:
-            raise HardwareError(f"the slot cannot be synced: {error}") from None
-
-    def abandon(self) -> None:
-        with suppress(OSError):
-            self._file.close()
 
 
 class DirectoryHardware:
@@ -193,22 +159,23 @@ class DirectoryHardware:
         if self.slots()[slot] != Slot():
             self._record(slot, Slot(), 0)
 
-    def open_slot(self, slot: str) -> _FileSlot:
+    def open_slot(self, slot: str, size: int) -> slotfile.SlotFile:
         self._only_inactive(slot)
         if self.slots()[slot] != Slot():
             raise HardwareError(f"slot {slot} is still recorded as holding something")
-        return _FileSlot(self._slot_file(slot), self._room, self.disk)
-
-    def read_slot(self, slot: str, size: int) -> Iterator[bytes]:
+        if size > self._room:
+            raise HardwareError(f"the image of {size} bytes does not fit into the slot of {self._room} bytes")
+        path = self._slot_file(slot)
+        self.disk.on_step(f"open {path.name}")
         try:
-            with open(self._slot_file(slot), "rb") as file:
-                left = size
-                while left > 0:
-                    data = file.read(min(CHUNK, left))
-                    if not data:
-                        return
-                    left -= len(data)
-                    yield data
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise HardwareError(f"{path.name} cannot be opened: {error}") from None
+        return slotfile.SlotFile(descriptor, path.name, size, self.disk)
+
+    def read_slot(self, slot: str, end: int, start: int = 0) -> Iterator[memoryview]:
+        try:
+            yield from slotfile.read_from_disk(self._slot_file(slot), start, end)
         except OSError as error:
             raise HardwareError(f"slot {slot} cannot be read: {error}") from None
 

@@ -7,6 +7,7 @@ signature check.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from reconciler.agent.directory import CHUNK, DirectoryHardware
@@ -20,19 +21,20 @@ def install(hardware: DirectoryHardware, image: Path, release: str) -> str:
     if any(slot != Slot() for slot in hardware.slots().values()):
         raise HardwareError(f"{hardware.root} holds an image already; only a new device is installed")
     slot = "b" if hardware.booted() == "a" else "a"
-    digest, size = hashlib.sha256(), 0
-    writer = hardware.open_slot(slot)
+    digest = hashlib.sha256()
     try:
         with open(image, "rb") as file:
-            while data := file.read(CHUNK):
-                digest.update(data)
-                size += len(data)
-                writer.write(data)
-        writer.finish()
+            size = os.fstat(file.fileno()).st_size
+            writer = hardware.open_slot(slot, size)
+            try:
+                while data := file.read(CHUNK):
+                    digest.update(data)
+                    writer.write(data)
+                writer.finish()
+            finally:
+                writer.abandon()
     except OSError as error:
         raise HardwareError(f"{image} cannot be read: {error}") from None
-    finally:
-        writer.abandon()
     name = f"sha256:{digest.hexdigest()}"
     hardware.record_slot(slot, release, name, size)
     hardware.mark_good(slot)

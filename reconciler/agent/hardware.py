@@ -44,10 +44,20 @@ class ImageVersion:
 
 
 class SlotWriter(Protocol):
-    """The inactive slot, open for writing from its first byte."""
+    """The inactive slot, open for writing at its first byte. It is written forward; what is skipped reads as zeros,
+    whatever stood there before. Every method may raise HardwareError."""
 
     def write(self, data: bytes) -> None:
-        """Append bytes. HardwareError: no room, or the disk failed."""
+        """Append bytes. Blocks of zeros are skipped."""
+
+    def descriptor(self) -> int:
+        """The open file, at its place, for a program that writes to it: forward, and skipping zeros by seeking forward."""
+
+    def place(self) -> int:
+        """Up to which byte the slot was written, or skipped, by whoever does it."""
+
+    def sync(self) -> None:
+        """Make durable what lies before the place, and let go of it in memory."""
 
     def finish(self) -> None:
         """Sync and close: durable when it returns."""
@@ -90,11 +100,17 @@ class Hardware(Protocol):
     def forget_slot(self, slot: str) -> None:
         """Record that an inactive slot holds nothing usable."""
 
-    def open_slot(self, slot: str) -> SlotWriter:
-        """Begin writing an inactive slot, after `forget_slot`."""
+    def open_slot(self, slot: str, size: int) -> SlotWriter:
+        """Begin writing an image of `size` bytes to an inactive slot, after `forget_slot`.
 
-    def read_slot(self, slot: str, size: int) -> Iterator[bytes]:
-        """The first `size` bytes of a slot, from the disk and not from memory where that can be had."""
+        Its `size` bytes read as zeros until they are written. A slot file is made anew. On a partition nothing does that by
+        itself, and a discard (BLKDISCARD) promises no zeros: it takes BLKZEROOUT, which a disk that knows Write Zeroes does
+        without a transfer, and for which the kernel writes zeros elsewhere.
+        """
+
+    def read_slot(self, slot: str, end: int, start: int = 0) -> Iterator[bytes | memoryview]:
+        """The bytes of a slot from `start` (a multiple of 4096) to `end`, from the disk and not from memory where that
+        can be had. A piece is valid until the next is taken."""
 
     def slot_size(self, slot: str) -> int:
         """Bytes of the image recorded in a slot; 0 where nothing is recorded."""

@@ -185,7 +185,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
     try:
         descriptor = file.fileno()
         size = os.lseek(descriptor, 0, os.SEEK_END)
-        _data_at(descriptor, 0, size)
+        data_at(descriptor, 0, size)
     except (OSError, ValueError):
         # A pipe, bytes in memory, or a file system that tells of no holes: read as it comes.
         with suppress(OSError, ValueError):
@@ -193,12 +193,12 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         while data := _filled(file.read, _PIECE):
             yield data
         return
-    at = data_at = 0
+    at = next_data = 0
     while at < size:
         length = min(_PIECE, size - at)
-        if data_at <= at:
-            data_at = _data_at(descriptor, at, size)
-        if data_at >= at + length:
+        if next_data <= at:
+            next_data = data_at(descriptor, at, size)
+        if next_data >= at + length:
             data = _ZERO_PIECE if length == _PIECE else bytes(length)
         else:
             os.lseek(descriptor, at, os.SEEK_SET)
@@ -219,7 +219,7 @@ def _filled(read: Callable[[int], bytes], length: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _data_at(descriptor: int, at: int, size: int) -> int:
+def data_at(descriptor: int, at: int, size: int) -> int:
     """Where data begins, at `at` or behind it; `size` where only a hole follows. OSError: this file cannot be asked."""
     try:
         return os.lseek(descriptor, at, os.SEEK_DATA)

@@ -8,14 +8,17 @@ steps. Called by the agent, by `simulate.supply` and `simulate.device`; the orac
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import BootFlags, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
+from reconciler.agent.slotfile import SlotFile
 from reconciler.agent.state import Memory
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import MAX_CHECKS, Check, Slot
@@ -279,9 +282,11 @@ class MemoryHardware:
             self.step("write slots")
             held.record, held.size = Slot(), 0
 
-    def open_slot(self, slot: str) -> MemorySlot:
+    def open_slot(self, slot: str, size: int) -> MemorySlot:
+        if size > SLOT_BYTES:
+            raise HardwareError(f"the image of {size} bytes does not fit into the slot")
         self._begin(slot)
-        return MemorySlot(self, slot)
+        return MemorySlot(self, slot, size)
 
     def _begin(self, slot: str) -> None:
         self._only_inactive(slot)
@@ -309,11 +314,11 @@ class MemoryHardware:
         self.step("sync slot")
         self.slots_held[slot].image = digest
 
-    def read_slot(self, slot: str, size: int) -> Iterator[bytes]:
+    def read_slot(self, slot: str, end: int, start: int = 0) -> Iterator[bytes]:
         """The bytes that were written. An image that was written without bytes gives none."""
         data = self.slots_held[slot].data
         if data:
-            yield data[:size]
+            yield data[start:end]
 
     def record_slot(self, slot: str, release: str, digest: str, size: int) -> None:
         self._only_inactive(slot)
@@ -464,23 +469,18 @@ class MemoryHardware:
         self._config, self._configs = digest, (digest,)
 
 
-class MemorySlot:
-    """`agent.hardware.SlotWriter` with real bytes."""
+class MemorySlot(SlotFile):
+    """`agent.hardware.SlotWriter` with real bytes, in a file without a name."""
 
-    def __init__(self, hardware: MemoryHardware, slot: str) -> None:
-        self._hardware, self._slot, self._parts = hardware, slot, bytearray()
-
-    def write(self, data: bytes) -> None:
-        if len(self._parts) + len(data) > SLOT_BYTES:
-            raise HardwareError("the image does not fit into the slot")
-        self._parts += data
-        self._hardware.slots_held[self._slot].data = bytes(self._parts)
+    def __init__(self, hardware: MemoryHardware, slot: str, size: int) -> None:
+        self._hardware, self._slot, self._bytes = hardware, slot, size
+        super().__init__(os.memfd_create(f"slot-{slot}"), f"slot-{slot}", size, Disk())
 
     def finish(self) -> None:
-        self._hardware.end_image(self._slot, "sha256:" + hashlib.sha256(self._parts).hexdigest())
-
-    def abandon(self) -> None:
-        """Nothing to close."""
+        data = os.pread(self.descriptor(), self._bytes, 0)
+        self._hardware.slots_held[self._slot].data = data
+        self._hardware.end_image(self._slot, "sha256:" + hashlib.sha256(data).hexdigest())
+        self.abandon()
 
 
 def _holds(bounds: tuple[datetime | None, datetime | None], now: datetime) -> bool:

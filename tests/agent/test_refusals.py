@@ -357,7 +357,7 @@ def test_a_disk_that_does_not_give_back_what_was_written_costs_an_attempt(
     site: Site, office: Office, releases: Releases
 ) -> None:
     read = site.hardware.read_slot
-    site.hardware.read_slot = lambda slot, size: iter([*[b"\0"], *list(read(slot, size))[1:]])  # type: ignore[method-assign]
+    site.hardware.read_slot = lambda slot, end, start=0: iter([b"\0", *list(read(slot, end, start))[1:]])  # type: ignore[method-assign]
     office.assign(releases.v2)
     site.settle(START + timedelta(minutes=3))
     assert office.last().attempts == {"v2": 1}
