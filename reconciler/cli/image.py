@@ -9,7 +9,10 @@ import click
 # command → (module below reconciler.cli, attribute, one line of help shown without loading the module)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "disk": ("image_disk", "disk", "Make an install disk from an artifact or a slot image."),
+    "build": ("image_build", "build", "Build a release from its recipe."),
     "check": ("image_check", "check", "Refuse an image that holds what no image may hold."),
+    "changed": ("image_changed", "changed", "Name the releases whose documents changed since a commit."),
+    "upload": ("image_upload", "upload", "Put an artifact that was built elsewhere into the image store."),
     "bump": ("image_bump", "bump", "Propose a new release, from an earlier one with other pins."),
     "list": ("image_list", "list_images", "Show what the image store holds."),
     "prune": ("image_prune", "prune", "Take releases that nobody needs out of the image store."),

@@ -51,13 +51,13 @@ class _Wish:
 )
 @click.option("--downgrade", is_flag=True, help="With --refresh: take lower versions too, where a pin is gone.")
 @click.option(
-    "--mirror", "mirrors", metavar="NAME=PLACE", multiple=True, envvar="RECONCILER_MIRRORS",
-    help="With --refresh: where a mirror of the recipe is, an address ({snapshot} in it stands for the snapshot) or an apt sources "
-    "file; may be given again. [environment RECONCILER_MIRRORS, separated by blanks]",
+    "--mirror", "mirrors", metavar="NAME=PLACE", multiple=True,
+    help="With --refresh: where a mirror of the recipe is, an address, in which {snapshot} stands for the snapshot, or an apt "
+    "sources file. May be given again. [this machine's own apt sources, if it runs the same distribution]",
 )  # fmt: skip
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-    help="With --refresh: the controller's settings, for their builder.mirrors. [this machine's own apt sources]",
+    help="With --refresh: the controller's settings, for their builder.mirrors.",
 )  # fmt: skip
 @proposing
 def bump(
@@ -77,9 +77,7 @@ def bump(
     """
     from reconciler.propose.image import Unchanged
 
-    context = click.get_current_context()
-    given = context.get_parameter_source("mirrors") is not click.core.ParameterSource.ENVIRONMENT and bool(mirrors)
-    if not refresh and (downgrade or given or config is not None):
+    if not refresh and (downgrade or mirrors or config is not None):
         raise click.UsageError("--downgrade, --mirror and --config go with --refresh")
     places = {**_configured(config), **_pairs(mirrors, "--mirror", "NAME=PLACE")} if refresh else {}
     pins = _pairs(packages, "--package", "NAME=VERSION")

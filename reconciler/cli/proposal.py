@@ -96,7 +96,7 @@ def proposing(command: Callable[..., None]) -> Callable[..., None]:
         if own["write"] and (own["branch"] or own["message"]):
             raise click.UsageError("--write commits nothing, so it takes no --branch and no --message")
         options = Options(
-            own["fleet"] or _nearest(), own["remote"], own["base"], own["branch"], own["message"], own["dry_run"],
+            own["fleet"] or nearest(), own["remote"], own["base"], own["branch"], own["message"], own["dry_run"],
             not own["no_push"], not own["no_fetch"], own["write"], own["observed"], own["token_file"], own["github_api"],
             own["repository"], own["output"], not own["no_pull_request"],
         )  # fmt: skip
@@ -107,7 +107,7 @@ def proposing(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _nearest() -> Path:
+def nearest() -> Path:
     """This folder if it is a fleet repo, or `fleet` in it, as for the other commands."""
     elsewhere = not Path("fleet.yaml").exists() and Path("fleet/fleet.yaml").exists()
     return Path("fleet") if elsewhere else Path()

@@ -49,7 +49,7 @@ class Published:
 def base_of(clone: Clone, sha: str, where: str = "") -> Base:
     """The fleet repo as a commit holds it. Blobs of documents are read in one go."""
     entries = clone.files(sha)
-    wanted = [entry.blob for entry in entries if _document(entry)]
+    wanted = [entry.blob for entry in entries if document(entry)]
     blobs = dict(clone.blobs(wanted))
 
     def read(blob: str) -> bytes:
@@ -60,7 +60,8 @@ def base_of(clone: Clone, sha: str, where: str = "") -> Base:
     return Base(entries, read, where)
 
 
-def _document(entry: TreeEntry) -> bool:
+def document(entry: TreeEntry) -> bool:
+    """Whether a file may be a document: those are few and small, and worth reading in one go."""
     return (
         entry.path.endswith((".yaml", ".yml", ".json")) and entry.mode.startswith("100") and (entry.size or 0) < 1 << 20
     )

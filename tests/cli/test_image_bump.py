@@ -19,6 +19,7 @@ from tests.support.apt import Repository
 from tests.support.github import GithubServer
 from tests.support.gitrepo import Repo
 from tests.support.gpg import Home, make_home
+from tests.support.settings import write_settings
 from tests.support.system import need
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
@@ -82,8 +83,7 @@ def home() -> Iterator[Home]:
 @pytest.fixture
 def place(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Place:
     need("apt-get", "apt")
-    for name in ("GITHUB_TOKEN", "RECONCILER_MIRRORS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
     mirror = Repository(tmp_path / "mirror", home)
     mirror.offer({"docker-ce": ["5:27.1.2-1", "5:28.0-1"], "curl": ["7.9-1"]})
     recipe = {
@@ -169,13 +169,13 @@ def test_a_mirror_that_is_not_known_is_named_with_its_place_in_the_recipe(place:
     assert "debian/trixie" in place.refused("--refresh")
 
 
-def test_mirrors_come_from_the_environment_too(place: Place) -> None:
-    environment = {"RECONCILER_MIRRORS": f"other=/nowhere main={place.mirror.address}\n"}
-    assert "5:28.0-1" in place.run("--refresh", "--dry-run", mirror=False, env=environment).stdout
-    # Set for a whole machine, it stands in nobody's way.
-    place.run("--dry-run", mirror=False, env=environment)
-    for words in (("--downgrade",), ("--refresh", "--mirror", "main"), ("--refresh", "--mirror", "main=/x")):
-        place.run(*words, code=2)
+def test_mirrors_come_from_the_settings_and_go_with_refresh_alone(place: Place, tmp_path: Path) -> None:
+    config = write_settings(tmp_path, builder={"mirrors": {"main": "http://127.0.0.1:9/x", "other": "/nowhere"}})
+    assert "5:28.0-1" in place.run("--refresh", "--dry-run", "--config", str(config)).stdout
+    assert "127.0.0.1:9" in place.refused("--refresh", "--dry-run", "--config", str(config), mirror=False)
+    for words in (("--downgrade",), ("--mirror", "main=/x"), ("--config", str(config)), ("--refresh", "--mirror", "main")):
+        place.run(*words, code=2, mirror=False)
+    place.run("--refresh", "--mirror", "main=/x", code=2)
 
 
 def test_a_mirror_that_does_not_answer_is_no_fault_of_the_pins(place: Place) -> None:

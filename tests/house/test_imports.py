@@ -52,6 +52,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     ),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
+    "reconciler/cli/image_changed.py": (frozenset({"adapters"}), "reads commits with git alone: no loop, no settings"),
     "reconciler/cli/image_bump.py": (frozenset({"image"}), "asks for the newest versions over the recipe's sources"),
     "reconciler/cli/image_check.py": (frozenset({"image"}), "runs the sysprep gate: no loop, no settings, no adapter"),
     "reconciler/cli/image_prune.py": (frozenset({"image"}), "the rules of what may be pruned"),
