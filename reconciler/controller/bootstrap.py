@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from reconciler.adapters.aws import Aws
     from reconciler.adapters.forge_github import GithubForge
     from reconciler.adapters.sql import SqlStore
+    from reconciler.image.job import Maker
 
 _JOB_STOP_S = 30.0
 _HERALD_S = 15.0
@@ -232,9 +233,20 @@ def make_local_builder(
     progress: Callable[[str, float], None] | None = None,
 ) -> Builder:
     """The builder in this process: of the loop, or of `reconciler builder`."""
-    from reconciler.image.builder import RootfsBuilder
+    from reconciler.image.builder import ImageBuilder
 
-    return RootfsBuilder(work, output, committed_at=committed_at, timeout_s=options.timeout)
+    def maker() -> Maker:
+        if options.type == "files":
+            from reconciler.image.bareroot import BareRoot
+
+            return BareRoot()
+        from reconciler.image.rootfs import DistributionRoot
+
+        return DistributionRoot((options.cache or work / "cache").absolute(), options.mirrors)
+
+    return ImageBuilder(
+        work, output, committed_at=committed_at, maker=maker, timeout_s=options.timeout, progress=progress
+    )
 
 
 def make_inputs(settings: s.Settings) -> Callable[[str, ImageSpec, Path], str]:
@@ -243,7 +255,7 @@ def make_inputs(settings: s.Settings) -> Callable[[str, ImageSpec, Path], str]:
     def inputs(release: str, spec: ImageSpec, recipe: Path) -> str:
         from reconciler.image.inputs import inputs_digest, read_recipe
 
-        return inputs_digest(release, spec, read_recipe(recipe))
+        return inputs_digest(release, spec, read_recipe(recipe), settings.builder.type)
 
     return inputs
 
@@ -268,7 +280,13 @@ def make_key_signer(settings: s.Settings, place: s.KeySigner, git: GitSource, im
 
     scratch = make_folder(settings.state / "signing", "looking into an image before it is signed")
     return ReleaseSigner(
-        place, git, images, keys=settings.keys.releases, required=settings.commits.required, scratch=scratch
+        place,
+        git,
+        images,
+        builder_type=settings.builder.type,
+        keys=settings.keys.releases,
+        required=settings.commits.required,
+        scratch=scratch,
     )
 
 

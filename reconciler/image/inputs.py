@@ -1,9 +1,9 @@
 """What an image release is made from, as one digest. Pure, but for reading the recipe's files.
 
 The builder writes the digest into the manifest; the signer computes it again from git, and signs nothing whose digest
-differs. So it covers what git names and nothing else: the release, its Image document (but for `withdrawn`, which
-changes no byte), the recipe's files with their modes, and the version of this builder. Source: design §4.9, "keyed by
-the digest of what it was made from".
+differs. So it covers what git names and what this program brings along, and nothing else: the release, its Image document
+(but for `withdrawn`, which changes no byte), the recipe's files with their modes, the version and type of this builder, and
+the agent that goes into the image. Source: design §4.9, "keyed by the digest of what it was made from".
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from reconciler.image import agent_app
 from reconciler.model.desired import ImageSpec
 from reconciler.ports import TerminalError
 
-BUILDER_VERSION = "1"
+BUILDER_VERSION = "2"
 """Raised whenever the same inputs would give other bytes."""
 
 
@@ -54,10 +55,15 @@ def read_recipe(recipe: Path) -> tuple[RecipeFile, ...]:
     return tuple(files)
 
 
-def inputs_digest(release: str, spec: ImageSpec, files: Iterable[RecipeFile]) -> str:
-    """`sha256:…` over everything that decides an image's bytes, as far as git says it."""
+def inputs_digest(release: str, spec: ImageSpec, files: Iterable[RecipeFile], kind: str = "files") -> str:
+    """`sha256:…` over everything that decides an image's bytes, as far as git and this program say it.
+
+    `kind` is the builder's type in the settings: `distribution` (the image then holds this program's agent) or `files`.
+    """
     document = {
         "builder": BUILDER_VERSION,
+        "type": kind,
+        "agent": agent_app.digest() if kind == "distribution" else None,
         "release": release,
         "spec": spec.model_dump(mode="json", by_alias=True, exclude={"withdrawn"}),
         "recipe": sorted([file.path, file.executable, file.sha256] for file in files),

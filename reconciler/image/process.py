@@ -2,7 +2,7 @@
 
 A recipe's script sees PATH, LANG, HOME and TMPDIR in the scratch folder, and what its stage gives it: no credential, no
 agent socket, no token of ours. What it may read of the machine is for the system to limit: run the builder as a user of
-its own. Called by `image.builder` and `image.ext4`.
+its own, or have it build a distribution (`image.sandbox`). Called by the stages.
 """
 
 from __future__ import annotations
@@ -42,17 +42,26 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a program ended. `out` is its standard output, cut at 1 MiB; `last` the last line it wrote to the log."""
+    """How a program ended. `out` is its standard output, cut at a limit; `last` the last line it wrote to the log."""
 
     status: int
     out: bytes
     last: str
 
 
-def run(where: Surroundings, stage: str, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Ended:
+def run(
+    where: Surroundings,
+    stage: str,
+    argv: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    *,
+    most: int = OUTPUT_LIMIT,
+    logged: bool = True,
+) -> Ended:
     """Run a program of a stage and wait for it. Whatever its status; TerminalError: not started, or out of time.
 
-    Its whole process group is killed at the end, so that nothing a script left running goes on.
+    Its whole process group is killed at the end, so that nothing a script left running goes on. `most` bytes of its
+    standard output are kept, and unless `logged` is false they go into the log too.
     """
     out_path = where.scratch / f"{stage}.out"
     with where.log.open("ab") as log, out_path.open("wb") as out:
@@ -80,10 +89,20 @@ def run(where: Surroundings, stage: str, argv: Sequence[str], env: Mapping[str, 
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     with out_path.open("rb") as file:
-        data = file.read(OUTPUT_LIMIT)
-    with where.log.open("ab") as log:
-        log.write(data)
+        data = file.read(most)
+    if logged:
+        with where.log.open("ab") as log:
+            log.write(data)
     return Ended(status, data, _last_line(where.log))
+
+
+def kill_left(scratch: Path) -> None:
+    """Kill what a killed build left running: every process whose home lies in its scratch folder."""
+    told = f"HOME={scratch}/home".encode()
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if told in (place / "environ").read_bytes().split(b"\0"):
+                os.kill(int(place.name), signal.SIGKILL)
 
 
 def failed(stage: str, why: str, log: Path) -> TerminalError | TransientError:

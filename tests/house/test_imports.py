@@ -54,6 +54,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
     "reconciler/cli/image_changed.py": (frozenset({"adapters"}), "reads commits with git alone: no loop, no settings"),
     "reconciler/cli/image_bump.py": (frozenset({"image"}), "asks for the newest versions over the recipe's sources"),
+    "reconciler/cli/image_build.py": (frozenset({"adapters"}), "the commit that the fleet folder is at, from git"),
     "reconciler/cli/image_check.py": (frozenset({"image"}), "runs the sysprep gate: no loop, no settings, no adapter"),
     "reconciler/cli/image_prune.py": (frozenset({"image"}), "the rules of what may be pruned"),
     "reconciler/cli/image_store.py": (frozenset({"image"}), "gathers what these rules judge"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.image.builder import RootfsBuilder
+from reconciler.image.builder import ImageBuilder
 from reconciler.image.inputs import inputs_digest, read_recipe
 from reconciler.model.desired import ImageSpec
 from reconciler.ports import Built, TerminalError
@@ -26,10 +26,10 @@ SETUP = "#!/bin/sh\nset -e\nmkdir -p $ROOT/etc\necho RELEASE=$RELEASE > $ROOT/et
 HEALTH = """#!/bin/sh\necho '{"checks":[{"name":"a","status":"ok","message":"m"}],"status":"ok"}'\n"""
 
 
-def builder(folder: Path, day: int = 15, timeout_s: float = 60) -> RootfsBuilder:
+def builder(folder: Path, day: int = 15, timeout_s: float = 60) -> ImageBuilder:
     need("mke2fs", "e2fsprogs")
     at = datetime(2025, 11, day, 12, tzinfo=UTC)
-    return RootfsBuilder(folder / "work", folder / "out", committed_at=lambda _: at, timeout_s=timeout_s)
+    return ImageBuilder(folder / "work", folder / "out", committed_at=lambda _: at, timeout_s=timeout_s)
 
 
 def recipe(folder: Path, setup: str = SETUP, health: str = HEALTH) -> Path:
@@ -40,7 +40,7 @@ def recipe(folder: Path, setup: str = SETUP, health: str = HEALTH) -> Path:
     return folder
 
 
-def build(made: RootfsBuilder, source: Path, commit: str = "a" * 40, **spec: object) -> Built:
+def build(made: ImageBuilder, source: Path, commit: str = "a" * 40, **spec: object) -> Built:
     return made.build("v1.4.2", ImageSpec.model_validate({"recipe": "r/", **spec}), source, commit)
 
 
@@ -71,7 +71,7 @@ def test_two_builds_elsewhere_and_later_are_bit_identical(tmp_path: Path) -> Non
     two = build(builder(tmp_path / "a" / "longer" / "two"), copy, packages={"docker-ce": "5:27"})
     assert one.name == two.name == "edge-golden-v1.4.2-20251115" and one.digest == two.digest
     names = sorted(path.name for path in one.folder.iterdir())
-    assert len(names) == 3
+    assert len(names) == 4
     for name in names:
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
 
@@ -80,7 +80,7 @@ def test_the_artifact_is_what_its_papers_say(tmp_path: Path) -> None:
     built = build(builder(tmp_path), EXAMPLE)
     sums = parse_sums((built.folder / "SHA256SUMS").read_bytes())
     manifest = Manifest.from_bytes((built.folder / "manifest.json").read_bytes())
-    assert set(sums) == {manifest.file, "manifest.json"} and manifest.release == "v1.4.2"
+    assert set(sums) == {manifest.file, f"{built.name}.chunks", "manifest.json"} and manifest.release == "v1.4.2"
     image = raw(built, tmp_path / "raw.img")
     assert image.stat().st_size == manifest.image_size == manifest.extra["minSlotSize"]
     assert manifest.digest == built.digest and manifest.extra["commit"] == "a" * 40

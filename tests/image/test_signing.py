@@ -17,7 +17,7 @@ from reconciler.adapters.git_source import GitMirror
 from reconciler.adapters.gpg_signer import GpgKey, ReleaseSigner, RootSigner
 from reconciler.adapters.images_dir import DirectoryImageStore
 from reconciler.adapters.signer_process import ProcessSigner
-from reconciler.image.builder import RootfsBuilder
+from reconciler.image.builder import ImageBuilder
 from reconciler.model.desired import ImageSpec
 from reconciler.ports import TerminalError, TransientError
 from reconciler.protocol.signature import verify_detached
@@ -90,7 +90,7 @@ def make_world(tmp_path: Path, keys: Home, trusted: list[str]) -> Iterator[World
     mirror = GitMirror(tmp_path / "mirror", str(repo.path), "main")
     mirror.refresh()
     mirror.export(commit, "images/golden", tmp_path / "recipe")
-    builder = RootfsBuilder(
+    builder = ImageBuilder(
         tmp_path / "work", tmp_path / "out", committed_at=lambda sha: mirror.commit(sha).committed_at, timeout_s=60
     )
     built = builder.build("v1", ImageSpec(recipe="golden/"), tmp_path / "recipe", commit)
@@ -101,7 +101,7 @@ def make_world(tmp_path: Path, keys: Home, trusted: list[str]) -> Iterator[World
 
 
 def signer(world: World, keys: Home, key: str, *, required: bool = False) -> ReleaseSigner:
-    return ReleaseSigner(Place(keys.path, key), world.mirror, world.store, required=required)
+    return ReleaseSigner(Place(keys.path, key), world.mirror, world.store, builder_type="files", required=required)
 
 
 def test_a_release_is_signed_and_can_be_published(world: World, keys: Home, key: str) -> None:
@@ -267,6 +267,7 @@ def test_the_command_signs_with_a_settings_file_of_its_own(world: World, keys: H
             "signer": {**place, "type": "key"},
         },
         "allowed": {"images": ["file:///"], "registries": ["registry.invalid"]},
+        "builder": {"type": "files"},
     }
     (tmp_path / "signer.yaml").write_text(json.dumps(settings))
     command = [str(Path(sys.executable).parent / "reconciler"), "signer", "--config", str(tmp_path / "signer.yaml")]
