@@ -81,9 +81,6 @@ entries() {
 # names FILE: the first word of every line that says something.
 names() { awk 'NF && $1 !~ /^#/ { print $1 }' "$1"; }
 
-# variable NAME: its value in the variant's file.
-variable() { entries variables | sed -n "s/^$1: *//p"; }
-
 # ---------------------------------------------------------------- steps
 
 write_pins() {
@@ -126,7 +123,8 @@ copy_files() {
   install -m 0755 "$HERE/healthcheck.sh" "$ROOT/usr/local/bin/healthcheck.sh"
   chmod 0640 "$ROOT/etc/ufw/user.rules" "$ROOT/etc/ufw/user6.rules"
   chmod 0440 "$ROOT/etc/sudoers.d/50-edge"
-  entries variables | sed 's/: */=/' >"$ROOT/usr/lib/edge/recipe.env"
+  # The builder has put it there; by hand it is for us to do.
+  [ -e "$ROOT/usr/lib/edge/recipe.env" ] || entries variables | sed 's/: */=/' >"$ROOT/usr/lib/edge/recipe.env"
 }
 
 # What belongs to the device and not to a slot lies on the data partition, and is seen at its usual place.

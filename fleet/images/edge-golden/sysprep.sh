@@ -20,11 +20,11 @@ if [ "$ROOT" = / ] && [ -d /run/systemd/system ]; then
 fi
 ROOT=${ROOT%/}
 
-# empty FOLDER...: what is in it goes, the folder stays.
+# empty FOLDER...: what is in it goes, the folder stays. What the sandbox mounted there is no part of the image.
 empty() {
   local folder
   for folder in "$@"; do
-    if [ -d "$folder" ]; then find "$folder" -xdev -mindepth 1 -delete; fi
+    if [ -d "$folder" ] && ! mountpoint -q "$folder"; then find "$folder" -xdev -mindepth 1 -delete; fi
   done
 }
 
