@@ -3,7 +3,8 @@
 `GpgKey` holds no key: gpg-agent of that home does, or of another home or user whose socket is there, or a smart card. A
 passphrase (or a card's PIN) comes from a file of mode 0600 and is handed to gpg on a descriptor (loopback pinentry),
 never in argv; without such a file nobody is asked for one: the agent has it, or the signature fails. Every signature is
-checked against the key's fingerprint before it is returned, since gpg picks another key where a home's default says so.
+verified before it is returned, by the key's fingerprint: gpg picks another key where a home's default says so, and signs
+with a revoked one.
 Implements `ports.AssignmentSigner` and, with a recheck, `ports.Signer`.
 """
 
@@ -13,10 +14,12 @@ import re
 import stat
 import threading
 from collections.abc import Collection
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.ports import GitSource, ImageStore, TerminalError, TransientError
+from reconciler.protocol.signature import Refused, verify_detached
 
 _SOCKET_LIMIT = 90
 """Characters of a home's path: gpg-agent's socket below it may have 108."""
@@ -88,12 +91,25 @@ class GpgKey:
         made: bytes = signed.data
         if not made or not signed.fingerprint:
             # gpg's own words may hold a user id, never the passphrase.
-            raise TransientError(
-                f"gpg did not sign with {self.fingerprint} ({signed.status or 'no reason given'})",
-                needed_for=self._needed_for,
-                remedy="check the key's expiry and its passphrase",
-            )
+            raise self._unsigned(signed.status or "no reason given")
+        # gpg signs with revoked and expired keys too where it is told their names: judged as those who get it will.
+        try:
+            verify_detached(data, made, self._public(), {self.fingerprint}, datetime.now(UTC))
+        except Refused as error:
+            raise self._unsigned(f"its signature would be refused: {error.reason}") from None
         return made
+
+    def _public(self) -> bytes:
+        with self._lock:
+            exported = self._gpg.export_keys(self.fingerprint, armor=False)
+        return exported if isinstance(exported, bytes) else b""
+
+    def _unsigned(self, why: str) -> TransientError:
+        return TransientError(
+            f"gpg did not sign with {self.fingerprint} ({why})",
+            needed_for=self._needed_for,
+            remedy="check the key's expiry, whether it is revoked, and its passphrase",
+        )
 
 
 class RootSigner:
@@ -111,7 +127,8 @@ class ReleaseSigner:
     """`ports.Signer` in this process. Rechecks commit, papers, bytes and image before every signature (`image.recheck`).
 
     `required`: the commit itself must be signed by one of the signers that `source` was told. `keys`: fingerprints that
-    may sign releases, of which the image must trust one. `scratch`: a folder with room for the image, twice.
+    may sign releases, of which the image must trust one. `builder_type`: how releases are built here. `scratch`: a folder
+    with room for the image, twice.
     """
 
     def __init__(
@@ -120,6 +137,7 @@ class ReleaseSigner:
         source: GitSource,
         store: ImageStore,
         *,
+        builder_type: str,
         keys: Collection[str] = (),
         required: bool = False,
         scratch: Path | None = None,
@@ -131,7 +149,14 @@ class ReleaseSigner:
 
         self._key = _key(place, "signing a release")
         accepts = unsigned if required else None
-        self._recheck = Recheck(source, store, keys=keys or (self._key.fingerprint,), accepts=accepts, scratch=scratch)
+        self._recheck = Recheck(
+            source,
+            store,
+            builder_type=builder_type,
+            keys=keys or (self._key.fingerprint,),
+            accepts=accepts,
+            scratch=scratch,
+        )
 
     def sign_release(self, release: str, commit: str) -> bytes:
         """Detached signature over the release's SHA256SUMS (port)."""

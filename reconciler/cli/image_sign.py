@@ -232,7 +232,7 @@ def _origin(wanted: Wanted, papers: Papers, scratch: Path) -> tuple[Commit | Non
     try:
         sha = wanted.commit or mirror.refresh().sha
         named = recheck.named_by(mirror, wanted.release, sha)
-        recheck.check_origin(mirror, wanted.release, sha, named.spec, papers)
+        recheck.check_origin(mirror, wanted.release, sha, named.spec, papers, papers.text("builderType"))
         return mirror.commit(sha), named, []
     finally:
         mirror.close()
@@ -243,7 +243,7 @@ def _show(wanted: Wanted, papers: Papers, commit: Commit | None, key: str, notes
     manifest = papers.manifest
     _say(f"release   {wanted.release} ({papers.text('name') or manifest.file})")
     _say(f"image     {manifest.digest}, {manifest.image_size} bytes, packed {manifest.size}")
-    _say(f"inputs    {papers.text('inputs')}")
+    _say(f"inputs    {papers.text('inputs')}, builder type {papers.text('builderType') or 'unknown'}")
     if commit is not None:
         subject = commit.message.strip().splitlines()[0] if commit.message.strip() else ""
         _say(f"commit    {commit.sha[:12]} by {commit.author}, {commit.committed_at:%Y-%m-%d %H:%M} UTC: {subject}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.image.gate import inspect
-from reconciler.image.inputs import RecipeFile, inputs_digest
+from reconciler.image.inputs import BUILDER_VERSION, RecipeFile, inputs_digest
 from reconciler.image.pack import hashed
 from reconciler.image.unpack import unpacked
 from reconciler.model.desired import Desired, ImageSpec
@@ -69,7 +69,8 @@ class Recheck:
 
     `accepts` says why a commit may not be acted on (its signature), or None; without it every commit of the branch may.
     `keys` are the primary fingerprints that may sign releases: the image must trust one of them. `scratch` must have
-    room for the image, packed and unpacked; the system's folder for temporary files unless said.
+    room for the image, packed and unpacked; the system's folder for temporary files unless said. `builder_type` is the one
+    that releases are built by here (settings, `builder.type`).
     """
 
     def __init__(
@@ -77,18 +78,20 @@ class Recheck:
         source: GitSource,
         store: Shelf,
         *,
+        builder_type: str,
         keys: Collection[str] = (),
         accepts: Callable[[str], str | None] | None = None,
         scratch: Path | None = None,
     ) -> None:
         self._source, self._store, self._scratch = source, store, scratch
+        self._builder_type = builder_type
         self._keys, self._accepts = frozenset(key.upper() for key in keys), accepts
 
     def sums(self, release: str, commit: str) -> bytes:
         """The bytes of SHA256SUMS to be signed. TerminalError: something does not agree, and what."""
         named = named_by(self._source, release, commit, self._accepts)
         papers = read_papers(self._store, release)
-        check_origin(self._source, release, commit, named.spec, papers)
+        check_origin(self._source, release, commit, named.spec, papers, self._builder_type)
         check_image(self._store, release, papers, named.narrowed(self._keys), self._scratch)
         return papers.sums
 
@@ -171,12 +174,21 @@ _GOOD = ("ok", "warning", "skipped")
 """What a check of healthcheck.sh may say in a build that passed: site checks are skipped under `golden`."""
 
 
-def check_origin(source: GitSource, release: str, commit: str, spec: ImageSpec, papers: Papers) -> None:
-    """The artifact was made from what the commit names. TerminalError: from something else."""
+def check_origin(
+    source: GitSource, release: str, commit: str, spec: ImageSpec, papers: Papers, builder_type: str
+) -> None:
+    """The artifact was made from what the commit names, by this program. TerminalError: from something else."""
     built_at = papers.text("commit")
     if not built_at or not source.is_ancestor(built_at, commit):
         raise refused(release, f"its manifest names commit {built_at!r}, which {commit[:12]} does not follow from")
-    inputs = inputs_digest(release, spec, _recipe(source, release, spec, commit))
+    for key, wanted in (("builder", BUILDER_VERSION), ("builderType", builder_type)):
+        if papers.text(key) != wanted:
+            raise refused(
+                release,
+                f"it was built by {key} {papers.text(key) or 'unknown'!r}, and {wanted!r} is expected here",
+                "let builder and signer run the same version of this program, with the same builder.type in their settings",
+            )
+    inputs = inputs_digest(release, spec, _recipe(source, release, spec, commit), builder_type)
     if papers.text("inputs") != inputs:
         raise refused(
             release,

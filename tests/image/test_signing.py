@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from reconciler.image.builder import ImageBuilder
 from reconciler.model.desired import ImageSpec
 from reconciler.ports import TerminalError, TransientError
 from reconciler.protocol.signature import verify_detached
+from reconciler.protocol.sums import format_sums, parse_sums
 from tests.support.gitrepo import Repo
 from tests.support.gpg import Home, make_home
 from tests.support.recipes import SETUP, recipe
@@ -167,6 +169,72 @@ def test_a_forged_manifest_is_refused(world: World, keys: Home, key: str) -> Non
     manifest.write_bytes(manifest.read_bytes().replace(world.commit.encode(), b"f" * 40))
     with pytest.raises(TerminalError):
         signer(world, keys, key).sign_release("v1", world.commit)
+
+
+def forge(world: World, **changes: object) -> None:
+    """Change the manifest, and SHA256SUMS with it, as a builder could that somebody else has taken over."""
+    manifest = json.loads((world.folder / "manifest.json").read_bytes())
+    for key, value in changes.items():
+        manifest[key] = value
+    data = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+    sums = parse_sums((world.folder / "SHA256SUMS").read_bytes())
+    for name, content in (
+        ("manifest.json", data),
+        ("SHA256SUMS", format_sums({**sums, "manifest.json": hashlib.sha256(data).hexdigest()})),
+    ):
+        (world.folder / name).chmod(0o644)
+        (world.folder / name).write_bytes(content)
+
+
+CRITICAL_CHECK = {"name": "nvidia", "status": "critical", "message": "no driver"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"healthcheck": None}, "no healthcheck report"),
+        ({"healthcheck": {"status": "ok"}}, "no healthcheck report"),
+        ({"healthcheck": {"status": "critical", "checks": []}}, "its healthcheck is critical"),
+        ({"healthcheck": {"status": "ok", "checks": [CRITICAL_CHECK]}}, "its healthcheck is ok: nvidia"),
+        ({"release": "v2"}, "its manifest is of v2"),
+        ({"digest": DIGEST}, "the unpacked image has digest sha256:"),
+        ({"imageSize": 4096}, "unpacks to more 4096 bytes|unpacks to more"),
+        ({"inputs": DIGEST}, "it was built from sha256:a"),
+        ({"inputs": 7}, "it was built from unknown inputs"),
+        ({"commit": "f" * 40}, "does not follow from"),
+        ({"commit": None}, "does not follow from"),
+        ({"builder": "0"}, "it was built by builder '0'"),
+        ({"builderType": "distribution"}, "it was built by builderType 'distribution'"),
+        ({"chunks": {"file": "x.chunks", "sha256": "0" * 64}}, "SHA256SUMS lists"),
+    ],
+)
+def test_papers_that_do_not_bear_out_the_build_are_refused(
+    world: World, keys: Home, key: str, changes: dict[str, object], said: str
+) -> None:
+    forge(world, **changes)
+    refuse(world, keys, key, said)
+
+
+def test_an_image_in_which_the_gate_finds_something_is_refused(world: World, keys: Home, key: str) -> None:
+    """A builder that somebody has taken over: its papers agree with each other, and the image holds a private key."""
+    planted = world.folder.parent.parent / "planted"
+    (planted / "etc/edge").mkdir(parents=True)
+    (planted / "etc/ssh").mkdir()
+    (planted / "etc/edge-release").write_text("RELEASE=v1\n")
+    (planted / "etc/ssh/ssh_host_ed25519_key").write_text(
+        "-----BEGIN OPENSSH PRIVATE " + "KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE " + "KEY-----\n"
+    )
+    raw, packed = world.folder.parent.parent / "raw", next(p for p in world.folder.iterdir() if p.name.endswith(".zst"))
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(planted), str(raw), "8M"], check=True, capture_output=True)
+    packed.unlink()
+    subprocess.run(["zstd", "-q", "-o", str(packed), str(raw)], check=True)
+    size, digest = packed.stat().st_size, hashlib.sha256(packed.read_bytes()).hexdigest()
+    sums = parse_sums((world.folder / "SHA256SUMS").read_bytes())
+    (world.folder / "SHA256SUMS").chmod(0o644)
+    (world.folder / "SHA256SUMS").write_bytes(format_sums({**sums, packed.name: digest}))
+    raw_digest = "sha256:" + hashlib.sha256(raw.read_bytes()).hexdigest()
+    forge(world, size=size, sha256=digest, digest=raw_digest, imageSize=raw.stat().st_size)
+    refuse(world, keys, key, r"the sysprep gate finds \d+ faults in the image: /etc/")
 
 
 # ---------------------------------------------------------------- keys
