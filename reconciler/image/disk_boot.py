@@ -81,8 +81,8 @@ fi
 boot_slot "$edge_default"
 if [ "$edge_default" = "b" ]; then boot_slot a; else boot_slot b; fi
 
-echo "edge: neither slot starts; again in 30 s"
-sleep 30
+echo "edge: neither slot starts; again in 10 s"
+sleep 10
 reboot
 """
 

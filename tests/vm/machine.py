@@ -100,11 +100,12 @@ class Machine:
         bus: str = "nvme",
         memory_mib: int = 2048,
         secure_boot: bool = False,
+        read_only: bool = False,
         more: Sequence[str] = (),
     ) -> None:
         self._qemu = need("qemu-system-x86_64", "qemu-system-x86")
         self._disk, self._folder, self._bus, self._memory = disk, folder, bus, memory_mib
-        self._secure, self._more = secure_boot, tuple(more)
+        self._secure, self._read_only, self._more = secure_boot, read_only, tuple(more)
         self._child: subprocess.Popen[bytes] | None = None
         self._qmp: socket.socket | None = None
         self._shell: socket.socket | None = None
@@ -143,6 +144,7 @@ class Machine:
         if not kept.exists():
             shutil.copyfile(FIRMWARE / variables, kept)
         drive = f"file={self._disk},format=raw,if=none,id=disk,cache=unsafe,discard=unmap,detect-zeroes=unmap"
+        drive += ",readonly=on" if self._read_only else ""
         device = {"nvme": "nvme,drive=disk,serial=edge0", "virtio": "virtio-blk-pci,drive=disk"}[self._bus]
         # fmt: off
         return [
