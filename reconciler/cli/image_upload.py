@@ -44,18 +44,17 @@ def upload(
     store = _opened(place, region, endpoint, config)
     release, digest = _artifact(folder)
     there = store.artifacts().get(release)
-    known = there is not None and there.digest == digest and store.folder(release) == folder.name
-    if known and there is not None and there.state.value in ("signed", "published"):
+    if there is not None and there.state.value in ("signed", "published") and _same(store, release, folder):
         state, done = there.state.value, False
     else:
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS_SIGNATURE)
         store.stage(release, folder.name, files, _progress())
         after = store.artifacts().get(release)
-        if after is None or after.digest != digest:
+        if after is None or not _same(store, release, folder):
             raise TerminalError(
-                f"the store shows {release} as {after.state.value if after else 'absent'} after the upload",
+                f"the store holds another artifact of {release} than {folder.name}, {after.state.value if after else 'absent'}",
                 needed_for=NEEDED_FOR,
-                remedy="upload it again",
+                remedy="see what it holds with `reconciler image list`: an artifact of a later day comes first",
             )
         state, done = after.state.value, True
     if output == "json":
@@ -66,6 +65,13 @@ def upload(
         click.echo(f"{folder.name} is in the image store, {state}: the reconciler has it signed and publishes it")
     else:
         click.echo(f"{folder.name} is in the image store already, {state}: nothing was uploaded")
+
+
+def _same(store: ImageStore, release: str, folder: Path) -> bool:
+    """Whether the store's artifact of a release is this one: SHA256SUMS binds every other byte."""
+    from reconciler.protocol.manifest import SUMS
+
+    return store.folder(release) == folder.name and store.read(release, SUMS) == (folder / SUMS).read_bytes()
 
 
 def _artifact(folder: Path) -> tuple[str, str]:

@@ -103,8 +103,8 @@ def artifact(top: Path, image: bytes = b"an image" * 100) -> Path:
     folder = top / NAME
     folder.mkdir(parents=True, exist_ok=True)
     packed = f"{NAME}.img.zst"
-    digest = "sha256:" + hashlib.sha256(image).hexdigest()
-    manifest = Manifest("v1.4.2", packed, len(image), "none", len(image), digest)
+    digest = "sha256:" + hashlib.sha256(b"unpacked" + image).hexdigest()
+    manifest = Manifest("v1.4.2", packed, len(image), "zstd", len(image) + 8, digest)
     contents = {packed: image, "manifest.json": manifest.to_bytes()}
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     for name, data in {**contents, "SHA256SUMS": format_sums(sums)}.items():
@@ -124,7 +124,7 @@ def test_an_artifact_comes_into_the_store_as_built_and_unsigned(tmp_path: Path, 
     told = json.loads(run("upload", str(folder), "--store", str(store), "--output", "json").stdout)
     there = DirectoryImageStore(store).artifacts()["v1.4.2"]
     assert there.state is ArtifactState.BUILT and told["state"] == "built" and told["uploaded"]
-    assert told["digest"] == there.digest and not (store / NAME / "SHA256SUMS.gpg").exists()
+    assert told["name"] == NAME and not (store / NAME / "SHA256SUMS.gpg").exists()
     assert "is in the image store, built" in run("upload", str(folder), "--store", str(store)).stdout
 
 
@@ -133,6 +133,9 @@ def test_a_release_that_is_signed_already_is_left_and_other_bytes_are_refused(tm
     run("upload", str(folder), "--store", str(store))
     DirectoryImageStore(store).attach_signature("v1.4.2", b"signed")
     assert "already, signed: nothing was uploaded" in run("upload", str(folder), "--store", str(store)).stdout
+    later = artifact(tmp_path / "later").rename(tmp_path / "later" / NAME.replace("20251115", "20251114"))
+    refused = run("upload", str(later), "--store", str(store), code=1)
+    assert isinstance(refused.exception, TerminalError)
     other = artifact(tmp_path / "other", b"another image")
     refused = run("upload", str(other), "--store", str(store), code=1)
     assert isinstance(refused.exception, TerminalError) and "other bytes" in str(refused.exception).lower()
