@@ -1,8 +1,9 @@
 """Writes the reference pages that come from code: `make docs`. A test fails where a page is stale.
 
 Sources: the commands' own help (`docs/reference/cli.md`), the fields of `controller/settings.py` (`settings.md`), the ladder of
-`planner/want.py` (`reasons.md`), the example fleet as it would report (`docs/tutorial/observed.json`), and what the commands
-print that the README and some guides show (`transcript`). The tutorial is held to its output by `tests/e2e/test_tutorial.py`.
+`planner/want.py` (`reasons.md`), the rules of the sysprep gate (`image-check.md`), the example fleet as it would report
+(`docs/tutorial/observed.json`), and what the commands print that the README and some guides show (`transcript`). The tutorial
+is held to its output by `tests/e2e/test_tutorial.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import transcript
 from reconciler.agent import main as agent
 from reconciler.cli.main import COMMANDS, cli
 from reconciler.controller import settings
+from reconciler.image.gate_rules import RULES
+from reconciler.image.gate_secrets import FORMS
 from reconciler.model.desired import Part
 from reconciler.model.plan import Reason
 from reconciler.model.scalars import format_duration, parse_duration
@@ -203,6 +206,37 @@ def reasons_page() -> str:
     )
 
 
+# ------------------------------------------------ the sysprep gate
+
+
+def image_check_page() -> str:
+    """The rules of the gate, each with its why, and where it looks."""
+    rows = [f"| `{rule.name}` | {_cell(rule.refuses)} | {_cell(rule.why)} | {_cell(rule.remedy)} |" for rule in RULES]
+    places = [
+        f"- `{rule.name}`: "
+        + ", ".join(f"`{path}`" for path in dict.fromkeys(path for look in rule.looks for path in look.paths))
+        for rule in RULES
+        if rule.looks
+    ]
+    forms = [
+        f"- `{rule}`: {', '.join(dict.fromkeys(form.what for form in FORMS if form.rule == rule))}"
+        for rule in dict.fromkeys(form.rule for form in FORMS)
+    ]
+    return (
+        HEAD
+        + (ROOT / ".ci/image-check.md").read_text(encoding="utf-8")
+        + "\n## The rules\n\n| rule | it refuses | why | what to do |\n| --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n\n## Where they look\n\nPaths in the image, from its root. `*` stays within a name, `**` crosses folders. "
+        "What a file says may matter:\na netplan file that asks for an address by DHCP is none of a site's. "
+        "Rules that are not in this list look at every file.\n\n"
+        + "\n".join(places)
+        + "\n\n## Forms of secrets\n\nLooked for in every file that no package ships, and in what is packed in it.\n\n"
+        + "\n".join(forms)
+        + "\n"
+    )
+
+
 # ------------------------------------------------ the example fleet, as it would report
 
 
@@ -242,6 +276,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/cli.md": cli_page,
     "docs/reference/settings.md": settings_page,
     "docs/reference/reasons.md": reasons_page,
+    "docs/reference/image-check.md": image_check_page,
     "docs/tutorial/observed.json": observed_example,
 }
 

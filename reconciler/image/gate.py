@@ -223,7 +223,7 @@ class _Inspection:
             if entry.is_file:
                 names[entry.inode.number].append(entry.path)
                 inodes[entry.inode.number] = entry.inode
-            elif not entry.is_folder:
+            elif entry.is_link:
                 self.volume.runs(entry.inode)
         for number, inode in inodes.items():
             # An empty file has nothing to hide; its digest is taken for what lies behind its end.
