@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
+
+from tests.support import golden
 
 
 @pytest.fixture(scope="session")
 def golden_image() -> Path:
     """The raw slot image. Never written to."""
-    return Path(os.environ["GOLDEN"])
+    return golden.image()
+
+
+@pytest.fixture(scope="session")
+def golden_artifact() -> Path:
+    """The artifact's folder. Never written to."""
+    return golden.artifact()
