@@ -34,6 +34,11 @@ MONTHLY, BUILD = (
 )
 JOB_TOKEN = "ghs_job"
 SERVER = "https://github.example"
+STORE = {
+    "IMAGE_STORE": "s3://images/golden/",
+    "IMAGE_STORE_REGION": "eu-central-1",
+    "IMAGE_STORE_ROLE": "arn:aws:iam::123456789012:role/image-store",
+}
 TODAY = f"{datetime.now(UTC):%Y%m%d}T000000Z"
 IMAGE = """\
 apiVersion: fleet/v1
@@ -189,7 +194,9 @@ def identity() -> Iterator[str]:
 
 
 def planned(tmp_path: Path, repo: Repo, before: str, release: str = "") -> list[str]:
-    run = runner(tmp_path, repo, {"github": {"event": {"before": before}}, "inputs": {"release": release}})
+    run = runner(
+        tmp_path, repo, {"github": {"event": {"before": before}}, "inputs": {"release": release}, "vars": STORE}
+    )
     done = run.job(BUILD["plan"])
     assert done is not None and done[0], told(run)
     found: list[str] = json.loads(done[1]["releases"])
@@ -205,8 +212,9 @@ def test_what_a_push_brings_is_planned(tmp_path: Path) -> None:
     # What a forced push replaced is not here.
     assert planned(tmp_path, repo, "1" * 40) == planned(tmp_path, repo, "0" * 40) == ["v1.3.0"]
     assert planned(tmp_path, repo, "", "v1.2.0") == ["v1.2.0"]
-    # No release: nothing is built, and nothing uploaded.
+    # No release, or no store: nothing is built.
     run = runner(tmp_path, repo, {})
+    assert run.job(BUILD["plan"]) is None and run.job(MONTHLY["propose"]) is None
     assert run.job(BUILD["build"], {"plan": {"releases": "[]"}}) is None
 
 
@@ -240,12 +248,10 @@ def test_a_release_is_built_without_a_credential_and_uploaded_unsigned(
 
         client = boto3.client("s3", endpoint_url=aws, region_name="eu-central-1")
         client.create_bucket(Bucket="images", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
-        settings = {"IMAGE_STORE": "s3://images/golden/", "IMAGE_STORE_REGION": "eu-central-1",
-                    "IMAGE_STORE_ROLE": "arn:aws:iam::123456789012:role/image-store"}  # fmt: skip
         given = {"ACTIONS_ID_TOKEN_REQUEST_URL": identity, "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "request-token",
                  "AWS_ENDPOINT_URL": aws, "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
         for said in ("is in the image store, built", "is in the image store, built"):
-            run = runner(tmp_path, repo, {"matrix": {"release": "v1.3.0"}, "vars": settings}, **given)
+            run = runner(tmp_path, repo, {"matrix": {"release": "v1.3.0"}, "vars": STORE}, **given)
             shutil.copytree(place, run.temp / "image")
             done = run.job(BUILD["upload"])
             assert done is not None and done[0], told(run)
@@ -256,9 +262,7 @@ def test_a_release_is_built_without_a_credential_and_uploaded_unsigned(
         assert not [name for name in names if name.endswith(".gpg")]
 
         # Somebody who is not the job gets no identity, and nothing is uploaded.
-        run = runner(tmp_path, repo, {"matrix": {"release": "v1.3.0"}, "vars": settings},
+        run = runner(tmp_path, repo, {"matrix": {"release": "v1.3.0"}, "vars": STORE},
                      **given | {"ACTIONS_ID_TOKEN_REQUEST_TOKEN": "stolen"})  # fmt: skip
         done = run.job(BUILD["upload"])
         assert done is not None and not done[0] and "401" in told(run)
-    run = runner(tmp_path, repo, {"matrix": {"release": "v1.3.0"}})
-    assert run.job(BUILD["upload"]) is None
