@@ -63,7 +63,27 @@ def explain(
     except AmbiguousName as error:
         raise click.UsageError(str(error)) from None
     found = _places(said, fleet, config, desired.commit, history=history)
-    write(_as_json(said, found) if output == "json" else _as_text(said, found))
+    signing = _awaited(config) if observed is None and _waits_for_an_image(said) else None
+    write(_as_json(said, found, signing) if output == "json" else _as_text(said, found, signing))
+
+
+def _waits_for_an_image(said: Explanation) -> bool:
+    from reconciler.model.plan import Reason
+
+    return Reason.IMAGE_NOT_READY.value in json.dumps(said.to_dict({}))
+
+
+def _awaited(config: Path | None) -> str | None:
+    """What a person has to sign, with the command, as the loop recorded it; None where nobody is waited for."""
+    from reconciler.controller.bootstrap import make_store
+    from reconciler.controller.conditions import AWAITING_SIGNATURE
+    from reconciler.controller.settings import load_settings
+
+    store = make_store(load_settings(config or Path("reconciler.yaml")), create=False)
+    try:
+        return next((row.message for row in store.conditions() if row.reason == AWAITING_SIGNATURE), None)
+    finally:
+        store.close()
 
 
 def _near(error: UnknownName) -> str:
@@ -94,13 +114,15 @@ def _places(said: Explanation, fleet: Path | None, config: Path | None, commit: 
     return find(repo, asks, said.authored())
 
 
-def _as_text(said: Explanation, found: Found) -> str:
+def _as_text(said: Explanation, found: Found, signing: str | None) -> str:
     lines = said.lines(found.places)
+    if signing is not None:
+        lines += ["", f"signing: {signing}"]
     if found.note is not None:
         lines += ["", f"no author is shown: {found.note}"]
     return "\n".join(lines) + "\n"
 
 
-def _as_json(said: Explanation, found: Found) -> str:
+def _as_json(said: Explanation, found: Found, signing: str | None) -> str:
     shown: dict[str, Any] = said.to_dict(found.places)
-    return json.dumps({**shown, "historyNote": found.note}, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps({**shown, "signing": signing, "historyNote": found.note}, indent=2, ensure_ascii=False) + "\n"

@@ -6,6 +6,7 @@ Shows what the loop saw at its last tick; asks no other system. The picture itse
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 import time
@@ -61,11 +62,27 @@ def status(config: Path, watch: bool, every: float, output: str) -> None:
         else:
             from reconciler.cli.status_view import view
 
-            console.print(view(look(), console.width, _ascii(console)))
+            found = look()
+            console.print(view(found, console.width, _ascii(console)))
+            for line in _to_be_run(found):
+                # Not broken into lines: it is there to be copied.
+                console.print(line, soft_wrap=True)
     except KeyboardInterrupt:
         return
     finally:
         store.close()
+
+
+def _to_be_run(status: Status) -> list[str]:
+    """The commands that a person with the release key is waited for to run."""
+    from reconciler.cli.status_view import clean
+    from reconciler.controller.conditions import AWAITING_SIGNATURE
+
+    awaited = " ".join(clean(row.message) for row in status.conditions if row.reason == AWAITING_SIGNATURE)
+    commands = re.findall(r"; run: (reconciler image sign .+?)(?=; v\d|; and \d+ more$|$)", awaited)
+    return (
+        ["", "To be signed, by a person with the release key:", *(f"  {text}" for text in commands)] if commands else []
+    )
 
 
 def _watch(console: Console, look: Callable[[], Status], every: float) -> None:

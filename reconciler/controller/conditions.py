@@ -18,6 +18,8 @@ from reconciler.ports import ConditionRow, Intent
 
 _REASON = re.compile(r"^[A-Z][A-Za-z0-9]+$")
 MAX_MESSAGE = 1000
+AWAITING_SIGNATURE = "AwaitingSignature"
+"""The reason of `SigningReady` whose message is a command for a person with the release key."""
 
 
 class Type(StrEnum):

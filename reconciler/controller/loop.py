@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from reconciler.controller.assign import ON_DEVICES, Artifacts, Assigner, Draft, marks, without
-from reconciler.controller.conditions import Conditions, Finding, Type, check_status
+from reconciler.controller.conditions import MAX_MESSAGE, Conditions, Finding, Type, check_status
 from reconciler.controller.execute import Executor
 from reconciler.controller.gather import Gatherer, World
 from reconciler.controller.herald import Herald, not_configured
@@ -39,6 +39,7 @@ SPIN = 20
 """Ticks in a row that may each leave more to do; then the loop waits for its gap. More would be a defect."""
 _LEAST = timedelta(seconds=1)
 _SHOWN = 2
+_ROOM = 20
 _EPOCHS_AHEAD = 1_000_000
 """A device that claims a serial further ahead lies: following it would use up the numbers."""
 
@@ -342,10 +343,13 @@ class Loop:
 
 
 def _by_hand(waiting: Mapping[str, str]) -> str:
-    """Releases and the commands that sign them, as many as a message holds."""
-    shown = [f"{release} is built and waits for its signature; run: {command}" for release, command in waiting.items()]
-    text = "; ".join(shown[:_SHOWN])
-    return text if len(shown) <= _SHOWN else f"{text}; and {len(shown) - _SHOWN} more"
+    """Releases and the commands that sign them: as many whole commands as a message holds."""
+    lines = [f"{release} is built and waits for its signature; run: {command}" for release, command in waiting.items()]
+    shown = 1
+    while shown < len(lines) and len("; ".join(lines[: shown + 1])) < MAX_MESSAGE - _ROOM:
+        shown += 1
+    more = f"; and {len(lines) - shown} more" if shown < len(lines) else ""
+    return "; ".join(lines[:shown]) + more
 
 
 def _later(intents: Sequence[Intent]) -> str:

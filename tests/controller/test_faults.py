@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.model.observed import DeviceObservation
+from reconciler.model.scalars import format_instant
 from tests.controller.harness import document
 from tests.controller.pipeline import RECONCILER, Keys, Pipeline, run_command
 from tests.support.gpg import make_home
@@ -251,6 +253,14 @@ def test_a_missing_signature_is_waited_for_and_the_command_that_is_shown_makes_i
     assert f"--key {keys.key}" in command and f"--commit {line.repo.head()}" in command
     line.later()
     assert waits(line) == command
+    assert line.program is not None
+    seen = DeviceObservation(name="SITE-1-1", site="SITE-1", last_seen=line.clock.now())
+    line.program.store.observe([seen], sequences={"SITE-1-1": ("boot", 1)})
+    for question in (["status"], ["explain", "SITE-1", "--at", format_instant(line.clock.now())]):
+        said = subprocess.run(
+            [RECONCILER, *question, "--config", str(line.config)], capture_output=True, text=True, check=False
+        )
+        assert command in said.stdout, said.stdout + said.stderr
     done = run_command(command, keys.release, "--yes")
     assert done.returncode == 0, done.stderr
     for word in ("release   v1 (edge-golden-v1-", "image     sha256:", "by Ada", ": First", keys.key, "packages"):
