@@ -9,7 +9,7 @@ resumed after a break, is never larger than the signed manifest says, and gets i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -126,11 +126,35 @@ def download(
 ) -> Iterator[float]:
     """Fetch the image into the cache, resuming what is there; yields between chunks.
 
-    Raises Refused (the bytes are wrong; what was fetched is removed) or TransportError (what was fetched stays).
+    Raises Refused (the bytes are wrong; what was fetched is removed) or TransportError (what was fetched stays). Addresses are
+    not signed, so one that gives wrong bytes, or a part left behind that has gone bad, does not speak for the others: each is
+    then asked for the whole, alone.
     """
-    folder = cache.open(target)
+    folder, urls = cache.open(target), addresses(sources, proven.manifest.file)
     part = folder / "part"
-    size = proven.manifest.size
+    origins = yield from _fetch(proven, part, urls, transport, disk)
+    for url in urls if origins else ():
+        if origins == [url]:
+            continue
+        try:
+            if not (yield from _fetch(proven, part, [url], transport, disk)):
+                origins = []
+                break
+        except TransportError:
+            # Whatever it would have given: what another gave was wrong, and stays refused.
+            disk.remove(part)
+    if origins:
+        raise Refused("artifact-digest", f"{proven.manifest.file} is not the file that SHA256SUMS names")
+    disk.replace(folder / "manifest.json", proven.manifest.to_bytes())
+    disk.rename(part, folder / proven.sha256)
+
+
+def _fetch(
+    proven: Proven, part: Path, urls: Sequence[str], transport: Transport, disk: Disk
+) -> Generator[float, None, list[str]]:
+    """Complete `part` from addresses that take turns; yields between chunks. Where its bytes then are wrong, it is removed, and
+    where they came from is returned: addresses, and the part's own name for what was there before."""
+    size, origins = proven.manifest.size, list[str]()
     digest, have = hashlib.sha256(), 0
     if part.exists() and part.stat().st_size <= size:
         with open(part, "rb") as file:
@@ -138,14 +162,17 @@ def download(
                 digest.update(data)
                 have += len(data)
                 yield 0.0
+        origins += [part.name] if have else []
     else:
         disk.remove(part)
     if have < size:
-        for url in (urls := addresses(sources, proven.manifest.file)):
+        for url in urls:
             try:
                 start, chunks = transport.stream(url, have, size)
                 if start != have:
                     digest, have = hashlib.sha256(), 0
+                    origins.clear()
+                origins.append(url)
                 with open(part, "r+b" if have else "wb") as file:
                     file.seek(have)
                     for data in chunks:
@@ -163,11 +190,10 @@ def download(
                 break
         else:
             raise NotFound(f"no address of {proven.manifest.file} gives all of it", status=404)
-    if digest.hexdigest() != proven.sha256:
-        disk.remove(part)
-        raise Refused("artifact-digest", f"{proven.manifest.file} is not the file that SHA256SUMS names")
-    disk.replace(folder / "manifest.json", proven.manifest.to_bytes())
-    disk.rename(part, folder / proven.sha256)
+    if digest.hexdigest() == proven.sha256:
+        return []
+    disk.remove(part)
+    return origins
 
 
 def _small(sources: Sequence[str], name: str, limit: int, transport: Transport) -> bytes:
