@@ -30,6 +30,7 @@ from reconciler.image.process import PATH
 from reconciler.ports import TerminalError
 
 _LARGEST_HOLE = 64 << 20
+_LONGEST_LIST = 64 << 20
 _LINKS = 40
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
@@ -274,10 +275,10 @@ class _Inspection:
         for path, entry in self.by_path.items():
             if entry.is_file and path.startswith(b"var/lib/dpkg/"):
                 if path.endswith(b".md5sums"):
-                    text = self.volume.read(entry.inode, entry.inode.size)
+                    text = self.volume.read(entry.inode, _LONGEST_LIST)
                     found.update(match.decode() for match in re.findall(rb"^([0-9a-f]{32})  ", text, re.MULTILINE))
                 elif path == b"var/lib/dpkg/status":
-                    text = self.volume.read(entry.inode, entry.inode.size)
+                    text = self.volume.read(entry.inode, _LONGEST_LIST)
                     found.update(match.decode() for match in re.findall(rb"^ /\S+ ([0-9a-f]{32})", text, re.MULTILINE))
         return frozenset(found)
 

@@ -125,7 +125,7 @@ def _keys(listing: str, now: float) -> Iterator[Key]:
     """Keys of gpg's listing with colons (doc/DETAILS in GnuPG's sources)."""
     rows = [line.split(":") for line in listing.splitlines()]
     starts = [index for index, row in enumerate(rows) if row[0] in ("pub", "sec")]
-    for start, end in zip(starts, [*starts[1:], len(rows)], strict=True):
+    for start, end in zip(starts, [*starts, len(rows)][1:], strict=True):
         primary = rows[start]
         parts = [row for row in rows[start:end] if row[0] in ("pub", "sec", "sub", "ssb")]
         fingerprint = next((row[9].upper() for row in rows[start:end] if row[0] == "fpr"), "")
