@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from reconciler.agent import artifact
 from reconciler.agent.judge import Keyring
@@ -219,6 +217,9 @@ def test_the_packages_are_those_in_the_image_whatever_was_pinned(where: Surround
 
 @pytest.mark.system
 def test_the_list_of_software_is_cyclonedx_and_dated_by_the_commit(where: Surroundings) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     folder = packed(where, image(where), "artifact")
     text = (folder / f"{NAME}.cdx.json").read_text()
     document = json.loads(text)
