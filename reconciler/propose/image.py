@@ -72,7 +72,9 @@ def bump(
         says.append(f"{old} is withdrawn; the new release is not")
     if not moves:
         hints.append(f"same pins and snapshot as {old}; --package NAME=VERSION, --snapshot and --refresh change them")
-    hints.append(f"comments are those of {old}: read them, they may tell of the old release")
+    # Whoever reviews a refreshed release has not asked for it, and sees no hints.
+    comments = f"comments are those of {old}: read them, they may tell of the old release"
+    (says if refreshed else hints).append(comments)
     hints.append(f"it is built when a wave asks for it; after the merge: reconciler promote {release}")
     suffix = origin.rpartition(".")[2]
     path = new_path(base, "Image", release).rpartition(".")[0] + f".{suffix}"
