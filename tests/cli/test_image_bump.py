@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from reconciler.cli.main import cli
 from reconciler.ports import TerminalError, TransientError
 from reconciler.repo.problem import InvalidInput
+from tests.house.tree import ROOT
 from tests.propose.fleets import files, waves
 from tests.support.apt import Repository
 from tests.support.github import GithubServer
@@ -42,6 +45,7 @@ suite: bookworm
 sources:
   - {mirror: main, suites: [bookworm], key: keys/archive.asc}
 """
+FLEET = ROOT / "fleet"
 TODAY = f"{datetime.now(UTC):%Y%m%d}T000000Z"
 
 
@@ -173,7 +177,12 @@ def test_mirrors_come_from_the_settings_and_go_with_refresh_alone(place: Place, 
     config = write_settings(tmp_path, builder={"mirrors": {"main": "http://127.0.0.1:9/x", "other": "/nowhere"}})
     assert "5:28.0-1" in place.run("--refresh", "--dry-run", "--config", str(config)).stdout
     assert "127.0.0.1:9" in place.refused("--refresh", "--dry-run", "--config", str(config), mirror=False)
-    for words in (("--downgrade",), ("--mirror", "main=/x"), ("--config", str(config)), ("--refresh", "--mirror", "main")):
+    for words in (
+        ("--downgrade",),
+        ("--mirror", "main=/x"),
+        ("--config", str(config)),
+        ("--refresh", "--mirror", "main"),
+    ):
         place.run(*words, code=2, mirror=False)
     place.run("--refresh", "--mirror", "main=/x", code=2)
 
@@ -181,6 +190,42 @@ def test_mirrors_come_from_the_settings_and_go_with_refresh_alone(place: Place, 
 def test_a_mirror_that_does_not_answer_is_no_fault_of_the_pins(place: Place) -> None:
     result = place.run("--refresh", "--mirror", "main=http://127.0.0.1:9/x", mirror=False, code=1)
     assert isinstance(result.exception, TransientError) and "did not answer" in str(result.exception)
+
+
+def test_the_products_own_release_is_refreshed_over_all_its_sources(place: Place, home: Home, tmp_path: Path) -> None:
+    """The Ubuntu variant and the newest document of this project, with the keys of mirrors that stand in for the real ones."""
+    variant = (FLEET / "images/edge-golden/ubuntu-22.04.yaml").read_text()
+    sources = yaml.safe_load(variant)["sources"]
+    assert {source["mirror"] for source in sources} >= {"ubuntu", "docker", "nvidia-container-toolkit"}
+    newer = {
+        "nvidia-driver-535-server": "535.247.01-0ubuntu0.22.04.1",
+        "nvidia-utils-535-server": "535.247.01-0ubuntu0.22.04.1",
+        "nvidia-container-toolkit": "1.17.8-1",
+        "docker-ce": "5:28.1.1-1~ubuntu.22.04~jammy",
+        "docker-ce-cli": "5:28.1.1-1~ubuntu.22.04~jammy",
+        "containerd.io": "1.7.27-1",
+    }
+    # The next line, which has names of its own: it stays where it is.
+    offers = {name: [version] for name, version in newer.items()} | {"nvidia-driver-550-server": ["550.1-0ubuntu1"]}
+    mirrors: list[str] = []
+    for source in sources:
+        folder = tmp_path / source["mirror"] / "20251201T000000Z"
+        for suite in source["suites"]:
+            Repository(folder, home, suite, source["components"], place.mirror.signer).offer(offers)
+        mirrors += ["--mirror", f"{source['mirror']}=file:{tmp_path / source['mirror']}/{{snapshot}}"]
+    document = (FLEET / "images/v1.4.2.yaml").read_text()
+    place.clone.commit(
+        "Add the product",
+        {
+            "fleet/images/golden/ubuntu-22.04.yaml": re.sub(r"key: [^,}]+", "key: keys/archive.asc", variant),
+            "fleet/images/v1.4.2.yaml": document.replace("edge-golden/", "golden/"),
+        },
+    )
+    place.clone.git("push", "-q", "origin", "main")
+    result = place.run("--refresh", "--snapshot", "20251201T000000Z", "--output", "json", *mirrors, mirror=False)
+    told = json.loads(result.stdout)
+    assert {move["what"]: move["new"] for move in told["moves"]} == {"snapshot": "20251201T000000Z", **newer}
+    assert told["branch"] == "image/v1.4.3"
 
 
 def test_the_pull_request_has_the_pins_as_a_table_and_is_opened_once(place: Place) -> None:
