@@ -29,11 +29,12 @@ from typing import Any
 
 from reconciler.image import ext4, pack
 from reconciler.image.bareroot import BareRoot
+from reconciler.image.gate import inspect
 from reconciler.image.inputs import BUILDER_VERSION, inputs_digest, read_recipe
 from reconciler.image.job import Job, Maker, plain_modes
 from reconciler.image.kept import Kept
 from reconciler.image.process import PATH, Ended, Surroundings, failed, kill_left
-from reconciler.image.progress import Hear, Progress
+from reconciler.image.progress import Hear, Progress, note
 from reconciler.model.desired import ImageSpec
 from reconciler.model.scalars import format_instant, release_key
 from reconciler.ports import Built, TerminalError
@@ -136,7 +137,7 @@ class ImageBuilder:
         with progress.stage("pack"):
             raw = self._pack(job, maker, newest, began)
         with progress.stage("gate"):
-            self._gate(job, maker, raw)
+            self._gate(job, raw)
         with progress.stage("artifact"):
             built = self._artifact(job, maker, raw, health)
         progress.done()
@@ -196,8 +197,16 @@ class ImageBuilder:
         )
         return raw
 
-    def _gate(self, job: Job, maker: Maker, raw: Path) -> None:
-        """What must not be in an image that many devices run."""
+    def _gate(self, job: Job, raw: Path) -> None:
+        """Nothing that belongs to one machine, one site or one person is in the image. The signer looks again, with the
+        fleet's keys in hand."""
+        faults = inspect(raw)
+        for fault in faults:
+            note(job.where.log, f"{fault.path}: {fault.rule}: {fault.what}; {fault.remedy}")
+        if faults:
+            shown = "; ".join(f"{fault.path}: {fault.what}" for fault in faults[:5])
+            more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+            raise failed("gate", f"the image holds what no image may hold: {shown}{more}", job.where.log)
 
     def _artifact(self, job: Job, maker: Maker, raw: Path, health: dict[str, Any]) -> Built:
         """The packed image with its papers, moved into the output in one step."""

@@ -34,12 +34,13 @@ class Progress:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.times.items())
         self._tell("done", f"=== done (seconds a stage: {stages})")
 
-    def note(self, text: str) -> None:
-        """A line for the log."""
-        with self._log.open("a", encoding="utf-8") as log:
-            log.write(f"{text}\n")
-
     def _tell(self, name: str, line: str) -> None:
-        self.note(line)
+        note(self._log, line)
         if self._hear is not None:
             self._hear(name, time.monotonic() - self._began)
+
+
+def note(log: Path, text: str) -> None:
+    """Add a line to a build's log."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{text}\n")

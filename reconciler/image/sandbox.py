@@ -31,6 +31,7 @@ _IDS = 65536
 _TMP = "/tmp"  # noqa: S108 - the image's
 # What installing and configuring files takes. Not SYS_ADMIN, MKNOD, SYS_PTRACE, NET_ADMIN, SYS_MODULE, SYS_CHROOT …
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID")
+_SETTINGS = ("/proc/sys", "/proc/fs", "/proc/scsi", "/proc/acpi")
 _NAMESPACES = ("--mount", "--pid", "--net", "--ipc", "--uts")
 _NEEDED = {"bwrap": "bubblewrap", "mmdebstrap": "mmdebstrap", "setpriv": "util-linux", "unshare": "util-linux"}
 
@@ -60,6 +61,9 @@ class Ground:
         for name in _CAPABILITIES:
             box += ["--cap-add", f"CAP_{name}"]
         box += ["--bind" if change else "--ro-bind", str(root), "/", "--dev", "/dev", "--proc", "/proc"]
+        # Root may write kernel settings without any capability: core_pattern alone would be a way out of the box.
+        for name in _SETTINGS:
+            box += ["--ro-bind-try", name, name]
         # What a script leaves in these is gone with it.
         for name in ("/run", _TMP, f"/var{_TMP}"):
             box += ["--perms", "1777" if "tmp" in name else "0755", "--tmpfs", name]
