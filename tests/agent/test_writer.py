@@ -9,7 +9,9 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -332,6 +334,27 @@ def test_a_bomb_fills_nothing(hardware: DirectoryHardware, tmp_path: Path, fill:
     proven, packed = artifact(tmp_path, b"y" * MIB, packed=small.read_bytes())
     refuses(hardware, proven, packed, "image-size")
     assert (hardware.root / "slot-b.img").stat().st_size <= MIB
+
+
+def test_a_program_that_skips_past_the_end_is_ended(
+    hardware: DirectoryHardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a bomb of zeros does, without an end: no limit on files holds it up."""
+    proven, packed = artifact(tmp_path, LARGE)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "zstd").write_text(
+        f"#!{sys.executable} -S\nimport os, sys, time\nif '--sparse' not in sys.argv:\n"
+        f"    os.execv({shutil.which('zstd')!r}, sys.argv)\nfor _ in range(2000):\n"
+        "    os.lseek(1, 1 << 20, os.SEEK_CUR)\n    time.sleep(0.01)\n"
+    )
+    (tmp_path / "bin" / "zstd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    started = time.monotonic()
+    with pytest.raises(HardwareError, match="unpacks to more than"):
+        run(hardware, proven, packed)
+    assert time.monotonic() - started < 15, "it would have gone on for 20 seconds"
+    assert zstds() == 0
+    assert hardware.slots()["b"] == Slot()
 
 
 @pytest.mark.parametrize("damage", ["not zstd", "cut short"])
