@@ -2,9 +2,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
-# Debian packages: what the demo needs, and what the suite needs beside it.
+# Debian packages: what the demo needs, what building an image and its install disk needs, and what the suite needs beside it.
 DEMO_PACKAGES := git gnupg gpgv zstd e2fsprogs
-TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry cloud-init shellcheck
+IMAGE_PACKAGES := $(DEMO_PACKAGES) mmdebstrap bubblewrap uidmap fdisk dosfstools mtools
+TEST_PACKAGES := $(IMAGE_PACKAGES) docker-registry cloud-init shellcheck systemd-container openssl
+VM_PACKAGES := $(TEST_PACKAGES) qemu-system-x86 ovmf openssh-client
 # Whole runs: counting their branches would take longer than they do, and the unit tests prove the pure parts by themselves.
 PLAYED := tests/simulate tests/e2e
 PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol
@@ -23,11 +25,12 @@ demo:  ## a promotion, a bad release stopped, its revert, an app release: 52 sit
 
 test:  ## the whole suite but for virtual machines
 	@.ci/setup --system $(TEST_PACKAGES)
+	@$(PY) -m tests.support.golden
 	@.venv/bin/pytest -q -n 2 --dist loadgroup -m "not vm" -p no:cacheprovider $(addprefix --ignore=,$(PLAYED)) --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
 	@.venv/bin/pytest -q -n 2 --dist loadgroup -m "not vm" -p no:cacheprovider $(PLAYED)
 
 test-vm:  ## tests that need root or virtual machines
-	@.ci/setup --system $(TEST_PACKAGES)
+	@.ci/setup --system $(VM_PACKAGES)
 	@.ci/test-vm
 
 check:  ## lint, types, unit tests: under a minute
@@ -50,4 +53,4 @@ docs:  ## generate the reference pages that come from code
 	@$(PY) .ci/docs.py
 
 packages:  ## name the Debian packages that the suite needs
-	@echo $(TEST_PACKAGES)
+	@echo $(VM_PACKAGES)
