@@ -34,7 +34,12 @@ class Device:
     """A folder with etc/ and the stand-ins' programs."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.etc, self.programs, self.script = folder, folder / "etc", folder / "bin", folder / "healthcheck.sh"
+        self.folder, self.etc, self.programs, self.script = (
+            folder,
+            folder / "etc",
+            folder / "bin",
+            folder / "healthcheck.sh",
+        )
         self.programs.mkdir()
         (self.etc / "edge").mkdir(parents=True)
         for name, line in GOOD.items():
