@@ -93,6 +93,7 @@ def says(pattern: str, what: str) -> Test:
 
 
 def site_id(file: Found) -> Iterator[str]:
+    """A SITE_ID that is set to something else than golden."""
     for number, line in enumerate(file.read().splitlines(), 1):
         match = re.match(rb"\s*(?:export\s+|Environment=)?[\"']?SITE_ID\s*[=:]\s*(.*?)\s*$", line)
         value = match[1].split(b"#")[0].strip().strip(b"\"'").strip() if match else b""
@@ -101,6 +102,7 @@ def site_id(file: Found) -> Iterator[str]:
 
 
 def hosts(file: Found) -> Iterator[str]:
+    """An address in a hosts file that is not the machine's own or a group's."""
     for number, line in enumerate(file.read().splitlines(), 1):
         words = line.split(b"#")[0].split()
         if words and not re.match(rb"127\.|::1$|f[ef]0[0-2]::|0\.0\.0\.0$|::$|255\.255\.255\.255$", words[0]):
@@ -108,6 +110,7 @@ def hosts(file: Found) -> Iterator[str]:
 
 
 def hostname(file: Found) -> Iterator[str]:
+    """A host name that is none of an image's."""
     words = [line.strip() for line in file.read().splitlines() if line.strip() and not line.startswith(b"#")]
     if words and words[0].split(b".")[0] not in _NEUTRAL_NAMES:
         yield "a machine's host name"
@@ -117,6 +120,8 @@ _NEUTRAL_NAMES = (b"localhost", b"golden", b"edge", b"edge-golden", b"debian", b
 
 
 def shadow(empty_is_open: bool) -> Test:
+    """A password in the second field of a line, locked or not; with `empty_is_open`, one that is missing too."""
+
     def test(file: Found) -> Iterator[str]:
         for number, line in enumerate(file.read().splitlines(), 1):
             fields = line.split(b":")
@@ -131,6 +136,7 @@ def shadow(empty_is_open: bool) -> Test:
 
 
 def in_homes(*names: str) -> tuple[str, ...]:
+    """Globs for names below any folder."""
     return tuple(f"**/{name}" for name in names)
 
 
