@@ -7,7 +7,6 @@ that nobody waits for boto3 who keeps images in a folder. Source: design §6, "A
 from __future__ import annotations
 
 import random
-import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.controller import settings as s
 from reconciler.controller.assign import Artifacts, Assigner
+from reconciler.controller.by_hand import signing_command
 from reconciler.controller.conditions import Conditions, Type
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gatekeeper import ReleaseKeys, StateLock
@@ -288,22 +288,6 @@ def make_key_signer(settings: s.Settings, place: s.KeySigner, git: GitSource, im
         required=settings.commits.required,
         scratch=scratch,
     )
-
-
-def signing_command(settings: s.Settings, release: str, commit: str) -> str:
-    """What a key holder runs, on any machine that reaches the image store and the fleet repo, to sign a release."""
-    place, git, signer = settings.images, settings.git, settings.keys.signer
-    asked = signer.fingerprint if isinstance(signer, s.OfflineSigner) else None
-    argv = ["reconciler", "image", "sign", release, "--commit", commit, "--key", asked or settings.keys.releases[0]]
-    if isinstance(place, s.S3Place):
-        argv += ["--store", place.url]
-        argv += ["--region", place.region] if place.region else []
-        argv += ["--endpoint", place.endpoint] if place.endpoint else []
-    else:
-        argv += ["--store", str(place.path)]
-    argv += ["--git", git.url]
-    argv += ["--branch", git.branch] if git.branch != "main" else []
-    return shlex.join(argv)
 
 
 def make_assignment_signer(settings: s.Settings) -> AssignmentSigner:
