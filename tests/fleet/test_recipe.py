@@ -235,7 +235,7 @@ def test_the_scripts_pass_shellcheck() -> None:
     scripts = [path for path in RECIPE.rglob("*") if path.is_file() and path.read_bytes().startswith(b"#!")]
     assert set(SCRIPTS) < set(scripts) and len(scripts) >= 10
     # SC1091: what the initrd's scripts include is not here, but in the image.
-    argv = [need("shellcheck"), "--exclude=SC1091", *scripts]
+    argv = [need("shellcheck"), "--exclude=SC1091", *map(str, scripts)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
