@@ -134,13 +134,18 @@ def _variant(file: Path) -> tuple[Variant, dict[reader.Where, reader.Spot]]:
     try:
         return Variant.model_validate({key: value for key, value in tree.items() if value is not None}), spots
     except ValidationError as error:
-        raise InvalidInput(_problem(file, found, spots) for found in error.errors()) from None
+        faults = error.errors()
+        # A list whose items are all wrong is not also too short.
+        inner = {fault["loc"][:-1] for fault in faults} | {fault["loc"][:-2] for fault in faults}
+        told = [fault for fault in faults if not (fault["type"] == "too_short" and fault["loc"] in inner)]
+        raise InvalidInput(_problem(file, found, spots) for found in told) from None
 
 
 def _problem(file: Path, found: Any, spots: dict[reader.Where, reader.Spot]) -> Problem:
     """One complaint of pydantic, with its place, its key, cause and remedy."""
     where = tuple(part for part in found["loc"] if part != "[key]")
     spot, exact = reader.nearest(spots, where)
+    exact = exact and "[key]" not in found["loc"]
     key = ".".join(str(part) for part in where) or "the file"
     at_key = (spot.key_line, spot.key_column)
     if found["type"] == "extra_forbidden":
@@ -150,6 +155,8 @@ def _problem(file: Path, found: Any, spots: dict[reader.Where, reader.Spot]) -> 
         )
     if found["type"] == "missing":
         return Problem(str(file), *at_key, f"`{key}` is missing; add it (see README.md of the recipe)", code="missing")
+    if found["type"] == "too_short":
+        return Problem(str(file), *at_key, f"`{key}` is empty; write at least one item", code="empty")
     text = str(found["msg"])
     message = f"`{key}` is {reader.clip(str(found['input']))}: {text[:1].lower()}{text[1:]}; correct it"
     return Problem(str(file), *((spot.line, spot.column) if exact else at_key), message, code=str(found["type"]))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,42 @@ from reconciler.model.desired import ImageSpec
 from reconciler.ports import Built, TerminalError
 from reconciler.protocol.manifest import Manifest
 from reconciler.protocol.sums import parse_sums
+from tests.support.gpg import make_home
 from tests.support.system import need
 
 pytestmark = pytest.mark.system
 EXAMPLE = Path(__file__).parents[2] / "fleet" / "images" / "edge-golden"
-SETUP = "#!/bin/sh\nset -e\nmkdir -p $ROOT/etc\necho RELEASE=$RELEASE > $ROOT/etc/edge-release\n"
+# What every image needs: its release, and the keys that it trusts.
+SETUP = """#!/bin/sh
+set -e
+mkdir -p $ROOT/etc/edge
+echo RELEASE=$RELEASE > $ROOT/etc/edge-release
+cp -r "${0%/*}/keys" $ROOT/etc/edge/keys
+"""
 HEALTH = """#!/bin/sh\necho '{"checks":[{"name":"a","status":"ok","message":"m"}],"status":"ok"}'\n"""
+
+
+@cache
+def keys() -> dict[str, bytes]:
+    """Release keys as an image holds them."""
+    with make_home() as home:
+        made = home.generate("Release <release@example.org>")
+        return {"release.gpg": home.export([made]), "release.fpr": f"{made}\n".encode()}
+
+
+def with_keys(folder: Path) -> Path:
+    """Put release keys into a folder of a recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in keys().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def example(folder: Path) -> Path:
+    """A copy of the example's recipe, with keys."""
+    shutil.copytree(EXAMPLE, folder)
+    with_keys(folder / "rootfs/etc/edge/keys")
+    return folder
 
 
 def builder(folder: Path, day: int = 15, timeout_s: float = 60) -> ImageBuilder:
@@ -37,6 +68,7 @@ def recipe(folder: Path, setup: str = SETUP, health: str = HEALTH) -> Path:
     for name, text in (("setup.sh", setup), ("healthcheck.sh", health)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
+    with_keys(folder / "keys")
     return folder
 
 
@@ -61,12 +93,12 @@ def raw(built: Built, to: Path) -> Path:
 
 
 def test_two_builds_elsewhere_and_later_are_bit_identical(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(EXAMPLE, copy, copy_function=shutil.copyfile)
-    for path in EXAMPLE.rglob("*"):
+    source = example(tmp_path / "recipe")
+    copy = Path(shutil.copytree(source, tmp_path / "copy", copy_function=shutil.copyfile))
+    for path in source.rglob("*"):
         if path.is_file():
-            (copy / path.relative_to(EXAMPLE)).chmod(path.stat().st_mode & 0o755)
-    one = build(builder(tmp_path / "one"), EXAMPLE, packages={"docker-ce": "5:27"})
+            (copy / path.relative_to(source)).chmod(path.stat().st_mode & 0o755)
+    one = build(builder(tmp_path / "one"), source, packages={"docker-ce": "5:27"})
     time.sleep(1.1)
     two = build(builder(tmp_path / "a" / "longer" / "two"), copy, packages={"docker-ce": "5:27"})
     assert one.name == two.name == "edge-golden-v1.4.2-20251115" and one.digest == two.digest
@@ -77,7 +109,8 @@ def test_two_builds_elsewhere_and_later_are_bit_identical(tmp_path: Path) -> Non
 
 
 def test_the_artifact_is_what_its_papers_say(tmp_path: Path) -> None:
-    built = build(builder(tmp_path), EXAMPLE)
+    source = example(tmp_path / "recipe")
+    built = build(builder(tmp_path), source)
     sums = parse_sums((built.folder / "SHA256SUMS").read_bytes())
     manifest = Manifest.from_bytes((built.folder / "manifest.json").read_bytes())
     assert set(sums) == {manifest.file, f"{built.name}.chunks", "manifest.json"} and manifest.release == "v1.4.2"
@@ -85,7 +118,7 @@ def test_the_artifact_is_what_its_papers_say(tmp_path: Path) -> None:
     assert image.stat().st_size == manifest.image_size == manifest.extra["minSlotSize"]
     assert manifest.digest == built.digest and manifest.extra["commit"] == "a" * 40
     assert manifest.extra["healthcheck"]["status"] == "ok"
-    assert manifest.extra["inputs"] == inputs_digest("v1.4.2", ImageSpec(recipe="r/"), read_recipe(EXAMPLE))
+    assert manifest.extra["inputs"] == inputs_digest("v1.4.2", ImageSpec(recipe="r/"), read_recipe(source))
     assert "RELEASE=v1.4.2" in debugfs("cat /etc/edge-release", image)
     assert debugfs("cat /usr/local/bin/healthcheck.sh", image).startswith("#!/bin/bash")
     stat = debugfs("stat /usr/local/bin/healthcheck.sh", image)
