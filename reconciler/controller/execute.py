@@ -1,10 +1,10 @@
 """The third step of a tick: one handler an action. Idempotent effects, each written down as an intent before it is taken.
 
 Decides nothing about the rollout. What fails for now (TransientError) is tried again with a growing delay; what cannot go
-right (TerminalError) stalls until its input changes: the commit in force, the artifact's state, a signature. A stall that is
-not the recipe's own is tried once an hour too: a permission may have been given where nothing tells us. An intent that the plan
-no longer asks for, or whose effect is there already, is closed without being taken. Assignments are no effect of their own:
-they are written in the transaction of their intents (`record`). Source: design §6; style, habit 6.
+right (TerminalError) stalls until its input changes: the commit in force, the artifact's state, a signature. A stall is
+tried once an hour too, one of the builder's own once a day: what was in the way may be gone where nothing tells us. An
+intent that the plan no longer asks for, or whose effect is there already, is closed without being taken. Assignments are no
+effect of their own: they are written in the transaction of their intents (`record`). Source: design §6; style, habit 6.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ _STEPS = {
 _ORDER = list(ArtifactState)
 _LOOK_EVERY = timedelta(seconds=60)
 _STALL_RETRY = timedelta(hours=1)
+_BUILD_RETRY = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stall:
-    """An action that failed for good: on what input, why, and from when on it is tried again on the same (None: never)."""
+    """An action that failed for good: on what input, why, and from when on it is tried again on the same."""
 
     input: str
     error: str
-    again: datetime | None
+    again: datetime
 
     def is_over(self, now: datetime) -> bool:
         """Whether it is time to try again."""
-        return self.again is not None and now >= self.again
+        return now >= self.again
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Executor:
         self._hands, self._jobs = hands, jobs
         self._stalled: dict[str, _Stall] = {}
         self._tried: dict[int, tuple[str, datetime]] = {}
-        self._by_recipe: set[str] = set()
+        self._by_builder: set[str] = set()
         self._refused: dict[str, bytes] = {}
         self._looked_at: dict[str, datetime] = {}
         self._handlers: Mapping[ActionKind, Callable[[Action, World, Plan], str]] = {
@@ -158,10 +159,10 @@ class Executor:
             del self._stalled[key]
 
     def stall(self, intent: Intent, error: TerminalError) -> None:
-        """Do not take this action again before its input changes. What is no build's own fault (a permission, a key's
-        home) may be mended where nothing tells us: that is looked at again, seldom."""
+        """Do not take this action again before its input changes, or for long: a permission, a program or a mirror may be
+        mended where nothing tells us."""
         tried, at = self._tried.pop(intent.id, ("", intent.created_at))
-        again = None if intent.key in self._by_recipe else at + _STALL_RETRY
+        again = at + (_BUILD_RETRY if intent.key in self._by_builder else _STALL_RETRY)
         self._stalled[intent.key] = _Stall(tried, str(error), again)
 
     def is_done(self, action: Action, world: World) -> bool:
@@ -242,12 +243,12 @@ class Executor:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _built(self, action: Action, release: str, spec: ImageSpec, recipe: Path, commit: str) -> Built:
-        """Ask the builder, and note where the recipe is at fault: building the same again ends in the same way."""
-        self._by_recipe.discard(action.key)
+        """Ask the builder, and note where it refuses: building the same again takes long, and likely ends in the same way."""
+        self._by_builder.discard(action.key)
         try:
             return self._hands.builder.build(release, spec, recipe, commit)
         except TerminalError:
-            self._by_recipe.add(action.key)
+            self._by_builder.add(action.key)
             raise
 
     def _sign(self, action: Action, world: World, plan: Plan) -> str:

@@ -7,6 +7,7 @@ signer` with real keys. Only time is by hand, so that a delay before the next at
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -187,5 +188,10 @@ def run_command(text: str, home: Home, *more: str) -> subprocess.CompletedProces
         text=True,
         timeout=120,
         check=False,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "GNUPGHOME": str(home.path), "HOME": str(home.path)},
+        env={
+            **{name: text for name, text in os.environ.items() if name.startswith("AWS_")},
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "GNUPGHOME": str(home.path),
+            "HOME": str(home.path),
+        },
     )

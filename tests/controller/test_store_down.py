@@ -11,7 +11,7 @@ from typing import Any
 import boto3
 import pytest
 
-from tests.controller.pipeline import FPR, Keys, Pipeline
+from tests.controller.pipeline import FPR, Keys, Pipeline, run_command
 from tests.support.aws import moto_server, use_test_credentials
 from tests.support.faults import FaultProxy
 from tests.support.gpg import make_home
@@ -62,12 +62,13 @@ def bucket(moto: str) -> Iterator[Bucket]:
         yield Bucket(moto, proxy)
 
 
-def pipeline(root: Path, keys: Keys, bucket: Bucket) -> Pipeline:
+def pipeline(root: Path, keys: Keys, bucket: Bucket, kind: str = "key") -> Pipeline:
     images = {
         "type": "s3", "url": f"s3://{bucket.name}/", "region": "eu-central-1", "endpoint": bucket.proxy.url
     }  # fmt: skip
     # The signer's own process would look for an AWS identity of its own user.
-    return Pipeline(root, keys, signer={"type": "key", "home": str(keys.release.path), FPR: keys.key}, images=images)
+    home = {"home": str(keys.release.path)} if kind == "key" else {}
+    return Pipeline(root, keys, signer={"type": kind, FPR: keys.key, **home}, images=images)
 
 
 @pytest.mark.parametrize("path", [".img", "SHA256SUMS", "manifest.json"])
@@ -118,4 +119,16 @@ def test_an_answer_that_is_lost_half_way_is_no_second_upload(tmp_path: Path, key
     line.settle()
     line.later()
     assert line.state == "published" and line.condition("Stalled")[0] == "False"
+    line.close()
+
+
+def test_the_command_that_is_shown_signs_in_a_bucket(tmp_path: Path, keys: Keys, bucket: Bucket) -> None:
+    line = pipeline(tmp_path, keys, bucket, "offline")
+    line.settle()
+    command = line.condition("SigningReady")[2].partition("; run: ")[2]
+    assert f"--store s3://{bucket.name}/ --region eu-central-1 --endpoint {bucket.proxy.url}" in command
+    done = run_command(command, keys.release, "--yes")
+    assert done.returncode == 0, done.stderr
+    line.later(61)
+    assert line.state == "published" and line.condition("SigningReady")[:2] == ("True", "CanSign")
     line.close()
