@@ -116,19 +116,9 @@ def write_artifact(
         more["serial"] = int(day[1])
     if software is not None:
         listed = folder / f"{name}{SBOM_SUFFIX}"
-        status = sbom.write(
-            software.where,
-            raw,
-            listed,
-            name=software.family,
-            version=release,
-            vendor=software.vendor,
-            digest=index.digest,
-            epoch=software.epoch,
-        )
+        more["packages"] = _list_software(software, raw, listed, release, index.digest)
         sums[listed.name] = hashed(listed)[1]
         more["sbom"] = {"file": listed.name, "sha256": sums[listed.name]}
-        more["packages"] = sbom.installed(status)
     manifest = Manifest(
         release=release,
         file=packed.name,
@@ -151,6 +141,21 @@ def write_artifact(
     for path in (*(folder / file for file in sorted(sums)), folder / SUMS, folder):
         sync(path)
     return manifest.digest
+
+
+def _list_software(software: Software, raw: Path, out: Path, release: str, digest: str) -> dict[str, str]:
+    """Write the list of software to `out`; returns the packages in the image, name → version."""
+    status = sbom.write(
+        software.where,
+        raw,
+        out,
+        name=software.family,
+        version=release,
+        vendor=software.vendor,
+        digest=digest,
+        epoch=software.epoch,
+    )
+    return sbom.installed(status)
 
 
 def _index(raw: Path) -> chunks.ChunkIndex:
