@@ -37,7 +37,7 @@ from reconciler.image.process import PATH, Ended, Surroundings, failed, kill_lef
 from reconciler.image.progress import Hear, Progress, note
 from reconciler.model.desired import ImageSpec
 from reconciler.model.scalars import format_instant, release_key
-from reconciler.ports import Built, TerminalError
+from reconciler.ports import Built, TerminalError, TransientError
 
 _SCRIPTS = ("setup.sh", "healthcheck.sh")
 
@@ -116,11 +116,18 @@ class ImageBuilder:
         job = Job(
             release, spec, name, commit, inputs, int(at.timestamp()), tools, Surroundings(scratch, log, self._timeout_s)
         )
+        progress = Progress(self._hear, log)
         try:
-            built = self._stages(job, recipe, maker, Progress(self._hear, log))
+            return self._stages(job, recipe, maker, progress)
+        except OSError as error:
+            # What our own code could not write or read: most often the disk is full.
+            raise TransientError(
+                f"stage {progress.now!r} of the build failed: {error.strerror or error} ({error.filename or 'a file'})",
+                needed_for="building the image",
+                remedy=f"see that {self._work} has room and is writable; it is tried again",
+            ) from None
         finally:
             _remove(scratch, maker)
-        return built
 
     def _stages(self, job: Job, recipe: Path, maker: Maker, progress: Progress) -> Built:
         """From the recipe to the artifact."""

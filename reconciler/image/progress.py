@@ -15,16 +15,17 @@ Hear = Callable[[str, float], None]
 
 
 class Progress:
-    """The course of one build. `times` are the seconds that each finished stage took, in their order."""
+    """The course of one build: `now` is the stage under way, `times` the seconds that each finished one took."""
 
     def __init__(self, hear: Hear | None, log: Path) -> None:
         self._hear, self._log, self._began = hear, log, time.monotonic()
         self.times: dict[str, float] = {}
+        self.now = ""
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Everything within is this stage."""
-        began = time.monotonic()
+        began, self.now = time.monotonic(), name
         self._tell(name, f"=== stage {name}, after {began - self._began:.1f} s")
         yield
         self.times[name] = time.monotonic() - began

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from functools import cache
@@ -15,15 +17,17 @@ import pytest
 
 from reconciler.image.builder import ImageBuilder
 from reconciler.image.inputs import inputs_digest, read_recipe
+from reconciler.image.progress import Hear
 from reconciler.model.desired import ImageSpec
-from reconciler.ports import Built, TerminalError
+from reconciler.ports import Built, TerminalError, TransientError
 from reconciler.protocol.manifest import Manifest
 from reconciler.protocol.sums import parse_sums
 from tests.support.gpg import make_home
 from tests.support.system import need
 
 pytestmark = pytest.mark.system
-EXAMPLE = Path(__file__).parents[2] / "fleet" / "images" / "edge-golden"
+TOP = Path(__file__).parents[2]
+EXAMPLE = TOP / "fleet" / "images" / "edge-golden"
 # What every image needs: its release, and the keys that it trusts.
 SETUP = """#!/bin/sh
 set -e
@@ -57,10 +61,12 @@ def example(folder: Path) -> Path:
     return folder
 
 
-def builder(folder: Path, day: int = 15, timeout_s: float = 60) -> ImageBuilder:
+def builder(folder: Path, day: int = 15, timeout_s: float = 60, progress: Hear | None = None) -> ImageBuilder:
     need("mke2fs", "e2fsprogs")
     at = datetime(2025, 11, day, 12, tzinfo=UTC)
-    return ImageBuilder(folder / "work", folder / "out", committed_at=lambda _: at, timeout_s=timeout_s)
+    return ImageBuilder(
+        folder / "work", folder / "out", committed_at=lambda _: at, timeout_s=timeout_s, progress=progress
+    )
 
 
 def recipe(folder: Path, setup: str = SETUP, health: str = HEALTH) -> Path:
@@ -228,3 +234,66 @@ def test_the_digest_follows_what_decides_the_bytes() -> None:
     assert base != inputs_digest("v1.4.3", spec, files)
     assert base != inputs_digest("v1.4.2", ImageSpec(recipe="r/", packages={"a": "1"}), files)
     assert base != inputs_digest("v1.4.2", spec, files[1:])
+
+
+STAGES = ("packages", "setup", "check", "sysprep", "pack", "gate", "artifact", "done")
+
+
+def test_stages_are_told_in_their_order_with_the_time_gone_by(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    made = builder(tmp_path, progress=lambda stage, elapsed_s: told.append((stage, elapsed_s)))
+    build(made, recipe(tmp_path / "r"))
+    assert tuple(stage for stage, _ in told) == STAGES
+    assert [elapsed_s for _, elapsed_s in told] == sorted(elapsed_s for _, elapsed_s in told)
+    (log,) = (tmp_path / "work/logs").iterdir()
+    assert all(f"=== stage {stage}, after" in log.read_text() for stage in STAGES[:-1])
+    build(made, tmp_path / "r")
+    assert len(told) == len(STAGES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_a_build_that_was_killed_in_a_stage_is_made_anew(tmp_path: Path, stage: str) -> None:
+    source = recipe(tmp_path / "r", SETUP + f"sleep 97.{os.getpid()} &\n")
+    code = f"""
+import os, signal
+from pathlib import Path
+from tests.image.test_builder import build, builder
+killed = lambda stage, _: os.kill(os.getpid(), signal.SIGKILL) if stage == {stage!r} else None
+build(builder(Path({str(tmp_path)!r}), progress=killed), Path({str(source)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOP, capture_output=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not list((tmp_path / "out").glob("[0-9a-f]*"))
+    built = build(builder(tmp_path), source)
+    assert [path.name for path in (tmp_path / "work" / "scratch").iterdir()] == [".v1.4.2.lock"]
+    assert build(builder(tmp_path / "whole"), source).digest == built.digest
+
+
+def test_what_a_killed_build_left_running_is_ended(tmp_path: Path) -> None:
+    scratch = tmp_path / "work" / "scratch" / "v1.4.2-abc"
+    scratch.mkdir(parents=True)
+    left = subprocess.Popen(["sleep", "100"], env={"HOME": f"{scratch}/home", "PATH": "/usr/bin:/bin"})
+    try:
+        build(builder(tmp_path), recipe(tmp_path / "r"))
+        assert left.wait(5) == -signal.SIGKILL
+    finally:
+        left.kill()
+        left.wait()
+
+
+def test_what_cannot_be_written_is_tried_again_and_names_its_stage(tmp_path: Path) -> None:
+    # A file where the output's folder must be: as a full disk, it is met by our own code, in the last stage.
+    (tmp_path / "out").write_text("")
+    with pytest.raises(TransientError, match="stage 'artifact' of the build failed: File exists"):
+        build(builder(tmp_path), recipe(tmp_path / "r"))
+    assert [path.name for path in (tmp_path / "work" / "scratch").iterdir()] == [".v1.4.2.lock"]
+
+
+def test_the_gate_ends_a_build_whose_image_holds_a_secret(tmp_path: Path) -> None:
+    secret = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
+    source = recipe(tmp_path / "r", SETUP + 'cp "${0%/*}/secret" $ROOT/etc/deploy\n')
+    (source / "secret").write_text(secret)
+    with pytest.raises(TerminalError, match=r"stage 'gate'.*/etc/deploy"):
+        build(builder(tmp_path), source)
+    assert not (tmp_path / "out").exists()
