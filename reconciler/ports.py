@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from reconciler.model.desired import ImageSpec
 from reconciler.model.history import LineOrigin, PastFile
-from reconciler.model.observed import Artifact, ArtifactState, DeviceObservation, Snapshot
+from reconciler.model.observed import Artifact, DeviceObservation, Holding, Snapshot
 from reconciler.model.plan import Action, Facts
 
 
@@ -134,22 +134,6 @@ class ArtifactFile:
     name: str
     size: int
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What an image store holds of one release: `size` bytes in `folders`, of which the latest day's (or the published one) is the
-    artifact. `state` is ABSENT where there is no artifact among them: an upload or a removal was cut off. `removing`: the
-    removal has begun. `day` is the artifact's, from its folder's name."""
-
-    release: str
-    state: ArtifactState
-    folders: tuple[str, ...]
-    size: int
-    day: date
-    digest: str | None = None
-    published_at: datetime | None = None
-    removing: bool = False
 
 
 UploadProgress = Callable[[str, int, int], None]

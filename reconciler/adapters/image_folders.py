@@ -28,8 +28,8 @@ from pathlib import Path
 from reconciler.adapters import image_index
 from reconciler.adapters.durable import chunks, os_errors, put_in_place, sha256_of, write_beside
 from reconciler.adapters.image_index import MANIFEST, SIGNATURE, SMALL, SUMS, Broken, Index, Listing, Published, Stored
-from reconciler.model.observed import Artifact
-from reconciler.ports import ArtifactFile, Holding, PortError, TerminalError, UploadProgress
+from reconciler.model.observed import Artifact, Holding
+from reconciler.ports import ArtifactFile, PortError, TerminalError, UploadProgress
 
 MAX_URL_S = 7 * 86400
 """The longest life of a presigned address (Signature Version 4)."""

@@ -31,9 +31,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from reconciler.model.observed import Artifact, ArtifactState
+from reconciler.model.observed import Artifact, ArtifactState, Holding
 from reconciler.model.scalars import Digest, Instant, Release
-from reconciler.ports import ArtifactFile, Holding, TerminalError, TransientError
+from reconciler.ports import ArtifactFile, TerminalError, TransientError
 from reconciler.protocol import sums
 
 INDEX = "index.json"

@@ -11,7 +11,8 @@ from reconciler.model.scalars import format_instant
 if TYPE_CHECKING:
     from reconciler.controller.settings import Settings
     from reconciler.image.retention import Fleet
-    from reconciler.ports import Holding, ImageStore, Store
+    from reconciler.model.observed import Holding
+    from reconciler.ports import ImageStore, Store
 
 _RELEASE_FIELDS = ("image", "to")
 

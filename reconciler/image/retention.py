@@ -14,9 +14,8 @@ from datetime import UTC, datetime, time, timedelta
 from enum import StrEnum
 
 from reconciler.model.desired import Desired
-from reconciler.model.observed import ArtifactState, DeviceObservation
+from reconciler.model.observed import ArtifactState, DeviceObservation, Holding
 from reconciler.model.scalars import format_duration, format_instant, release_key
-from reconciler.ports import Holding
 
 _NAMED = 3
 

@@ -7,6 +7,8 @@ parts may be left out; a device of the fleet that is not listed has never report
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -45,6 +47,22 @@ class Artifact(Part):
     state: ArtifactState = ArtifactState.ABSENT
     digest: Digest | None = None
     size: Bytes | None = Field(default=None, description="Bytes that a device downloads: the packed image")
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What an image store holds of one release: `size` bytes in `folders`, of which the latest day's (or the published one) is the
+    artifact. `state` is ABSENT where there is no artifact among them: an upload or a removal was cut off. `removing`: the
+    removal has begun. `day` is the artifact's, from its folder's name."""
+
+    release: str
+    state: ArtifactState
+    folders: tuple[str, ...]
+    size: int
+    day: date
+    digest: str | None = None
+    published_at: datetime | None = None
+    removing: bool = False
 
 
 class RunningApp(Part):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 
-from reconciler.model.observed import Artifact, ArtifactState
-from reconciler.ports import ArtifactFile, Holding, TerminalError, UploadProgress
+from reconciler.model.observed import Artifact, ArtifactState, Holding
+from reconciler.ports import ArtifactFile, TerminalError, UploadProgress
 from reconciler.protocol.manifest import NAME as MANIFEST
 from reconciler.protocol.manifest import SUMS, SUMS_SIGNATURE, Manifest
 from reconciler.protocol.sums import SumsError, format_sums, parse_sums

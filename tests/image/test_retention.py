@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from reconciler.image.retention import Fleet, Policy, Reason, Verdict, judge
 from reconciler.model.desired import Desired, FleetSpec, ImageSpec, Pin, SiteSpec, WavesSpec
-from reconciler.model.observed import ArtifactState, DeviceObservation
-from reconciler.ports import Holding
+from reconciler.model.observed import ArtifactState, DeviceObservation, Holding
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 POLICY = Policy(keep=1, older_than_s=90 * 86400)
