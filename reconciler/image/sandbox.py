@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _TMP = "/tmp"  # noqa: S108 - the image's
 # What installing and configuring files takes. Not SYS_ADMIN, MKNOD, SYS_PTRACE, NET_ADMIN, SYS_MODULE, SYS_CHROOT …
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID")
 _SETTINGS = ("/proc/sys", "/proc/fs", "/proc/scsi", "/proc/acpi")
+_DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
 _NAMESPACES = ("--mount", "--pid", "--net", "--ipc", "--uts")
 _NEEDED = {"bwrap": "bubblewrap", "mmdebstrap": "mmdebstrap", "setpriv": "util-linux", "unshare": "util-linux"}
 
@@ -61,6 +63,10 @@ class Ground:
         for name in _CAPABILITIES:
             box += ["--cap-add", f"CAP_{name}"]
         box += ["--bind" if change else "--ro-bind", str(root), "/", "--dev", "/dev", "--proc", "/proc"]
+        if self.kind == "root":
+            # Nodes of its own: root in the box could change the mode of this machine's /dev/null.
+            for node in _own_nodes(root.parent / "dev"):
+                box += ["--dev-bind", str(node), f"/dev/{node.name}"]
         # Root may write kernel settings without any capability: core_pattern alone would be a way out of the box.
         for name in _SETTINGS:
             box += ["--ro-bind-try", name, name]
@@ -77,6 +83,17 @@ class Ground:
 
     def _user(self) -> tuple[str, ...]:
         return ("--user", "--map-root-user", "--map-auto") if self.kind == "user" else ()
+
+
+def _own_nodes(folder: Path) -> list[Path]:
+    """The character devices that every program expects, made in a folder. Needs root."""
+    folder.mkdir(exist_ok=True)
+    for name, minor in _DEVICES.items():
+        node = folder / name
+        if not node.exists():
+            os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
+            node.chmod(0o666)
+    return [folder / name for name in _DEVICES]
 
 
 @cache

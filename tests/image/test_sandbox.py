@@ -36,6 +36,8 @@ chroot / true 2>/dev/null && echo "chrooted"
 kill -0 "$BUILDER" 2>/dev/null && echo "reached the builder"
 (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null && echo "reached the network"
 grep CapEff /proc/self/status
+chmod 0600 /dev/null 2>/dev/null
+echo > /dev/null && head -c 4 /dev/urandom | wc -c | sed 's/^/random /'
 touch /made && echo "wrote root"
 exit 0
 """
@@ -81,7 +83,8 @@ def seen(root: Path, monkeypatch: pytest.MonkeyPatch, *, change: bool) -> dict[s
 def test_a_script_sees_and_reaches_nothing_of_this_machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = seen(root, monkeypatch, change=True)
     assert found.pop("wrote") == "wrote root" and (root / "made").exists()
-    assert found.pop("user") == "user 0"
+    assert found.pop("user") == "user 0" and found.pop("random") == "random 4"
+    assert os.stat("/dev/null").st_mode & 0o777 == 0o666
     names = set(found.pop("environment").split()[1:]) - {"PWD", "SHLVL", "_", "OLDPWD"}
     assert names == {"BUILDER", "HOME", "LC_ALL", "PATH", "PORT", "SECRET", "TMPDIR"}
     assert int(found.pop("processes").split()[1]) < 8
