@@ -42,8 +42,19 @@ mkdir "$folder/python"
 mount --bind "$6" "$folder/python"
 umask 077
 exec setpriv --reuid 64123 --regid 64123 --clear-groups --inh-caps=-all \\
-  "$folder/python/bin/$python" -c "$7" "$fleet" "$work" "$cache"
+  "$folder/venv/bin/$python" -I -c "$7" "$fleet" "$work" "$cache"
 """
+
+
+def environment(place: Path, program: Path) -> None:
+    """This virtual environment with its interpreter in a place that another user reaches (`place`/python, bound there)."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    (site,) = (Path(path) for path in sys.path if path.startswith(sys.prefix) and path.endswith("site-packages"))
+    (place / "venv/bin").mkdir(parents=True)
+    (place / "venv/lib" / version).mkdir(parents=True)
+    (place / "venv/lib" / version / "site-packages").symlink_to(site)
+    (place / "venv/bin" / program.name).symlink_to(place / "python/bin" / program.name)
+    (place / "venv/pyvenv.cfg").write_text(f"home = {place}/python/bin\ninclude-system-site-packages = false\n")
 
 
 def test_a_second_build_by_a_user_without_privilege_is_bit_identical(tmp_path: Path) -> None:
@@ -62,8 +73,8 @@ def test_a_second_build_by_a_user_without_privilege_is_bit_identical(tmp_path: P
         (place / "work").mkdir()
         subprocess.run(["chown", "-R", "64123:64123", str(place / "cache"), str(place / "work")], check=True)
         subprocess.run(["chmod", "-R", "a+rX", str(place / "fleet")], check=True)
-        packages = [path for path in sys.path if path.endswith("site-packages")]
         program = Path(sys.executable).resolve()
+        environment(place, program)
         argv = [
             "unshare",
             "--mount",
@@ -74,13 +85,15 @@ def test_a_second_build_by_a_user_without_privilege_is_bit_identical(tmp_path: P
             *(str(place / name) for name in ("fleet", "work", "cache")),
         ]
         done = subprocess.run(
-            [*argv, program.name, str(place), str(program.parents[1]), BUILD],
+            [
+                *argv,
+                program.name,
+                str(place),
+                str(program.parents[1]),
+                f"import sys; sys.path.insert(0, {str(golden.TOP)!r})\n{BUILD}",
+            ],
             cwd="/",
-            env={
-                "PATH": os.environ["PATH"],
-                "PYTHONPATH": ":".join([str(golden.TOP), *packages]),
-                "PYTHONDONTWRITEBYTECODE": "1",
-            },
+            env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             check=False,
