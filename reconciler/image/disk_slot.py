@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import struct
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
-from reconciler.image.process import PATH
+from reconciler.image import process
+from reconciler.image.gate_ext4 import SUPERBLOCK_AT, SUPERBLOCK_BYTES, Unreadable, read_superblock
+from reconciler.image.unpack import stream
 from reconciler.ports import TerminalError
 from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.manifest import NAME, SUMS, SUMS_SIGNATURE, Manifest
@@ -30,10 +28,7 @@ CHUNK = 1 << 20
 _HOLE = 1 << 16
 _ZEROS = bytes(CHUNK)
 _PURPOSE = "the slot of an install disk"
-# Places in an ext4 superblock, which lies 1024 bytes into the file system (kernel: fs/ext4/ext4.h).
-_SUPERBLOCK, _SUPERBLOCK_BYTES = 1024, 1024
-_MAGIC = 0xEF53
-_INCOMPAT_64BIT = 0x80
+_DAMAGED = "copy it again: it is damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +124,9 @@ def write_slot(source: SlotSource, disk: int, at: int, room: int, progress: Call
     away then.
     """
     digest, size, head = hashlib.sha256(), 0, b""
-    with _raw(source) as stream:
-        while data := stream.read(CHUNK):
+    # Closed here, so that zstd is gone before the caller clears away.
+    with closing(stream(source.path, source.packed, needed_for=_PURPOSE, remedy=_DAMAGED)) as pieces:
+        for data in pieces:
             if size + len(data) > room:
                 raise _wrong(
                     f"{source.path} unpacks to more than a slot of {mib(room)}",
@@ -152,44 +148,18 @@ def write_slot(source: SlotSource, disk: int, at: int, room: int, progress: Call
 
 def _superblock(path: Path, head: bytes, size: int) -> int:
     """When the file system was made. TerminalError: none is there, or it is another length than the image."""
-    block = head[_SUPERBLOCK : _SUPERBLOCK + _SUPERBLOCK_BYTES]
-    if len(block) < _SUPERBLOCK_BYTES or struct.unpack_from("<H", block, 0x38)[0] != _MAGIC:
+    try:
+        shape = read_superblock(head[SUPERBLOCK_AT : SUPERBLOCK_AT + SUPERBLOCK_BYTES])
+    except Unreadable as error:
         raise _wrong(
-            f"{path} is no ext4 file system", "name the image of a slot: FILE.img or FILE.img.zst of an artifact"
+            f"{path} is no ext4 file system that a slot can hold: {error}",
+            "name the image of a slot: FILE.img or FILE.img.zst of an artifact",
+        ) from None
+    if shape.size != size:
+        raise _wrong(
+            f"{path} has {size} bytes, and its file system {shape.size}", "copy it again: it is cut off, or padded"
         )
-    low, log_size = struct.unpack_from("<I", block, 0x04)[0], struct.unpack_from("<I", block, 0x18)[0]
-    wide = struct.unpack_from("<I", block, 0x60)[0] & _INCOMPAT_64BIT
-    blocks = low | (struct.unpack_from("<I", block, 0x150)[0] << 32 if wide else 0)
-    told = blocks << (10 + log_size) if log_size < 16 else 0
-    if told != size:
-        raise _wrong(f"{path} has {size} bytes, and its file system {told}", "copy it again: it is cut off, or padded")
-    return int(struct.unpack_from("<I", block, 0x108)[0])
-
-
-@contextmanager
-def _raw(source: SlotSource) -> Iterator[IO[bytes]]:
-    """The raw bytes. TerminalError: zstd is missing, or the file is damaged."""
-    if not source.packed:
-        with source.path.open("rb") as file:
-            yield file
-        return
-    # The file is its standard input: a name that begins with a dash stays a name.
-    with source.path.open("rb") as packed:
-        argv = [program("zstd", "zstd"), "-d", "-q", "-c"]
-        child = subprocess.Popen(
-            argv, stdin=packed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": PATH, "LC_ALL": "C"}
-        )
-        assert child.stdout is not None and child.stderr is not None
-        try:
-            yield child.stdout
-            said = child.stderr.read().decode("utf-8", "replace").strip()
-            if child.wait() != 0:
-                raise _wrong(f"{source.path} cannot be unpacked: {said[:200]}", "copy it again: it is damaged")
-        finally:
-            child.kill()
-            child.stdout.close()
-            child.stderr.close()
-            child.wait()
+    return shape.made_at
 
 
 def write_sparse(disk: int, data: bytes, at: int) -> None:
@@ -226,12 +196,7 @@ def _write_all(disk: int, view: memoryview, at: int) -> None:
 
 def program(name: str, package: str) -> str:
     """Path of a program. TerminalError: not installed."""
-    path = shutil.which(name, path=PATH)
-    if path is None:
-        raise TerminalError(
-            f"{name} is not installed", needed_for="making an install disk", remedy=f"apt-get install {package}"
-        )
-    return path
+    return process.program(name, package, "making an install disk")
 
 
 def mib(size: int) -> str:

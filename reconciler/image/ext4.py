@@ -10,13 +10,11 @@ checked by e2fsck. What still decides the bytes is the version of e2fsprogs, whi
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.image.process import PATH, Surroundings, failed, run
-from reconciler.ports import TerminalError
+from reconciler.image.process import Surroundings, failed, program, run
 
 _MIB = 1 << 20
 _BLOCK, _INODE = 4096, 256
@@ -40,12 +38,7 @@ Inside = Callable[[Sequence[str]], list[str]]
 
 def tool(name: str) -> str:
     """Path of one of e2fsprogs' programs. TerminalError: not installed."""
-    path = shutil.which(name, path=PATH)
-    if path is None:
-        raise TerminalError(
-            f"{name} is not installed", needed_for="packing the image", remedy="apt-get install e2fsprogs"
-        )
-    return path
+    return program(name, "e2fsprogs", "packing the image")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import stat
 import subprocess
 from collections import defaultdict
@@ -26,7 +25,7 @@ from reconciler.image.gate_look import Found
 from reconciler.image.gate_packed import unpack
 from reconciler.image.gate_rules import BY_NAME, looks_at
 from reconciler.image.gate_secrets import SETTINGS, Scanner, whole
-from reconciler.image.process import PATH
+from reconciler.image.process import PATH, program
 from reconciler.ports import TerminalError
 
 _LARGEST_HOLE = 64 << 20
@@ -86,18 +85,14 @@ def shown(path: bytes | str) -> str:
 
 def _structure(image: Path, offset: int) -> Iterator[Fault]:
     """What e2fsck says. A file that is no ext4 at all is for the reader to say."""
-    program = shutil.which("e2fsck", path=PATH)
-    if program is None:
-        raise TerminalError(
-            "e2fsck is not installed", needed_for="checking the image", remedy="apt-get install e2fsprogs"
-        )
+    e2fsck = program("e2fsck", "e2fsprogs", "checking the image")
     # A path from the root, so that no name is taken for an option; `?` is e2fsprogs' own sign for options of a file.
     name = str(image.absolute())
     if "?" in name:
         raise TerminalError(
             f"{image} has a question mark in its name", needed_for="checking the image", remedy="rename it"
         )
-    argv = [program, "-fn", f"{name}?offset={offset}" if offset else name]
+    argv = [e2fsck, "-fn", f"{name}?offset={offset}" if offset else name]
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False, env={"PATH": PATH, "LC_ALL": "C"}
     )

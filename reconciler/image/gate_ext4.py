@@ -2,8 +2,9 @@
 
 Reads only, mounts nothing, needs no root and follows no symlink of the image on this machine. Names may hold any byte,
 contents are streamed, holes are not read. What it cannot read for certain (an unknown feature, a damaged structure) is
-an `Unreadable`, never a file left out: the gate must not pass what it did not see. Called by `image.gate`. Source: the
-kernel's description of the on-disk format (Documentation/filesystems/ext4).
+an `Unreadable`, never a file left out: the gate must not pass what it did not see. Called by `image.gate`; by
+`image.gate_file` and `image.disk_slot` too. Source: the kernel's description of the on-disk format
+(Documentation/filesystems/ext4).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 CHUNK = 1 << 20
+SUPERBLOCK_AT, SUPERBLOCK_BYTES = 1024, 1024
 ROOT, JOURNAL, RESIZE, _RESERVED = 2, 8, 7, 11
 _MAGIC, _EXTENT_MAGIC, _XATTR_MAGIC = 0xEF53, 0xF30A, 0xEA020000
 _FLAG_EXTENTS, _FLAG_INLINE, _FLAG_EA = 0x80000, 0x10000000, 0x200000
@@ -100,7 +102,7 @@ class _Group:
 
 @dataclass(slots=True)
 class Shape:
-    """The superblock, as far as it matters here."""
+    """The superblock, as far as it matters here. `made_at`: when the file system was made, Unix time."""
 
     block_size: int
     blocks: int
@@ -113,7 +115,55 @@ class Shape:
     reserved_gdt: int
     sparse: bool
     needs_recovery: bool
+    made_at: int
     groups: list[_Group] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file system."""
+        return self.blocks * self.block_size
+
+
+def read_superblock(data: bytes) -> Shape:
+    """What the superblock says; `data` are its `SUPERBLOCK_BYTES`, which lie `SUPERBLOCK_AT` bytes into the file system.
+
+    Unreadable: it is none, or of a file system with features that this reader does not know.
+    """
+    if len(data) != SUPERBLOCK_BYTES or struct.unpack_from("<H", data, 0x38)[0] != _MAGIC:
+        raise Unreadable("no ext4 superblock")
+    (inodes, low, _, _, _, first, log_size, _, per_group, _, inodes_per_group) = struct.unpack_from("<11I", data)
+    compat, incompat, ro_compat = struct.unpack_from("<3I", data, 0x5C)
+    unknown = incompat & ~_KNOWN & ~_RECOVER
+    if unknown or ro_compat & _BIGALLOC:
+        names = [_INCOMPATIBLE.get(1 << bit, hex(1 << bit)) for bit in range(32) if unknown >> bit & 1]
+        raise Unreadable(f"ext4 with features that are not known here: {', '.join(names) or 'bigalloc'}")
+    wide = bool(incompat & 0x80)
+    high = struct.unpack_from("<I", data, 0x150)[0] if wide else 0
+    revision, inode_size = struct.unpack_from("<I", data, 0x4C)[0], struct.unpack_from("<H", data, 0x58)[0]
+    shape = Shape(
+        block_size=1024 << log_size if log_size <= 6 else 0,
+        blocks=low | high << 32,
+        inodes=inodes,
+        first_block=first,
+        blocks_per_group=per_group,
+        inodes_per_group=inodes_per_group,
+        inode_size=inode_size if revision else 128,
+        descriptor_size=max(32, struct.unpack_from("<H", data, 0xFE)[0]) if wide else 32,
+        reserved_gdt=struct.unpack_from("<H", data, 0xCE)[0] if compat & 0x10 else 0,
+        sparse=bool(ro_compat & _SPARSE),
+        needs_recovery=bool(incompat & _RECOVER or ro_compat & _ORPHAN_PRESENT),
+        made_at=struct.unpack_from("<I", data, 0x108)[0],
+    )
+    sound = (
+        shape.block_size in (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+        and 0 < shape.blocks_per_group <= 8 * shape.block_size
+        and 0 < shape.inodes_per_group <= 8 * shape.block_size
+        and shape.inode_size in (128, 256, 512, 1024)
+        and shape.first_block < shape.blocks
+    )
+    if not sound:
+        raise Unreadable("a damaged ext4 superblock")
+    return shape
 
 
 class Volume:
@@ -146,49 +196,11 @@ class Volume:
     # ------------------------------------------------ what the file system is
 
     def _superblock(self) -> Shape:
-        data = self._bytes(1024, 1024)
-        if struct.unpack_from("<H", data, 0x38)[0] != _MAGIC:
-            raise Unreadable("no ext4 superblock")
-        (inodes, low, _, _, _, first, log_size, _, per_group, _, inodes_per_group) = struct.unpack_from("<11I", data)
-        compat, incompat, ro_compat = struct.unpack_from("<3I", data, 0x5C)
-        unknown = incompat & ~_KNOWN & ~_RECOVER
-        if unknown or ro_compat & _BIGALLOC:
-            names = [_INCOMPATIBLE.get(1 << bit, hex(1 << bit)) for bit in range(32) if unknown >> bit & 1]
-            raise Unreadable(f"ext4 with features that are not known here: {', '.join(names) or 'bigalloc'}")
-        wide = bool(incompat & 0x80)
-        high = struct.unpack_from("<I", data, 0x150)[0] if wide else 0
-        revision, inode_size = struct.unpack_from("<I", data, 0x4C)[0], struct.unpack_from("<H", data, 0x58)[0]
-        shape = Shape(
-            block_size=1024 << log_size if log_size <= 6 else 0,
-            blocks=low | high << 32,
-            inodes=inodes,
-            first_block=first,
-            blocks_per_group=per_group,
-            inodes_per_group=inodes_per_group,
-            inode_size=inode_size if revision else 128,
-            descriptor_size=max(32, struct.unpack_from("<H", data, 0xFE)[0]) if wide else 32,
-            reserved_gdt=struct.unpack_from("<H", data, 0xCE)[0] if compat & 0x10 else 0,
-            sparse=bool(ro_compat & _SPARSE),
-            needs_recovery=bool(incompat & _RECOVER or ro_compat & _ORPHAN_PRESENT),
-        )
-        sound = (
-            shape.block_size in (1024, 2048, 4096, 8192, 16384, 32768, 65536)
-            and 0 < shape.blocks_per_group <= 8 * shape.block_size
-            and 0 < shape.inodes_per_group <= 8 * shape.block_size
-            and shape.inode_size in (128, 256, 512, 1024)
-            and shape.first_block < shape.blocks
-        )
-        if not sound:
-            raise Unreadable("a damaged ext4 superblock")
-        if self.size_of(shape) > self._end - self._at:
+        shape = read_superblock(self._bytes(SUPERBLOCK_AT, SUPERBLOCK_BYTES))
+        if shape.size > self._end - self._at:
             have = self._end - self._at
-            raise Unreadable(f"an ext4 file system of {self.size_of(shape)} bytes, cut off after {have}")
+            raise Unreadable(f"an ext4 file system of {shape.size} bytes, cut off after {have}")
         return shape
-
-    @staticmethod
-    def size_of(shape: Shape) -> int:
-        """Bytes of the file system."""
-        return shape.blocks * shape.block_size
 
     def _descriptors(self) -> None:
         shape = self.shape
@@ -402,7 +414,7 @@ class Volume:
         """Where bytes lie before the superblock, or behind the file system (a file of its own, not a partition)."""
         if self._bytes(0, 1024).strip(b"\0"):
             yield "before the file system"
-        end = self.size_of(self.shape)
+        end = self.shape.size
         at = end
         while self._at == 0 and at < self._end:
             data = os.pread(self._fd, CHUNK, at)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 from reconciler.image.gate import Fault, fault, inspect
 from reconciler.image.gate_ext4 import Unreadable, Volume
 from reconciler.image.pack import hashed
-from reconciler.image.process import PATH
+from reconciler.image.process import PATH, program
 from reconciler.image.unpack import unpacked
 from reconciler.ports import TerminalError
 from reconciler.protocol import chunks
@@ -234,10 +233,8 @@ def _is_empty(disk: Path, partition: Partition) -> bool:
 
 def _decompress(packed: Path, raw: Path) -> None:
     """A packed image without papers. Sparse, so that it takes no more room than it must."""
-    program = shutil.which("zstd", path=PATH)
-    if program is None:
-        raise _wrong("zstd is not installed", "apt-get install zstd")
-    argv = [program, "-dqf", "--sparse", "--long=31", "-o", str(raw), "--", str(packed.absolute())]
+    zstd = program("zstd", "zstd", _NEEDED_FOR)
+    argv = [zstd, "-dqf", "--sparse", "--long=31", "-o", str(raw), "--", str(packed.absolute())]
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, env={"PATH": PATH, "LC_ALL": "C"}
     )

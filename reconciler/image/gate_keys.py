@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.image.process import PATH
+from reconciler.image.process import PATH, program
 from reconciler.ports import TerminalError
 
 RING, FINGERPRINTS = b"etc/edge/keys/release.gpg", b"etc/edge/keys/release.fpr"
@@ -94,13 +94,9 @@ def _named(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def read_keys(ring: bytes) -> tuple[Key, ...]:
     """The primary keys of a keyring. Empty where gpg reads none. TerminalError: gpg is missing or does not answer."""
-    program = shutil.which("gpg", path=PATH)
-    if program is None:
-        raise TerminalError(
-            "gpg is not installed", needed_for="checking the image's release keys", remedy="apt-get install gnupg"
-        )
+    gpg = program("gpg", "gnupg", "checking the image's release keys")
     with tempfile.TemporaryDirectory(prefix="gate-", dir="/tmp") as home:
-        argv = [program, "--homedir", home, "--batch", "--no-tty", "--quiet", "--no-autostart", "--with-colons"]
+        argv = [gpg, "--homedir", home, "--batch", "--no-tty", "--quiet", "--no-autostart", "--with-colons"]
         argv += ["--fixed-list-mode", "--import-options", "show-only", "--import"]
         try:
             done = subprocess.run(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-import shutil
 import subprocess
 import tempfile
 import zipfile
@@ -18,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Protocol
 
 from reconciler.image.gate_secrets import Scanner, whole
-from reconciler.image.process import PATH
-from reconciler.ports import TerminalError
+from reconciler.image.process import PATH, program
 
 MAX_BYTES = 1 << 30
 MAX_LAYERS = 3
@@ -134,12 +132,10 @@ def _pieces(file: _Readable) -> Iterator[bytes]:
 
 
 def _zstd(file: IO[bytes]) -> Iterator[bytes]:
-    program = shutil.which("zstd", path=PATH)
-    if program is None:
-        raise TerminalError("zstd is not installed", needed_for="checking the image", remedy="apt-get install zstd")
+    zstd = program("zstd", "zstd", "checking the image")
     file.flush()
     child = subprocess.Popen(
-        [program, "-dcq", "--long=31"],
+        [zstd, "-dcq", "--long=31"],
         stdin=file,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

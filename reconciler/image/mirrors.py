@@ -2,7 +2,7 @@
 
 A mirror is an address (`{snapshot}` in it stands for the base's snapshot) or the path of an apt sources file, of which the
 entries that have the wanted suites are taken. Where none is configured, and this machine runs the variant's distribution
-and suite, its own apt sources are taken. Contacts nobody. Called by `image.debs`.
+and suite, its own apt sources are taken. Contacts nobody. Called by `image.rootfs` and `image bump`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs one program of a build: an empty environment, a process group of its own, a time limit, and a log.
+"""Finds and runs the programs of a build: an empty environment, a process group of its own, a time limit, and a log.
 
 A recipe's script sees PATH, LANG, HOME and TMPDIR in the scratch folder, and what its stage gives it: no credential, no
 agent socket, no token of ours. What it may read of the machine is for the system to limit: run the builder as a user of
@@ -47,6 +47,14 @@ class Ended:
     status: int
     out: bytes
     last: str
+
+
+def program(name: str, package: str, needed_for: str) -> str:
+    """Path of a program of this machine. TerminalError: not installed; names the Debian package."""
+    path = shutil.which(name, path=PATH)
+    if path is None:
+        raise TerminalError(f"{name} is not installed", needed_for=needed_for, remedy=f"apt-get install {package}")
+    return path
 
 
 def run(

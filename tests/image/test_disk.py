@@ -249,7 +249,7 @@ def test_what_is_no_slot_image_makes_no_disk(image: Path, made: Disk, tmp_path: 
     cases = (
         (image.read_bytes()[: 8 * MIB], "has 8388608 bytes, and its file system 16777216"),
         (image.read_bytes() + bytes(MIB), "its file system 16777216"),
-        (made.path.read_bytes()[: 20 * MIB], "is no ext4 file system"),
+        (made.path.read_bytes()[: 20 * MIB], "is no ext4 file system that a slot can hold"),
         (b"", "is no ext4 file system"),
         (b"\x28\xb5\x2f\xfd nonsense", "cannot be unpacked"),
         (bytes(33 * MIB), "needs a slot of 33 MiB"),
