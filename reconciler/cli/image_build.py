@@ -111,7 +111,7 @@ def _release(folder: Path, release: str) -> tuple[ImageSpec, Path]:
 
     loaded = load_folder(folder, scenarios=False)
     if loaded.desired is None:
-        raise InvalidInput(problem for problem in loaded.problems if problem.severity == "error")
+        raise InvalidInput(loaded.errors)
     spec = loaded.desired.images.get(release)
     document = folder / "images" / f"{release}.yaml"
     if spec is None:

@@ -71,7 +71,7 @@ def _keys(fleet: Path | None, allowed: tuple[str, ...]) -> tuple[str, ...] | Non
 
     loaded = load_folder(fleet, scenarios=False)
     if loaded.desired is None:
-        raise InvalidInput(problem for problem in loaded.problems if problem.severity == "error")
+        raise InvalidInput(loaded.errors)
     named = loaded.desired.fleet.release_keys
     if not named and not allowed:
         raise click.UsageError(

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reconciler.cli.image_store import place_of
+
 if TYPE_CHECKING:
     from reconciler.image.recheck import Named, Papers, Shelf
     from reconciler.ports import ArtifactFile, Commit, ImageStore
@@ -120,7 +122,7 @@ def _wanted(
 ) -> Wanted:
     """Options first, then the settings file: the named one, or reconciler.yaml here where no place is named."""
     from reconciler.controller.bootstrap import open_images
-    from reconciler.controller.settings import DirectoryPlace, S3Place, load_settings
+    from reconciler.controller.settings import load_settings
 
     def now() -> datetime:
         return datetime.now(UTC)
@@ -128,13 +130,9 @@ def _wanted(
     if config is None and place is None and carried is None and Path("reconciler.yaml").is_file():
         config = Path("reconciler.yaml")
     settings = load_settings(config) if config is not None else None
-    at: DirectoryPlace | S3Place | None = settings.images if settings is not None else None
-    if place is not None and place.startswith("s3://"):
-        at = S3Place(type="s3", url=place, region=region, endpoint=endpoint)
-    elif place is not None:
-        if not Path(place).is_dir():
-            raise click.UsageError(f"--store: there is no folder {place}")
-        at = DirectoryPlace(type="directory", path=Path(place))
+    at = settings.images if settings is not None else None
+    if place is not None:
+        at = place_of(place, region, endpoint)
     if at is None and carried is None:
         raise click.UsageError("say where the artifact is: --store PLACE, --from DIR, or --config FILE")
     keys = settings.keys.releases if settings is not None else ()

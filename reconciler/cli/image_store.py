@@ -1,15 +1,21 @@
-"""What `image list` and `image prune` read: the image store, and who needs what of it. Writes nothing but the mirror's folder."""
+"""The image store for commands: where it is, what it holds, and who needs what of it. Writes nothing but the mirror's folder.
+
+`image list` and `image prune` read what it holds; `image upload` and `image sign` are told its place by `--store`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from reconciler.model.scalars import format_instant
 
 if TYPE_CHECKING:
-    from reconciler.controller.settings import Settings
+    from reconciler.controller.settings import DirectoryPlace, S3Place, Settings
     from reconciler.image.retention import Fleet
     from reconciler.model.observed import Holding
     from reconciler.ports import ImageStore, Store
@@ -50,8 +56,9 @@ def read_needs(settings: Settings) -> Needs:
         for commit in dict.fromkeys((sha, head)):
             loaded = load_tree(git.files(commit), git.blob)
             if loaded.desired is None:
-                wrong = next(problem for problem in loaded.problems if problem.severity == "error")
-                raise _unknown(f"commit {commit[:12]} does not load: {wrong}", "correct it on the branch, then prune")
+                raise _unknown(
+                    f"commit {commit[:12]} does not load: {loaded.errors[0]}", "correct it on the branch, then prune"
+                )
             desired.append(replace(loaded.desired, commit=commit))
         devices = store.snapshot().devices
         names = {device.name for device in devices}
@@ -85,6 +92,17 @@ def _busy(store: Store) -> set[str]:
     """Releases that open intents are about."""
     fields = (intent.action.fields for intent in store.open_intents())
     return {release for each in fields for key in _RELEASE_FIELDS if (release := each.get(key)) is not None}
+
+
+def place_of(place: str, region: str | None, endpoint: str | None) -> DirectoryPlace | S3Place:
+    """Where an image store is, as `--store` names it: s3://BUCKET/PREFIX/, or its folder, which is there."""
+    from reconciler.controller.settings import DirectoryPlace, S3Place
+
+    if place.startswith("s3://"):
+        return S3Place(type="s3", url=place, region=region, endpoint=endpoint)
+    if not Path(place).is_dir():
+        raise click.UsageError(f"--store: there is no folder {place}")
+    return DirectoryPlace(type="directory", path=Path(place))
 
 
 def _unknown(wrong: str, remedy: str) -> Exception:

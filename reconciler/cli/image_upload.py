@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reconciler.cli.image_store import place_of
+
 if TYPE_CHECKING:
     from reconciler.ports import ImageStore, UploadProgress
 
@@ -93,17 +95,9 @@ def _artifact(folder: Path) -> tuple[str, str]:
 
 def _opened(place: str | None, region: str | None, endpoint: str | None, config: Path | None) -> ImageStore:
     from reconciler.controller.bootstrap import open_images
-    from reconciler.controller.settings import DirectoryPlace, S3Place, load_settings
+    from reconciler.controller.settings import load_settings
 
-    at: DirectoryPlace | S3Place
-    if config is not None:
-        at = load_settings(config).images
-    elif place is not None and place.startswith("s3://"):
-        at = S3Place(type="s3", url=place, region=region, endpoint=endpoint)
-    else:
-        if not Path(place or "").is_dir():
-            raise click.UsageError(f"--store: there is no folder {place}")
-        at = DirectoryPlace(type="directory", path=Path(place or ""))
+    at = load_settings(config).images if config is not None else place_of(place or "", region, endpoint)
     return open_images(at, lambda: datetime.now(UTC))
 
 

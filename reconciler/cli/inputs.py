@@ -87,7 +87,7 @@ def _fleet(folder: Path) -> Desired:
 
     result = load_folder(folder, scenarios=False)
     if result.desired is None:
-        raise InvalidInput(problem for problem in result.problems if problem.severity == "error")
+        raise InvalidInput(result.errors)
     for problem in result.problems:
         click.echo(str(problem), err=True)
     return result.desired

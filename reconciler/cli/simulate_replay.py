@@ -18,7 +18,7 @@ def replay_file(path: Path, fleet: Path, output: str) -> None:
     """Read, decide and tell. InvalidInput: the fleet or the recording is invalid."""
     result = load_folder(fleet, scenarios=False)
     if result.desired is None:
-        raise InvalidInput(problem for problem in result.problems if problem.severity == "error")
+        raise InvalidInput(result.errors)
     for problem in result.problems:
         click.echo(str(problem), err=True)
     found = replay(result.desired, read(path))

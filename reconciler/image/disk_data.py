@@ -2,7 +2,7 @@
 
 Decides what may be a seed. The file system's features are those that both variants' e2fsprogs know, and it can grow
 while it is mounted: the image does so at its first boot. Everything else below /data the image makes by itself. The
-same bytes every time. Called by `image.disk`.
+same bytes every time. Called by `image.disk` and, to read a seed, by `reconciler image disk`.
 """
 
 from __future__ import annotations

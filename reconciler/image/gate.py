@@ -5,7 +5,7 @@ needs no root, follows no symlink on this machine, writes nothing but a keyring'
 name (through the image's own symlinks too), every inode, every byte of a file that no Debian package of the image ships
 unchanged, and every byte that belongs to no file. It guards against what is left behind by mistake: a recipe that hides
 a secret on purpose (encrypted, split up) is not found out. Never tells a secret's value. Called by the builder's stage
-`gate` and by `reconciler image check`. Source: design §1 "Creation", §4.9.
+`gate`, by the signer (`image.recheck`) and by `reconciler image check`. Source: design §1 "Creation", §4.9.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Reads `*.yaml` in the recipe's top (one variant each, chosen by the distribution and suite of `Image.spec.base`),
 and packages.txt. Every problem is reported with file, line and column. Decides nothing about how the
-packages are had (`image.mirrors`, `image.debs`). Called by `image.rootfs` and, ahead of a build, by the command line.
+packages are had (`image.mirrors`, `image.debs`). Called by `image.rootfs` and `image bump`.
 Interface of the files: README.md of the recipe.
 """
 
