@@ -34,6 +34,8 @@ _TMP = "/tmp"  # noqa: S108 - the image's
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID")
 _SETTINGS = ("/proc/sys", "/proc/fs", "/proc/scsi", "/proc/acpi")
 _DEVICES = {"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9}
+_MEMORY_BYTES = 2 << 30
+"""What a script may lay into each of its temporary folders, which are in memory: half the machine's each, otherwise."""
 _NAMESPACES = ("--mount", "--pid", "--net", "--ipc", "--uts")
 _NEEDED = {"bwrap": "bubblewrap", "mmdebstrap": "mmdebstrap", "setpriv": "util-linux", "unshare": "util-linux"}
 
@@ -72,7 +74,7 @@ class Ground:
             box += ["--ro-bind-try", name, name]
         # What a script leaves in these is gone with it.
         for name in ("/run", _TMP, f"/var{_TMP}"):
-            box += ["--perms", "1777" if "tmp" in name else "0755", "--tmpfs", name]
+            box += ["--perms", "1777" if "tmp" in name else "0755", *_limit(), "--tmpfs", name]
         for name, place in sorted(handed.items()):
             box += ["--ro-bind", str(place), f"{PLACE}/{name}"]
         box.append("--clearenv")
@@ -83,6 +85,14 @@ class Ground:
 
     def _user(self) -> tuple[str, ...]:
         return ("--user", "--map-root-user", "--map-auto") if self.kind == "user" else ()
+
+
+@cache
+def _limit() -> tuple[str, ...]:
+    """The option that bounds the next temporary folder: bubblewrap has it since 0.7."""
+    argv = ["bwrap", "--help"]
+    told = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False, env={"PATH": PATH})
+    return ("--size", str(_MEMORY_BYTES)) if "--size BYTES" in told.stdout + told.stderr else ()
 
 
 def _own_nodes(folder: Path) -> list[Path]:

@@ -35,6 +35,7 @@ mount -t tmpfs none /tmp 2>/dev/null && echo "mounted"
 chroot / true 2>/dev/null && echo "chrooted"
 kill -0 "$BUILDER" 2>/dev/null && echo "reached the builder"
 (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null && echo "reached the network"
+echo "room $(df --output=size -B1 /tmp /var/tmp /run | tail -n +2 | sort -n | tail -1)"
 grep CapEff /proc/self/status
 chmod 0600 /dev/null 2>/dev/null
 echo > /dev/null && head -c 4 /dev/urandom | wc -c | sed 's/^/random /'
@@ -85,6 +86,8 @@ def test_a_script_sees_and_reaches_nothing_of_this_machine(root: Path, monkeypat
     assert found.pop("wrote") == "wrote root" and (root / "made").exists()
     assert found.pop("user") == "user 0" and found.pop("random") == "random 4"
     assert os.stat("/dev/null").st_mode & 0o777 == 0o666
+    # Not half of this machine's memory. An older bubblewrap has no limit to give.
+    assert int(found.pop("room").split()[1]) == sandbox._MEMORY_BYTES or not sandbox._limit()
     names = set(found.pop("environment").split()[1:]) - {"PWD", "SHLVL", "_", "OLDPWD"}
     assert names == {"BUILDER", "HOME", "LC_ALL", "PATH", "PORT", "SECRET", "TMPDIR"}
     assert int(found.pop("processes").split()[1]) < 8
