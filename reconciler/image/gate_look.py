@@ -92,6 +92,22 @@ def says(pattern: str, what: str) -> Test:
     return test
 
 
+def authorized(file: Found) -> Iterator[str]:
+    """Authorized keys, but for the fleet's own: public keys for an account, in the folder that the recipe's sshd reads."""
+    account = re.fullmatch(rb"etc/ssh/authorized_keys\.d/([^/]+)", file.path)
+    if account is None:
+        yield f"authorized keys ({file.size} bytes)"
+    elif account[1] == b"root":
+        yield "authorized keys of root, whom no key may log in"
+    else:
+        for number, line in enumerate(file.read().splitlines(), 1):
+            if line.strip() and not re.match(rb"\s*#", line) and not _PUBLIC_KEY.search(line):
+                yield f"no public key (line {number})"
+
+
+_PUBLIC_KEY = re.compile(rb"(?:^|\s)(?:sk-)?(?:ssh|ecdsa)-[\w.@-]+ AAAA[\w+/=]{16,}(?:\s|$)")
+
+
 def site_id(file: Found) -> Iterator[str]:
     """A SITE_ID that is set to something else than golden."""
     for number, line in enumerate(file.read().splitlines(), 1):

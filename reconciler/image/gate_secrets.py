@@ -101,12 +101,13 @@ def _authorization(match: re.Match[bytes], strict: bool) -> bool:
     return re.search(rb"(?i:authorization)[\"']?\s*[:=]\s*[\"']?[Bb]$", before) is not None
 
 
-def _not_placeholder(match: re.Match[bytes], strict: bool) -> bool:
+def _not_placeholder(match: re.Match[bytes]) -> bool:
     value = match["value"].strip(b"\"';,")
     return not (
         value[:1] in (b"$", b"%", b"<", b"{", b"[", b"(", b"/", b"*", b"!", b"@", b"`")
         or len(value) < 6
-        or value.lower() in (b"disabled", b"enabled", b"optional", b"required", b"default")
+        or value.lower() in (b"disabled", b"enabled", b"optional", b"required", b"default", b"string")
+        or value in (b"compat", b"systemd", b"winbind")  # nsswitch.conf
     )
 
 
@@ -190,15 +191,20 @@ FORMS: tuple[Form, ...] = (
           r"://(?P<user>[^\s:/@\"'<>\0]{0,64}):(?P<word>[^\s/@\"'<>\0]{1,128})@[\w\[.$-]", _real_login),
 )
 # fmt: on
-# A form that is looked for in settings alone: elsewhere, such lines are programs.
-_SETTING = re.compile(
-    rb"(?:^|\n)[ \t]*(?:export[ \t]+|Environment=)?[\"']?(?:[A-Za-z0-9]+[_.-])*"
-    rb"(?i:passw(?:or)?d|passphrase|secret|token|api_?key|psk)[\"']?[ \t]*[=:][ \t]*(?P<value>\S+)"
+# Forms that are looked for in settings alone: elsewhere, such lines are programs. A line, or a member of JSON in any place.
+_NAME = rb"(?i:passw(?:or)?d|passphrase|secret|token|api_?key|psk)"
+_SETTING = (
+    re.compile(
+        rb"(?:^|\n)[ \t]*(?:export[ \t]+|(?:Default)?Environment=(?:[^\n]*[ \t])?)?[\"']?(?:[A-Za-z0-9]+[_.-])*"
+        + _NAME
+        + rb"[\"']?[ \t]*[=:][ \t]*(?P<value>\S+)"
+    ),
+    re.compile(rb'[{,]\s*"[\w.-]*' + _NAME + rb'"\s*:\s*"(?P<value>[^"\n]+)"'),
 )
 SETTINGS = re.compile(
-    rb"etc/(?:environment|(?:environment\.d|default|sysconfig|edge|docker|amazon|profile\.d|systemd/system)/.*)|opt/aws/.*|"
-    rb"(?:root|home|opt|srv|data)/(?:.*/)?[^/]*\.(?:env|conf|ini|cfg|ya?ml|toml|json|properties|txt)|"
-    rb"(?:.*/)?\.env(?:\.[^/]*)?",
+    rb"etc/.*|opt/aws/.*|usr/local/etc/.*|usr/(?:local/)?lib/(?:systemd|edge)/.*|var/spool/cron/.*|"
+    rb"(?:root|home|opt|srv|data)/(?:.*/)?[^/]*(?:\.(?:env|conf|ini|cfg|ya?ml|toml|json|properties|txt)|rc|profile|\.zshenv)|"
+    rb"(?:.*/)?[^/]*\.env(?:\.[^/]*)?",
     re.DOTALL,
 )
 
@@ -230,10 +236,11 @@ class Scanner:
                     self.found[form.rule, form.what] = start + at
         key = ("password", "a password or token in a setting")
         if self.settings and key not in self.found:
-            for match in _SETTING.finditer(text):
-                if _not_placeholder(match, self.strict):
-                    self.found[key] = start + match.start("value")
-                    break
+            found = [
+                match.start("value") for form in _SETTING for match in form.finditer(text) if _not_placeholder(match)
+            ]
+            if found:
+                self.found[key] = start + min(found)
 
 
 def _first(form: Form, text: bytes, strict: bool) -> int | None:
@@ -249,7 +256,14 @@ def _first(form: Form, text: bytes, strict: bool) -> int | None:
 
 
 def whole(data: bytes) -> tuple[str, str] | None:
-    """A file that is a private key in binary: DER, or an OpenPGP packet of a secret key. (rule, what), or None."""
+    """A file that its first bytes tell: a private key in binary (DER, an OpenPGP packet of a secret key), a memory's or
+    a journal's contents. (rule, what), or None."""
+    if data[:4] == b"\x7fELF" and data[16:18] in (b"\4\0", b"\0\4"):
+        return "log", "a core dump"
+    if data[:8] in (b"KDUMP   ", b"LPKSHHRH"):
+        return "log", "a kernel's crash dump" if data[:1] == b"K" else "a journal"
+    if data[4086:4096] in (b"SWAPSPACE2", b"SWAP-SPACE", b"S1SUSPEND\0"):
+        return "leftover", "a swap file"
     if data[:1] == b"\x30" and len(data) < 16384 and _der_key(data):
         return "private-key", "a private key (DER)"
     if b"openssh-key-v1\0" in data[:64]:

@@ -5,7 +5,7 @@ Called by `image.gate_rules`, which joins the tables.
 
 from __future__ import annotations
 
-from reconciler.image.gate_look import Look, Rule, holds, hostname, hosts, in_homes, says, shadow, site_id
+from reconciler.image.gate_look import Look, Rule, authorized, holds, hostname, hosts, in_homes, says, shadow, site_id
 
 _SEED_NAMES = ("user-data", "meta-data", "network-config", "vendor-data")
 
@@ -45,6 +45,12 @@ SITE: tuple[Rule, ...] = (
                 )
                 + _SEED_NAMES,
                 holds("a seed"),
+            ),
+            Look(
+                ("etc/cloud/**",),
+                says(
+                    r"^[^#\n]*\b(?:userdata_raw|user-data|seedfrom|instance-id)[\"']?\s*:\s*\S", "a seed for cloud-init"
+                ),
             ),
             Look(("var/lib/cloud/seed/**", "data/**", "media/**", "mnt/**"), holds("a file of a site or a device")),
         ),
@@ -112,7 +118,7 @@ SITE: tuple[Rule, ...] = (
         "let the image ask for its address by DHCP, and remove the builder's resolv.conf, hosts and hostname in sysprep.sh",
         (
             Look(
-                ("etc/netplan/**", "lib/netplan/**", "usr/lib/netplan/**"),
+                ("etc/netplan/**", "lib/netplan/**", "usr/lib/netplan/**", "etc/cloud/cloud.cfg.d/**"),
                 says(
                     r"^[^#\n]*\b(?:addresses|gateway4|gateway6|routes|macaddress|access-points|password|nameservers)[\"']?\s*:",
                     "a network's addresses",
@@ -142,14 +148,20 @@ SITE: tuple[Rule, ...] = (
     ),
     Rule(
         "ssh-user",
-        "SSH keys and hosts of users, and authorized keys",
-        "whoever has the other half could log in to every device; a device's own come from its site",
-        "remove them in sysprep.sh, and give keys to devices with the site's configuration",
+        "SSH keys and hosts of users, and authorized keys other than the fleet's own in /etc/ssh/authorized_keys.d/ACCOUNT",
+        "whoever has the other half could log in to every device; those whom the fleet lets in are named by its recipe alone",
+        "remove them in sysprep.sh; public keys for the whole fleet belong into the recipe's rootfs/etc/ssh/authorized_keys.d",
         (
             Look(("**/.ssh/**",), holds("a user's SSH file")),
             Look(
                 ("etc/ssh/authorized_keys*", "etc/ssh/authorized_keys*/**", "**/authorized_keys"),
-                holds("authorized keys"),
+                authorized,
+            ),
+            Look(
+                ("etc/cloud/**",),
+                says(
+                    r"^[^#\n]*\b(?:ssh_authorized_keys|ssh_import_id|ssh-authorized-keys)[\"']?\s*:", "authorized keys"
+                ),
             ),
             Look(("etc/ssh/ssh_known_hosts*", "etc/ssh/shosts.equiv"), holds("known hosts")),
             Look(("**/.rhosts", "**/.shosts", "etc/hosts.equiv"), holds("trusted hosts")),
@@ -161,14 +173,15 @@ SITE: tuple[Rule, ...] = (
         "it would be the same on every device, and a hash that left the house can be tried offline",
         "lock the account (passwd -l of one that has no hash, or ! in /etc/shadow), and remove backups of the file",
         (
-            Look(("etc/shadow", "etc/shadow-", "etc/shadow.*"), shadow(empty_is_open=True)),
-            Look(("etc/passwd", "etc/passwd-", "etc/passwd.*"), shadow(empty_is_open=True)),
+            Look(("etc/shadow", "etc/shadow[-.~]*"), shadow(empty_is_open=True)),
+            Look(("etc/passwd", "etc/passwd[-.~]*"), shadow(empty_is_open=True)),
             Look(
-                ("etc/gshadow", "etc/gshadow-", "etc/group", "etc/group-", "etc/gshadow.*"),
+                ("etc/gshadow", "etc/gshadow[-.~]*", "etc/group", "etc/group[-.~]*"),
                 shadow(empty_is_open=False),
             ),
             Look(("var/backups/*shadow*", "var/backups/passwd*", "**/shadow.bak"), shadow(empty_is_open=False)),
             Look(("etc/security/opasswd",), holds("old passwords")),
+            Look(("etc/fstab", "etc/auto.*"), says(r"^[^#\n]*[\s,](?:password|pass)=[^\s,]", "a share's password")),
             Look(("var/cache/debconf/passwords.dat*",), says(r"^Value:[ \t]*\S", "an answer to a password question")),
             Look(
                 ("etc/cloud/**",),
@@ -230,6 +243,9 @@ SITE: tuple[Rule, ...] = (
             Look(
                 (
                     "etc/apt/auth.conf",
+                    "etc/credstore/**",
+                    "etc/credstore.encrypted/**",
+                    "usr/lib/credstore/**",
                     "etc/apt/auth.conf.d/**",
                     "etc/docker/key.json",
                     "etc/ppp/*-secrets",
@@ -239,6 +255,8 @@ SITE: tuple[Rule, ...] = (
                     "etc/brlapi.key",
                     "etc/krb5.keytab",
                     "var/lib/amazon/ssm/**",
+                    "var/lib/rancher/**",
+                    "var/lib/kubelet/**",
                     "var/lib/tailscale/**",
                     "var/lib/zerotier-one/*.secret",
                     "run/secrets/**",

@@ -26,6 +26,7 @@ TRACES: tuple[Rule, ...] = (
         (
             Look(("etc/machine-id", "var/lib/dbus/machine-id"), holds("a machine id")),
             Look(("data/machine-id", "usr/lib/machine-id", "var/lib/systemd/machine-id"), holds("a machine id")),
+            Look(("etc/kernel/entry-token",), says(r"^\s*[0-9a-f]{32}\s*$", "a machine id")),
             Look(("etc/hostid", "etc/nvme/hostid", "etc/nvme/hostnqn"), holds("a host's id")),
             Look(("etc/iscsi/initiatorname.iscsi",), says(r"^\s*InitiatorName\s*=\s*\S", "an initiator's name")),
         ),
@@ -48,6 +49,8 @@ TRACES: tuple[Rule, ...] = (
                     "var/lib/**/random-seed",
                     "etc/entropy",
                     "data/random-seed",
+                    "**/.gnupg/random_seed",
+                    "**/.rnd",
                 ),
                 holds("a random seed"),
             ),
@@ -79,7 +82,7 @@ TRACES: tuple[Rule, ...] = (
     ),
     Rule(
         "log",
-        "logs with anything in them, journals, crash reports and core dumps",
+        "logs with anything in them, journals, crash reports and core dumps (these two by their form as well, in any place)",
         "they tell of the builder, not of the device, and may hold what programs were given",
         "delete or truncate them in sysprep.sh, after the last program of the build has run",
         (
@@ -94,7 +97,10 @@ TRACES: tuple[Rule, ...] = (
                 ),
                 holds("a log"),
             ),
-            Look(("var/crash/**", "var/lib/systemd/coredump/**", "var/lib/systemd/pstore/**"), holds("a crash report")),
+            Look(
+                ("var/crash/**", "var/lib/systemd/coredump/**", "var/lib/systemd/pstore/**", "var/lib/apport/**"),
+                holds("a crash report"),
+            ),
             Look(("run/**",), holds("a running system's state")),
         ),
     ),
@@ -193,13 +199,14 @@ TRACES: tuple[Rule, ...] = (
     ),
     Rule(
         "leftover",
-        "temporary files, and files that a repair of the file system found",
+        "temporary files, swap, what an editor left, and files that a repair of the file system found",
         "they are the builder's, and nobody knows what is in them",
         "empty /tmp, /var/tmp and lost+found in sysprep.sh",
         (
             Look(("tmp/**", "var/tmp/**"), exists("a temporary file"), whatever=True),
             Look(("lost+found/**",), anything("something without a name"), whatever=True),
             Look(("**/.nfs*",), holds("a deleted file")),
+            Look(("**/.*.sw[op]",), holds("what an editor left")),
         ),
     ),
     # The rules below look at more than one file's name and text: see `image.gate_secrets`, `image.gate_keys`, `image.gate`.
