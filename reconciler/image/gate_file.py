@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 import struct
 import subprocess
 import tempfile
@@ -55,8 +56,12 @@ def check(file: Path, *, allowed: Collection[str] | None = None) -> Checked:
     TerminalError: it is nothing that can be checked, a program is missing, or there is no room to unpack.
     """
     try:
-        if file.is_dir():
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):
             return Checked("artifact", tuple(sorted(_artifact(file, allowed))))
+        # A pipe would keep us waiting, and can be read but once.
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise _wrong(f"{file} is neither a file nor a disk", "name another file")
         with file.open("rb") as opened:
             head = opened.read(_SECTOR + 8)
     except OSError as error:
@@ -77,13 +82,11 @@ def check(file: Path, *, allowed: Collection[str] | None = None) -> Checked:
 def _artifact(folder: Path, allowed: Collection[str] | None) -> Iterator[Fault]:
     """The papers first: an image whose papers cannot be read is not looked for."""
     try:
+        for name in (SUMS, NAME):
+            if not (folder / name).is_file():
+                raise _wrong(f"{folder} is no artifact: it has no {name}", "name an artifact's folder, or an image")
         listed = parse_sums((folder / SUMS).read_bytes())
         manifest = Manifest.from_bytes((folder / NAME).read_bytes())
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise _wrong(
-            f"{folder} is no artifact: it has no {missing}", "name an artifact's folder, or an image"
-        ) from None
     except Malformed as error:
         raise _wrong(f"{folder} is no artifact: {error}", "build the release again") from None
     yield from _sums(folder, listed)

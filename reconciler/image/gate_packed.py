@@ -1,4 +1,4 @@
-"""Looks for secrets in packed data: gzip, xz, bzip2, zstd, zip (zipapps too), and the initramfs with its early part.
+"""Looks for secrets in packed data: gzip, xz, bzip2, zstd, zip (zipapps too), tar, and the initramfs with its early part.
 
 Bytes in, kinds and places out; works in a temporary file, runs zstd where it meets it, and unpacks 1 GiB and three
 layers at most. What cannot be looked into whole is reported, never passed. Called by `image.gate`.
@@ -10,6 +10,7 @@ import bz2
 import gzip
 import lzma
 import subprocess
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -66,6 +67,8 @@ def unpack(head: bytes, pieces: Callable[[], Iterable[tuple[int, bytes]]], stric
 
 
 def _kind(head: bytes) -> str | None:
+    if head[257:262] == b"ustar":
+        return "tar"
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
 
 
@@ -90,14 +93,26 @@ def _inside(file: IO[bytes], kind: str, strict: bool, layer: int) -> Place:
                 if binary is not None:
                     found[binary] = f"in {kind} data"
                 below = _kind(head)
-                if below is not None and below not in _CLOSED and not head.startswith(b"#!"):
+                if below in _CLOSED:
+                    found["unread", f"packed as {below}, which is not looked into"] = f"in {kind} data"
+                elif below is not None and not head.startswith(b"#!"):
                     inner.seek(0)
-                    found.update(_inside(inner, below, strict, layer + 1))
+                    # What lies in a tar, or is a tar, is not packed once more by that.
+                    found.update(_inside(inner, below, strict, layer + (below != "tar")))
     except _TooMuch:
         found["unread", f"more than {MAX_BYTES >> 30} GiB of data"] = f"in {kind}"
     except RuntimeError:  # how zipfile says that a member is encrypted
         found["unread", "encrypted data"] = f"in {kind}"
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, ValueError):
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        NotImplementedError,
+        ValueError,
+    ):
         pass  # damaged, or no such data after all: what came out was looked through, the packed bytes are besides
     return found
 
@@ -122,6 +137,12 @@ def _members(file: IO[bytes], kind: str) -> Iterator[Iterator[bytes]]:
                 if not info.is_dir():
                     with archive.open(info) as member:
                         yield _pieces(member)
+    elif kind == "tar":
+        with tarfile.open(fileobj=file, mode="r:") as members:
+            for each in members:
+                opened = members.extractfile(each) if each.isfile() else None
+                if opened is not None:
+                    yield _pieces(opened)
     elif kind == "cpio":
         yield from _after_cpio(file)
 

@@ -10,9 +10,11 @@ import io
 import json
 import lzma
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -80,6 +82,15 @@ def zipped(name: str, text: str) -> bytes:
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, text)
     return data.getvalue()
+
+
+def tarred(name: str, data: bytes, mode: Literal["w", "w:gz"] = "w") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
 
 
 def zstd(data: bytes) -> bytes:
@@ -178,6 +189,10 @@ PLANTS: dict[str, tuple[str, dict[str | bytes, Planted]]] = {
     "a private key in bzip2": ("private-key", {"opt/x.bz2": bz2.compress(OPENSSH_KEY.encode())}),
     "a private key in a zip": ("private-key", {"opt/x.zip": zipped("a/b.pem", RSA_KEY)}),
     "a private key in a zip in gzip": ("private-key", {"opt/y.gz": gzip.compress(zipped("k", RSA_KEY))}),
+    "a private key in a layer of a container": ("private-key",
+        {"opt/app.tar": tarred("layer.tar.gz", tarred("etc/k.pem", RSA_KEY.encode(), "w:gz"))}),
+    "a private key in a tar in a tar": ("private-key",
+        {"opt/app.tgz": tarred("a.tgz", tarred("b.tgz", tarred("k.pem", RSA_KEY.encode()), "w:gz"), "w:gz")}),
     "a PGP secret key": ("private-key", {"srv/backup.asc": PGP_KEY}),
     "a private JSON web key": ("private-key credentials-file",
         {"etc/docker/key.json": json.dumps({"crv": "P-256", "d": "k9" * 20, "kty": "EC"})}),
@@ -232,6 +247,7 @@ PLANTS: dict[str, tuple[str, dict[str | bytes, Planted]]] = {
     "a folder that anybody may write": ("world-writable", {"srv/drop": Folder(0o777)}),
     "a readable password file": ("world-writable", {"etc/shadow": File(b"root:*:1::::::\n", 0o644)}),
     "lz4": ("unread", {"opt/x.lz4": b"\x04\x22\x4d\x18abcdef"}),
+    "lz4 in gzip": ("unread", {"boot/initrd.img": gzip.compress(b"\x04\x22\x4d\x18abcdef")}),
     "a name with a line end": ("ssh-user", {b"home/ed\nge/.ssh/id_x": "key\n"}),
     "a name that is no UTF-8": ("shell-history", {b"home/\xff\xfe/.bash_history": "ls\n"}),
     "a hard link": ("private-key", {"srv/a": RSA_KEY, "srv/b": Hard("srv/a")}),

@@ -169,6 +169,15 @@ def test_a_disk_with_a_sites_seed_is_for_that_site_alone(tmp_path: Path, release
     assert check(disk(tmp_path, good, None, make_image(tmp_path / "data", {"log/x": ""}))).faults == ()
 
 
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "SHA256SUMS")
+    for file in (tmp_path / "pipe", Path("/dev/zero"), tmp_path / "folder"):
+        with pytest.raises(TerminalError, match=r"no SHA256SUMS|neither a file nor a disk"):
+            check(file)
+
+
 def test_a_damaged_partition_table(tmp_path: Path, release: tuple[bytes, str]) -> None:
     made = disk(tmp_path, None)
     assert [(part.name, part.start, part.size) for part in partitions(made)][:2] == [
