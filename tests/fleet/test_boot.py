@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,13 +114,15 @@ def neighbour(lab: Lab) -> Iterator[list[str]]:
         holder.wait()
 
 
-def ssh(neighbour: list[str], home: Path, *options: str, user: str = "edge") -> subprocess.CompletedProcess[str]:
+def ssh(
+    neighbour: list[str], home: Path, *options: str, user: str = "edge", within_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     """Log in as the image's account, and become root."""
     argv = [need("ssh", "openssh-client"), "-F", "none", "-o", "StrictHostKeyChecking=no"]
     argv += ["-o", f"UserKnownHostsFile={home}/known", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes"]
     return subprocess.run(
         [*neighbour, *argv, *options, f"{user}@{DEVICE}", "sudo -n id -u"],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=within_s, check=False,
     )  # fmt: skip
 
 
@@ -166,7 +169,10 @@ def test_what_is_one_devices_own_differs_and_outlives_an_update(lab: Lab) -> Non
 
 def test_nothing_has_failed_and_the_checks_say_so(lab: Lab) -> None:
     for device in (lab.one, lab.two):
-        assert device.says("systemctl", "list-units", "--failed", "--no-legend", "--plain") == ""
+        failed = device.says("systemctl", "list-units", "--failed", "--no-legend", "--plain").splitlines()
+        # A container's root is systemd-nspawn's to mount: on a busy machine this unit comes too early. Booted from a disk, none may fail.
+        failed = [line for line in failed if not line.startswith("systemd-remount-fs.service ")]
+        assert failed == []
         checks = device.health()
         for name in ("image", "files", "boot", "packages", "disk", "memory", "docker", "firewall", "ssh", "fail2ban"):
             assert checks[name][0] == "ok", (name, checks[name])
@@ -232,7 +238,9 @@ def test_fail2ban_shuts_out_who_guesses(lab: Lab, neighbour: list[str], tmp_path
         end = time.monotonic() + 120
         while NEIGHBOUR not in lab.one.says("fail2ban-client", "status", "sshd") and time.monotonic() < end:
             forget_connections(lab.one)
-            ssh(neighbour, tmp_path, user="admin")
+            # A ban that falls in the middle of an attempt leaves it without an answer.
+            with suppress(subprocess.TimeoutExpired):
+                ssh(neighbour, tmp_path, user="admin", within_s=20)
         assert NEIGHBOUR in lab.one.says("fail2ban-client", "status", "sshd")
         assert NEIGHBOUR in lab.one.says("nft", "list", "ruleset")
         forget_connections(lab.one)
