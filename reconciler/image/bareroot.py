@@ -7,9 +7,10 @@ may read of the machine is for the system to limit. Pins are handed to setup.sh.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from reconciler.image.job import Job
-from reconciler.image.process import Ended, run
+from reconciler.image.process import Ended, bound, run
 
 
 class BareRoot:
@@ -18,6 +19,7 @@ class BareRoot:
     kind = "files"
     keeps_owners = False
     vendor: str | None = None
+    folders: tuple[Path, ...] = ()
 
     def tools(self) -> Mapping[str, str]:
         """Nothing but the recipe decides the root."""
@@ -39,4 +41,4 @@ class BareRoot:
 
     def inside(self, argv: Sequence[str]) -> list[str]:
         """As it is: every file is our own."""
-        return list(argv)
+        return bound(argv)

@@ -33,7 +33,7 @@ from reconciler.image.gate import inspect
 from reconciler.image.inputs import BUILDER_VERSION, inputs_digest, read_recipe
 from reconciler.image.job import Job, Maker, plain_modes
 from reconciler.image.kept import Kept
-from reconciler.image.process import PATH, Ended, Surroundings, failed, kill_left
+from reconciler.image.process import FULL, PATH, Ended, Surroundings, failed, kill_left, no_room
 from reconciler.image.progress import Hear, Progress, note
 from reconciler.model.desired import ImageSpec
 from reconciler.model.scalars import format_instant, release_key
@@ -60,7 +60,8 @@ class ImageBuilder:
         timeout_s: float = 3600.0,
         progress: Hear | None = None,
     ) -> None:
-        self._work, self._kept = work.absolute(), Kept(output.absolute())
+        self._work, self._output = work.absolute(), output.absolute()
+        self._kept = Kept(self._output)
         self._scratch = self._work / "scratch"
         self._committed_at, self._timeout_s = committed_at, timeout_s
         self._make_maker, self._hear = maker, progress
@@ -90,6 +91,7 @@ class ImageBuilder:
         with (self._scratch / f".{release}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # A folder of its own: the caller may keep what it exported beside it, under names like these.
+            self._kept.clear(release)
             for left in self._scratch.glob(f"{release}-*"):
                 kill_left(left)
                 _remove(left, maker)
@@ -112,21 +114,17 @@ class ImageBuilder:
         logs.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=self._scratch))
         log = logs / f"{release}-{inputs.removeprefix('sha256:')[:12]}.log"
-        log.write_text(f"{name} ({maker.kind}) from {inputs} at commit {commit}\n", encoding="utf-8")
         job = Job(
             release, spec, name, commit, inputs, int(at.timestamp()), tools, Surroundings(scratch, log, self._timeout_s)
         )
         progress = Progress(self._hear, log)
         try:
+            log.write_text(f"{name} ({maker.kind}) from {inputs} at commit {commit}\n", encoding="utf-8")
             return self._stages(job, recipe, maker, progress)
         except OSError as error:
-            # What our own code could not write or read: most often the disk is full.
-            raise TransientError(
-                f"stage {progress.now!r} of the build failed: {error.strerror or error} ({error.filename or 'a file'})",
-                needed_for="building the image",
-                remedy=f"see that {self._work} has room and is writable; it is tried again",
-            ) from None
+            raise _unwritten(progress.now, error, log, self._output, *maker.folders) from None
         finally:
+            self._kept.clear(release)
             _remove(scratch, maker)
 
     def _stages(self, job: Job, recipe: Path, maker: Maker, progress: Progress) -> Built:
@@ -238,8 +236,19 @@ class ImageBuilder:
             pack.Software(job.where, maker.vendor, job.spec.family, job.epoch) if maker.vendor is not None else None
         )
         digest = pack.write_artifact(folder, packed, raw, job.release, method, extra, software=software)
-        kept = self._kept.keep(part, job.inputs, job.tools)
+        kept = self._kept.keep(part, job.release, job.inputs, job.tools)
         return Built(job.release, job.name, kept / job.name, digest)
+
+
+def _unwritten(stage: str, error: OSError, log: Path, *folders: Path) -> TransientError:
+    """The error of what our own code could not write or read: most often a disk is full."""
+    what = f"{error.strerror or error} ({error.filename or 'a file'})"
+    place = Path(error.filename).parent if isinstance(error.filename, str) else log.parent.parent
+    return no_room(stage, what, log, *folders, certain=error.errno in FULL) or TransientError(
+        f"stage {stage!r} of the build failed: {what}",
+        needed_for="building the image",
+        remedy=f"see that this user may write to {place}; it is tried again",
+    )
 
 
 def _tools() -> dict[str, str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from reconciler.image.mirrors import Entry
-from reconciler.image.process import PATH, Ended, Surroundings, failed, run
+from reconciler.image.process import PATH, Ended, Surroundings, bound, failed, no_room, run
 from reconciler.ports import TerminalError, TransientError
 
 STAGE = "packages"
@@ -32,7 +32,7 @@ _URI = re.compile(r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})$")
 _ACQUIRE = re.compile(r'^Acquire::[A-Za-z0-9:_./-]+ ".*";$')
 # Answers of a mirror that asking again does not change.
 _LASTING = re.compile(
-    rb"NO_PUBKEY|EXPKEYSIG|BADSIG|not signed|is not valid yet|expired|404 +Not Found|does not have a Release file"
+    r"NO_PUBKEY|EXPKEYSIG|BADSIG|not signed|is not valid yet|expired|404 +Not Found|does not have a Release file"
 )
 
 
@@ -65,13 +65,11 @@ class Apt:
         done = self._apt(["apt-get", "update", "--error-on=any"])
         if done.status == 0:
             return
-        said = _complaint(self._where.log)
-        if _LASTING.search(said):
-            raise failed(
-                STAGE, f"a package source is not to be had ({said.decode('utf-8', 'replace')[:400]})", self._where.log
-            )
-        raise TransientError(
-            f"stage 'packages' of the build failed: a mirror does not answer ({said.decode('utf-8', 'replace')[:400]})",
+        told = _complaint(self._where.log).decode("utf-8", "replace")[:400]
+        if _LASTING.search(told):
+            raise self._failed(f"a package source is not to be had ({told})")
+        raise no_room(STAGE, told, self._where.log, self._debs.parent) or TransientError(
+            f"stage 'packages' of the build failed: a mirror does not answer ({told})",
             needed_for="reading the package indexes",
             remedy=f"it is tried again; see {self._where.log}",
         )
@@ -99,7 +97,7 @@ class Apt:
         done = self._apt([*argv, *_BASE, *wanted])
         if done.status != 0:
             said = _complaint(self._where.log).decode("utf-8", "replace")
-            raise failed(STAGE, f"the packages cannot be installed together ({said[:600]})", self._where.log)
+            raise self._failed(f"the packages cannot be installed together ({said[:600]})")
         found = [match for line in done.out.decode("utf-8", "replace").splitlines() if (match := _URI.match(line))]
         debs = sorted((_deb(match) for match in found), key=lambda deb: deb.package)
         versions = {deb.package: deb.version for deb in debs}
@@ -110,7 +108,7 @@ class Apt:
                     if name in versions
                     else "does not have that package: list it in packages.txt"
                 )
-                raise failed(STAGE, f"the pin {name}={version} has no effect, the image {there}", self._where.log)
+                raise self._failed(f"the pin {name}={version} has no effect, the image {there}")
         return debs
 
     def fetch(self, debs: Sequence[Deb]) -> None:
@@ -123,8 +121,9 @@ class Apt:
             self._apt([*argv, *(f"{deb.package}={deb.version}" for deb in debs)])
         missing = [deb.file for deb in bad if not self._whole(deb)]
         if missing:
-            raise TransientError(
-                f"stage 'packages' of the build failed: {len(missing)} package files could not be fetched, {missing[0]} first",
+            why = f"{len(missing)} package files could not be fetched, {missing[0]} first"
+            raise no_room(STAGE, why, self._where.log, self._debs.parent) or TransientError(
+                f"stage 'packages' of the build failed: {why}",
                 needed_for="installing the packages",
                 remedy=f"it is tried again, with those that are there already; see {self._where.log}",
             )
@@ -151,7 +150,7 @@ class Apt:
             if version not in offered.get(name, [])
         ]
         if bad:
-            raise failed(STAGE, f"no package source has the pin {', nor '.join(bad)}", self._where.log)
+            raise self._failed(f"no package source has the pin {', nor '.join(bad)}")
 
     def _whole(self, deb: Deb) -> bool:
         path = self._debs / deb.file
@@ -173,7 +172,10 @@ class Apt:
                 path.unlink(missing_ok=True)
 
     def _apt(self, argv: list[str]) -> Ended:
-        return run(self._where, STAGE, argv, {"APT_CONFIG": str(self._folder / "apt.conf")}, most=16 << 20)
+        return run(self._where, STAGE, bound(argv), {"APT_CONFIG": str(self._folder / "apt.conf")}, most=16 << 20)
+
+    def _failed(self, why: str) -> TerminalError | TransientError:
+        return failed(STAGE, why, self._where.log, self._debs.parent)
 
     def _configuration(self) -> str:
         """apt's whole configuration: the machine's own is not read beside it."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.image.process import Surroundings, failed, program, run
+from reconciler.image.process import Surroundings, bound, failed, program, run
 
 _MIB = 1 << 20
 _BLOCK, _INODE = 4096, 256
@@ -121,7 +121,7 @@ def make_image(
     if made.status != 0:
         raise failed("pack", f"mke2fs: {made.last}", where.log)
     _normalise(where, image, counted.inodes, epoch, clock, keeps_owners=keeps_owners)
-    checked = run(where, "pack", [tool("e2fsck"), "-fn", str(image)], clock)
+    checked = run(where, "pack", bound([tool("e2fsck"), "-fn", str(image)]), clock)
     if checked.status != 0:
         raise failed("pack", f"e2fsck finds faults in the image: {checked.last}", where.log)
 
@@ -142,12 +142,13 @@ def _normalise(
             # mke2fs copies mtime, which `touch` has bounded, and takes the fake clock for lost+found's.
             out.writelines(f"sif <{inode}> {field} @{epoch}\n" for field in _TIMES)
             out.writelines(f"sif <{inode}> {field} 0\n" for field in zeros)
-    done = run(where, "pack", [tool("debugfs"), "-w", "-f", str(script), str(image)], clock, most=1 << 30, logged=False)
+    argv = bound([tool("debugfs"), "-w", "-f", str(script), str(image)])
+    done = run(where, "pack", argv, clock, most=1 << 30, logged=False)
     refused = re.search(rb"^(?!debugfs: sif <)(?!debugfs *$).+$", done.out, re.MULTILINE)
     if done.status != 0 or refused is not None:
         said = refused.group().decode("utf-8", "replace") if refused else done.last
         raise failed("pack", f"debugfs: {said}", where.log)
-    used = run(where, "pack", [tool("debugfs"), "-R", "stats -h", str(image)], clock).out
+    used = run(where, "pack", bound([tool("debugfs"), "-R", "stats -h", str(image)]), clock).out
     total, free = (re.search(rb"^%s: *(\d+)" % name, used, re.MULTILINE) for name in (b"Inode count", b"Free inodes"))
     if total is None or free is None or int(total[1]) - int(free[1]) != _FIRST_INODE + count:
         raise failed("pack", "the image holds another number of files than its folder", where.log)

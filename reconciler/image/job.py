@@ -64,6 +64,8 @@ class Maker(Protocol):
     """Whether files belong to whom they belong to in the root; else all of them to root."""
     vendor: str | None
     """The distribution whose packages are in it; None: there are none."""
+    folders: tuple[Path, ...]
+    """Where it writes beside the work folder."""
 
     def tools(self) -> Mapping[str, str]:
         """What decides the root's bytes beside the inputs: program → version. TerminalError: one is missing."""

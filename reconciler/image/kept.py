@@ -42,17 +42,30 @@ class Kept:
             return None
         return Built(release, folder.name, folder, manifest.digest)
 
-    def keep(self, part: Path, inputs: str, tools: Mapping[str, str]) -> Path:
-        """Move the folder `part`, which holds one artifact's folder, to its place, in one step; its new path."""
+    def clear(self, release: str) -> None:
+        """Remove what a build of a release left half copied. The caller holds the release's lock."""
+        for left in self._output.glob(f".{release}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def keep(self, part: Path, release: str, inputs: str, tools: Mapping[str, str]) -> Path:
+        """Move the folder `part`, which holds one artifact's folder, to its place, in one step; its new path.
+
+        OSError: no room there, or no right to write; `clear` removes what is there of it.
+        """
         kept = self._place(inputs, tools)
         self._output.mkdir(parents=True, exist_ok=True)
         # Work and output may lie on two file systems: copy first, so that the last step is a rename.
-        staged = self._output / f".{kept.name}"  # one at a time: the release is locked
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.copytree(part, staged)
-        for folder in (*(path for path in staged.iterdir()), staged):
-            for path in (*sorted(path for path in folder.iterdir() if path.is_file()), folder):
-                pack.sync(path)
+        staged = self._output / f".{release}-{kept.name}"  # one at a time: the release is locked
+        # File by file: copytree would go on after an error, and hide its number.
+        for source in (part, *sorted(part.rglob("*"))):
+            to = staged / source.relative_to(part)
+            if source.is_dir():
+                to.mkdir()
+            else:
+                shutil.copyfile(source, to)
+                pack.sync(to)
+        for folder in (*staged.iterdir(), staged):
+            pack.sync(folder)
         if kept.exists():  # damaged, or another builder was faster
             shutil.rmtree(kept)
         staged.rename(kept)

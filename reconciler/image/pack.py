@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.image import sbom
-from reconciler.image.process import PATH, Surroundings, failed, run
+from reconciler.image.process import PATH, Surroundings, bound, failed, run
 from reconciler.ports import TerminalError
 from reconciler.protocol import chunks
 from reconciler.protocol.canonical import Malformed
@@ -74,7 +74,7 @@ def compress(where: Surroundings, raw: Path, folder: Path, name: str, method: st
     packed = folder / f"{name}.img.zst"
     # One thread: with several, where zstd cuts the input depends on their number.
     how = (*_ZSTD, "--single-thread", "--no-progress", "--check")
-    done = run(where, "artifact", ["zstd", "-q", "-f", *how, "-o", str(packed), str(raw)])
+    done = run(where, "artifact", bound(["zstd", "-q", "-f", *how, "-o", str(packed), str(raw)]))
     if done.status != 0:
         raise failed("artifact", f"zstd: {done.last}", where.log)
     return packed

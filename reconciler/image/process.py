@@ -13,8 +13,10 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from reconciler.ports import TerminalError, TransientError
@@ -23,6 +25,9 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OUTPUT_LIMIT = 1 << 20
 LEAST_ROOM = 4 << 20
 """Bytes: with less than this free, a stage that failed is taken to have failed for want of room."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors that mean the same: no room."""
+_END_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,38 +109,89 @@ def run(
     return Ended(status, data, _last_line(where.log))
 
 
+def bound(argv: Sequence[str]) -> list[str]:
+    """A command of ours that dies with the builder, however that ends: nobody would take what it makes. Where the machine
+    has no setpriv, it goes on to its end, and nothing waits for it."""
+    return [*_bond(), *argv]
+
+
+@cache
+def _bond() -> tuple[str, ...]:
+    return ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv", path=PATH) else ()
+
+
 def kill_left(scratch: Path) -> None:
-    """Kill what a killed build left running: every process whose home lies in its scratch folder."""
+    """Kill what a killed build left running, every process whose home lies in its scratch folder, and see it end."""
     told = f"HOME={scratch}/home".encode()
+    deadline = time.monotonic() + _END_S
+    while killed := [pid for pid in _with_environment(told) if _kill(pid)]:
+        if time.monotonic() > deadline:  # stuck in the kernel: it writes to nothing that the next build uses
+            return
+        time.sleep(0.01 * len(killed))
+
+
+def _with_environment(entry: bytes) -> list[int]:
+    """Processes that were started with an entry in their environment."""
+    found = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if told in (place / "environ").read_bytes().split(b"\0"):
-                os.kill(int(place.name), signal.SIGKILL)
+            if entry in (place / "environ").read_bytes().split(b"\0"):
+                found.append(int(place.name))
+    return found
 
 
-def failed(stage: str, why: str, log: Path) -> TerminalError | TransientError:
-    """The error of a stage that failed. A full disk is no fault of the recipe, and passes: it is asked for room."""
-    if _no_room(log):
-        return TransientError(
-            f"stage {stage!r} of the build failed: no space left on the disk of {log.parent.parent} ({why})",
-            needed_for="building the image",
-            remedy="make room there, or name another folder in builder.work; it is tried again",
-        )
-    return TerminalError(
+def _kill(pid: int) -> bool:
+    """Kill a process; whether we may."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return False
+    return True
+
+
+def failed(stage: str, why: str, log: Path, *folders: Path) -> TerminalError | TransientError:
+    """The error of a stage that failed. A full disk is no fault of the recipe, and passes: it is asked for room.
+
+    `folders` are those that the stage writes to beside the work folder, in which the log is.
+    """
+    return no_room(stage, why, log, *folders) or TerminalError(
         f"stage {stage!r} of the build failed: {why}",
         needed_for="building the image",
         remedy=f"see {log}, and correct the recipe",
     )
 
 
-def _no_room(log: Path) -> bool:
-    """Whether a program failed for want of room: the disk is full now, or the end of its log says that it was."""
+def no_room(stage: str, why: str, log: Path, *folders: Path, certain: bool = False) -> TransientError | None:
+    """The error of a stage that failed for want of room: a disk is full now, or the end of the log says that one was, or
+    it is `certain`. None: it failed of something else."""
+    work = log.parent.parent
+    full = next((folder for folder in (work, *folders) if is_full(folder)), None)
+    if full is None and not certain and not _said_full(log):
+        return None
+    named = f"the disk of {full}" if full else f"a disk ({', '.join(str(folder) for folder in (work, *folders))})"
+    return TransientError(
+        f"stage {stage!r} of the build failed: no space left on {named} ({why})",
+        needed_for="building the image",
+        remedy="make room there, or name another folder (builder.work, builder.cache); it is tried again",
+    )
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk that a folder is on, or will be, has no room, for files or for their number."""
+    there = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
+    if there is None:
+        return False
     with contextlib.suppress(OSError):
-        if shutil.disk_usage(log.parent).free < LEAST_ROOM:
-            return True
+        at = os.statvfs(there)
+        return at.f_bavail * at.f_frsize < LEAST_ROOM or (at.f_files > 0 and at.f_favail == 0)
+    return False
+
+
+def _said_full(log: Path) -> bool:
     with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        return os.strerror(errno.ENOSPC).encode() in file.read()
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+        told = file.read().rpartition(b"=== ")[2]
+        return any(os.strerror(number).encode() in told for number in FULL)
     return False
 
 

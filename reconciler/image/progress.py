@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+STAGES = ("packages", "setup", "check", "sysprep", "pack", "gate", "artifact")
 Hear = Callable[[str, float], None]
 """Hears a stage's name as it begins, and the seconds since the build began; `done` at the end."""
 
@@ -20,7 +21,7 @@ class Progress:
     def __init__(self, hear: Hear | None, log: Path) -> None:
         self._hear, self._log, self._began = hear, log, time.monotonic()
         self.times: dict[str, float] = {}
-        self.now = ""
+        self.now = STAGES[0]
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -25,7 +25,9 @@ from reconciler.image import agent_app, mirrors, recipe, sandbox, sbom
 from reconciler.image.debs import Apt, Deb, newest, preferences
 from reconciler.image.inputs import BUILDER_VERSION
 from reconciler.image.job import PINS, Job, plain_modes
+from reconciler.image.pack import hashed, sync
 from reconciler.image.process import PATH, Ended, failed, run
+from reconciler.image.progress import note
 from reconciler.repo.problem import InvalidInput
 
 STAGE = "packages"
@@ -41,7 +43,8 @@ class DistributionRoot:
     keeps_owners = True
 
     def __init__(self, cache: Path, mirrors_by_name: Mapping[str, str]) -> None:
-        self._cache, self._mirrors = cache, mirrors_by_name
+        self._cache, self._mirrors = cache.absolute(), mirrors_by_name
+        self.folders: tuple[Path, ...] = (self._cache,)
         self._ground = sandbox.ground()
         self._recipe: recipe.Recipe | None = None
         self.vendor: str | None = None
@@ -82,7 +85,8 @@ class DistributionRoot:
         return max(job.epoch, time)
 
     def _tar(self, job: Job, made: recipe.Recipe, apt: Apt, debs: Sequence[Deb], time: int) -> Path:
-        """The root as a tar, from the cache or made now. A file under its name is whole: it is renamed into place."""
+        """The root as a tar, from the cache or made now. Its name ends with its sha256: one that a disk or a person has
+        damaged is made anew."""
         roots = self._cache / "roots"
         roots.mkdir(parents=True, exist_ok=True)
         for left in roots.glob("*.part"):
@@ -96,15 +100,19 @@ class DistributionRoot:
             time,
         ]
         key = hashlib.sha256(json.dumps([*told, [[deb.file, deb.sha256] for deb in debs]]).encode()).hexdigest()[:32]
-        tar = roots / f"{made.file.stem}-{key}.tar"
-        if tar.exists():
-            os.utime(tar)
-            return tar
-        part = tar.with_suffix(".tar.part")
+        stem = f"{made.file.stem}-{key}"
+        for tar in roots.glob(f"{stem}*.tar"):
+            if tar.name == f"{stem}-{_digest(tar)}.tar":
+                os.utime(tar)
+                return tar
+            note(job.where.log, f"the cached root {tar.name} is damaged, and is made anew")
+            tar.unlink()
+        part = roots / f"{stem}.part"
         self._install(job, made, apt, debs, time, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        tar = roots / f"{stem}-{_digest(part)}.tar"
+        sync(part)
         part.rename(tar)
+        sync(roots)
         for old in sorted(roots.glob("*.tar"), key=lambda path: path.stat().st_mtime)[:-_KEPT_ROOTS]:
             old.unlink()
         return tar
@@ -139,10 +147,12 @@ class DistributionRoot:
         ]
         # fmt: on
         done = run(job.where, STAGE, self._ground.inside(argv), {"SOURCE_DATE_EPOCH": str(time)}, logged=False)
-        shutil.rmtree(seed, ignore_errors=True)
         if done.status != 0:
+            # Asked before anything is cleared away, which makes room.
+            error = failed(STAGE, f"mmdebstrap ended with {done.status} ({done.last})", job.where.log, self._cache)
             tar.unlink(missing_ok=True)
-            raise failed(STAGE, f"mmdebstrap ended with {done.status} ({done.last})", job.where.log)
+            raise error
+        shutil.rmtree(seed, ignore_errors=True)
 
     def _unpack(self, job: Job, tar: Path) -> None:
         job.root.mkdir(mode=0o755)
@@ -220,6 +230,11 @@ class DistributionRoot:
         with (self._cache / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _digest(file: Path) -> str:
+    """The first half of a file's sha256: it is to tell damage."""
+    return hashed(file)[1][:32]
 
 
 def _link(source: Path, to: Path) -> None:

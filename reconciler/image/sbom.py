@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from reconciler.image import ext4
-from reconciler.image.process import Surroundings, failed, run
+from reconciler.image.process import Surroundings, bound, failed, run
 from reconciler.ports import TerminalError
 
 STATUS = "var/lib/dpkg/status"
@@ -112,7 +112,7 @@ def write(
     }
     argv = [sys.executable, "-I", "-c", _PROGRAM, "generate", *(word for pair in generate.items() for word in pair)]
     bounded = Surroundings(where.scratch, where.log, min(where.timeout_s, _TIMEOUT_S))
-    done = run(bounded, "sbom", argv)
+    done = run(bounded, "sbom", bound(argv))
     shutil.rmtree(root, ignore_errors=True)
     if done.status != 0 or not part.is_file():
         raise failed("artifact", f"debsbom ended with {done.status} ({done.last})", where.log)
@@ -126,7 +126,7 @@ def _read(where: Surroundings, raw: Path, file: str) -> bytes:
     copy = where.scratch / "sbom.file"
     copy.unlink(missing_ok=True)
     # Named without a folder: debugfs takes its request apart at spaces.
-    done = run(where, "sbom", [ext4.tool("debugfs"), "-R", f"dump /{file} {copy.name}", str(raw)])
+    done = run(where, "sbom", bound([ext4.tool("debugfs"), "-R", f"dump /{file} {copy.name}", str(raw)]))
     if done.status != 0:
         raise failed("artifact", f"debugfs cannot read the image ({done.last})", where.log)
     data = copy.read_bytes() if copy.is_file() else b""

@@ -170,7 +170,8 @@ def test_what_is_one_devices_own_differs_and_outlives_an_update(lab: Lab) -> Non
 def test_nothing_has_failed_and_the_checks_say_so(lab: Lab) -> None:
     for device in (lab.one, lab.two):
         failed = device.says("systemctl", "list-units", "--failed", "--no-legend", "--plain").splitlines()
-        # A container's root is systemd-nspawn's to mount: on a busy machine this unit comes too early. Booted from a disk, none may fail.
+        # A container's root is systemd-nspawn's to mount: on a busy machine this unit comes too early.
+        # Booted from a disk, none may fail.
         failed = [line for line in failed if not line.startswith("systemd-remount-fs.service ")]
         assert failed == []
         checks = device.health()
