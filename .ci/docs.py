@@ -163,11 +163,11 @@ def _anchor(full: str, parts: list[type[Part]]) -> str:
 def _default(field: Any, parts: list[type[Part]]) -> str:
     if field.is_required():
         return "*must be said*"
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if isinstance(value, Part):
         tag = getattr(value, "type", None)
         return f"type {tag}" if tag and len(parts) > 1 else "as below"
-    if value is None or value == ():
+    if value is None or value in ((), {}):
         return "none"
     if isinstance(value, bool):
         return "`true`" if value else "`false`"
