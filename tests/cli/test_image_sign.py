@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from reconciler.cli.image_sign import sign
+from reconciler.cli.main import cli
 from reconciler.ports import TerminalError
 from tests.support.gpg import make_home
 from tests.support.settings import write_settings
@@ -16,7 +16,7 @@ KEY = "0123456789ABCDEF0123456789ABCDEF01234567"
 
 
 def call(*words: str) -> Result:
-    return CliRunner().invoke(sign, list(words))
+    return CliRunner().invoke(cli, ["image", "sign", *words])
 
 
 @pytest.mark.parametrize(
