@@ -7,7 +7,9 @@ the loop picks it up. The loop shows this command, filled in, while a release wa
 
 from __future__ import annotations
 
+import errno
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -148,6 +150,14 @@ def _wanted(
     )
 
 
+def _read(path: Path, most: int) -> bytes:
+    """The first bytes of a file, `most` at most. OSError: no file; a pipe or a device is none, and is not waited for."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with path.open("rb") as file:
+        return file.read(most)
+
+
 class Carried:
     """An artifact's folder that somebody has carried here: `image.recheck.Shelf`."""
 
@@ -166,8 +176,7 @@ class Carried:
     def read(self, release: str, name: str) -> bytes:
         """A small file. TerminalError: absent."""
         try:
-            with (self.folder / name).open("rb") as file:
-                return file.read(1 << 20)
+            return _read(self.folder / name, 1 << 20)
         except OSError as error:
             raise self._error(release, name, error.strerror or "cannot be read") from None
 
@@ -325,11 +334,12 @@ def _attach(wanted: Wanted, file: Path, key: str | None, home: Path | None) -> N
     from reconciler.adapters.gpg_hand import PersonalKey
     from reconciler.ports import TerminalError
     from reconciler.protocol.manifest import SUMS
-    from reconciler.protocol.signature import Refused, single_signature_packet, verify_detached
+    from reconciler.protocol.signature import MAX_SIGNATURE_BYTES, Refused, single_signature_packet, verify_detached
 
     assert wanted.place is not None
     try:
-        signature = file.read_bytes()
+        # One more byte than a signature may have, so that a longer file is seen to be one.
+        signature = _read(file, MAX_SIGNATURE_BYTES + 1)
     except OSError as error:
         raise TerminalError(
             f"cannot read {file}: {error.strerror}", needed_for=wanted.purpose, remedy="name the signature's file"

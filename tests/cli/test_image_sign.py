@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,22 @@ def test_a_settings_file_in_the_folder_says_where(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     done = call("v1", "--attach", "nowhere.gpg")
     assert isinstance(done.exception, TerminalError) and "cannot read nowhere.gpg" in str(done.exception)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "words", [("--attach", "pipe"), ("--attach", "/dev/zero"), ("--from", "carried", "--key", KEY)]
+)
+def test_what_is_no_file_is_not_waited_for(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("reconciler.adapters.gpg_hand.PersonalKey.public", lambda self: b"")
+    Path("carried").mkdir()
+    for name in ("pipe", "carried/SHA256SUMS"):
+        os.mkfifo(name)
+    done = call("v1", *words, *(("--store", ".") if "--attach" in words else ()))
+    assert isinstance(done.exception, TerminalError) and "not a regular file" in str(done.exception)
 
 
 @pytest.mark.system
