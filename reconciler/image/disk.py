@@ -132,6 +132,10 @@ def make_disk(
             needed_for="the slot of an install disk",
             remedy="make the slots larger with --slot-size; the next releases need room too",
         )
+    if out.exists() and out.samefile(source.path):
+        raise TerminalError(
+            f"{out} is the image itself", needed_for="making an install disk", remedy="name another file with --out"
+        )
     try:
         # Beside the result, so that the last step is a rename; nobody else may look in: the seed may hold secrets.
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

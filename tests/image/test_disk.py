@@ -267,6 +267,17 @@ def test_what_is_no_slot_image_makes_no_disk(image: Path, made: Disk, tmp_path: 
     assert out.read_bytes() == b"before" and list(out.parent.iterdir()) == [out]
 
 
+def test_the_image_is_never_written_over_by_its_own_disk(image: Path, tmp_path: Path) -> None:
+    copy, link = tmp_path / "slot.img", tmp_path / "link.img"
+    shutil.copyfile(image, copy)
+    link.symlink_to(copy)
+    for given, out in ((copy, copy), (link, copy), (artifact(image, tmp_path / "a"), None)):
+        source = open_source(given)
+        with pytest.raises(TerminalError, match="is the image itself"):
+            make_disk(source, out or source.path, **SIZES)
+    assert sha256(copy) == sha256(image)
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
