@@ -35,7 +35,7 @@ _NEEDED_FOR = "checking the image"
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a file was (`slot image`, `packed slot image`, `artifact`, `install disk`), and every fault of it, sorted."""
+    """What a file was (`artifact`, `slot image`, `install disk`, or one of the two `packed`), and every fault, sorted."""
 
     kind: str
     faults: tuple[Fault, ...]
@@ -62,18 +62,28 @@ def check(file: Path, *, allowed: Collection[str] | None = None) -> Checked:
         # A pipe would keep us waiting, and can be read but once.
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise _wrong(f"{file} is neither a file nor a disk", "name another file")
-        with file.open("rb") as opened:
-            head = opened.read(_SECTOR + 8)
+        packed = _head(file).startswith(_ZSTD)
     except OSError as error:
         raise _wrong(f"{file} cannot be read ({error.strerror or error})", "name another file") from None
-    if head[_SECTOR:] == b"EFI PART":
+    if not packed:
+        return _raw(file, allowed)
+    with tempfile.TemporaryDirectory(prefix="reconciler-check-") as folder:
+        raw = Path(folder) / "image"
+        _decompress(file, raw)
+        checked = _raw(raw, allowed)
+        return dataclasses.replace(checked, kind=f"packed {checked.kind}")
+
+
+def _raw(file: Path, allowed: Collection[str] | None) -> Checked:
+    """A slot image or an install disk, not packed."""
+    if _head(file)[_SECTOR:] == b"EFI PART":
         return Checked("install disk", tuple(sorted(_disk(file, allowed))))
-    if head.startswith(_ZSTD):
-        with tempfile.TemporaryDirectory(prefix="reconciler-check-") as folder:
-            raw = Path(folder) / "image"
-            _decompress(file, raw)
-            return Checked("packed slot image", inspect(raw, allowed=allowed))
     return Checked("slot image", inspect(file, allowed=allowed))
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(_SECTOR + 8)
 
 
 # ---------------------------------------------------------------- an artifact

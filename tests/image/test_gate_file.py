@@ -156,6 +156,10 @@ def test_both_slots_of_a_disk_are_inspected(tmp_path: Path, release: tuple[bytes
     assert check(disk(tmp_path, good)).faults == ()
     checked = check(disk(tmp_path, good, bad))
     assert checked.kind == "install disk"
+    packed = tmp_path / "disk.zst"
+    subprocess.run([need("zstd"), "-q", "-o", str(packed), str(tmp_path / "disk")], check=True)
+    unpacked = check(packed)
+    assert (unpacked.kind, unpacked.faults) == ("packed install disk", checked.faults)
     assert [(fault.path, fault.rule) for fault in checked.faults] == [("root-b:/root/key", "private-key")]
     with pytest.raises(TerminalError, match="nothing in its slots"):
         check(disk(tmp_path, None))
