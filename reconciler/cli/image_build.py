@@ -146,14 +146,15 @@ def _commit(folder: Path) -> tuple[str, datetime]:
 
         def ask(*arguments: str) -> str:
             told = call(git, arguments, env=env, needed_for="dating the artifact", timeout_s=60, folder=folder)
-            return told.out.decode("utf-8", "replace").strip() if told.status == 0 else ""
+            return told.out.decode("utf-8", "replace").rstrip() if told.status == 0 else ""
 
         sha, _, seconds = ask("log", "-1", "--format=%H %ct").partition(" ")
         if seconds.isdigit():
             changed = ask("status", "--porcelain", "--untracked-files=all", "--", "images").splitlines()
             if changed:
+                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
                 click.echo(
-                    f"note: images/ differs from commit {sha[:12]} in {len(changed)} files, first {changed[0][3:]}; "
+                    f"note: images/ differs from commit {sha[:12]} in {changed[0][3:]}{more}; "
                     "the artifact names that commit, and no signer will sign it",
                     err=True,
                 )

@@ -33,7 +33,7 @@ def list_images(config: Path, output: str) -> None:
         write(json.dumps({"releases": [as_document(holding) for holding in held]}, indent=2) + "\n")
         return
     for holding in held:
-        at = format_instant(holding.published_at) if holding.published_at is not None else "-"
+        at = format_instant(holding.published_at.replace(microsecond=0)) if holding.published_at is not None else "-"
         state = "removing" if holding.removing else holding.state.value
         line = (
             f"{holding.release:<10} {state:<10} {megabytes(holding.size):>12}  {at:<20}  {', '.join(holding.folders)}"

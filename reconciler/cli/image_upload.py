@@ -106,10 +106,13 @@ def _progress() -> UploadProgress:
     from time import monotonic
 
     told = [monotonic()]
+    ended: set[str] = set()
 
     def tell(name: str, done: int, size: int) -> None:
-        if done < size and monotonic() - told[0] < _EVERY_S:
+        if name in ended or (done < size and monotonic() - told[0] < _EVERY_S):
             return
+        if done >= size:
+            ended.add(name)
         told[0] = monotonic()
         click.echo(f"{name}: {done} of {size} bytes", err=True)
 

@@ -100,6 +100,11 @@ def check_signature(folder: Path, keys: Path) -> None:
     As strict as a device: `protocol.signature`, not gpgv's exit status. TerminalError: refused, or nothing to check.
     """
     remedy = "take the artifact from the store again; write nothing to a device before it is accepted"
+    if not (folder / SUMS_SIGNATURE).exists():
+        raise _wrong(
+            f"{folder} is not signed: it has no {SUMS_SIGNATURE}",
+            "take the artifact from the store once it is signed; in a build's own folder it never is",
+        )
     try:
         verify_detached(
             (folder / SUMS).read_bytes(),
@@ -109,7 +114,7 @@ def check_signature(folder: Path, keys: Path) -> None:
             datetime.now(UTC),
         )
     except OSError as error:
-        raise _wrong(f"{error.filename} cannot be read: {error.strerror}", "name folders that hold it") from None
+        raise _wrong(f"{error.filename} cannot be read: {error.strerror}", "name a folder that holds it") from None
     except Refused as error:
         raise _wrong(f"{folder} is refused: {error.reason} ({error.code})", remedy) from None
     except ValueError as error:

@@ -25,8 +25,11 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OUTPUT_LIMIT = 1 << 20
 LEAST_ROOM = 4 << 20
 """Bytes: with less than this free, a stage that failed is taken to have failed for want of room."""
+AMPLE_ROOM = 2 << 30
+"""Bytes: with more than this free, what a log says of room is not about the disk: a script has filled a folder in memory."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors that mean the same: no room."""
+_APT_FULL = b"You don't have enough free space in"
 _END_S = 10.0
 
 
@@ -157,7 +160,7 @@ def failed(stage: str, why: str, log: Path, *folders: Path) -> TerminalError | T
     return no_room(stage, why, log, *folders) or TerminalError(
         f"stage {stage!r} of the build failed: {why}",
         needed_for="building the image",
-        remedy=f"see {log}, and correct the recipe",
+        remedy=f"see {log}; correct the recipe, the release's document, or where the mirrors are",
     )
 
 
@@ -166,7 +169,7 @@ def no_room(stage: str, why: str, log: Path, *folders: Path, certain: bool = Fal
     it is `certain`. None: it failed of something else."""
     work = log.parent.parent
     full = next((folder for folder in (work, *folders) if is_full(folder)), None)
-    if full is None and not certain and not _said_full(log):
+    if full is None and not certain and (not _said_full(log) or all(room(at) > AMPLE_ROOM for at in (work, *folders))):
         return None
     named = f"the disk of {full}" if full else f"a disk ({', '.join(str(folder) for folder in (work, *folders))})"
     return TransientError(
@@ -178,26 +181,28 @@ def no_room(stage: str, why: str, log: Path, *folders: Path, certain: bool = Fal
 
 def is_full(folder: Path) -> bool:
     """Whether the disk that a folder is on, or will be, has no room, for files or for their number."""
-    there = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
-    if there is None:
-        return False
-    with contextlib.suppress(OSError):
-        at = os.statvfs(there)
-        return at.f_bavail * at.f_frsize < LEAST_ROOM or (at.f_files > 0 and at.f_favail == 0)
-    return False
+    return room(folder) < LEAST_ROOM
+
+
+def room(folder: Path) -> int:
+    """Bytes that are free on the disk that a folder is on, or will be; none, where it takes no more files."""
+    # os.path: a folder that is closed to this user is none.
+    at = os.statvfs(next((path for path in (folder, *folder.parents) if os.path.isdir(path)), "/"))
+    return 0 if at.f_files > 0 and at.f_favail == 0 else at.f_bavail * at.f_frsize
 
 
 def _said_full(log: Path) -> bool:
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
         told = file.read().rpartition(b"=== ")[2]
-        return any(os.strerror(number).encode() in told for number in FULL)
+        return any(sign in told for sign in (*(os.strerror(number).encode() for number in FULL), _APT_FULL))
     return False
 
 
 def _last_line(log: Path) -> str:
-    """The last line in a log that says something, fit for a message."""
+    """The last line in a log that says something, fit for a message; our own headings do not."""
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
         lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return "".join(letter if letter.isprintable() else " " for letter in lines[-1])[:200] if lines else ""
+    last = lines[-1] if lines and not lines[-1].startswith("=== ") else "it said nothing"
+    return "".join(letter if letter.isprintable() else " " for letter in last)[:200]

@@ -184,7 +184,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 def test_only_an_allowed_key_makes_an_artifact_acceptable(image: Path, tmp_path: Path, home: Home) -> None:
     folder, keys = artifact(image, tmp_path / "artifact"), tmp_path / "keys"
     keys.mkdir()
-    with pytest.raises(TerminalError, match=r"SHA256SUMS\.gpg cannot be read"):
+    with pytest.raises(TerminalError, match=r"is not signed: it has no SHA256SUMS\.gpg"):
         check_signature(folder, keys)
     good, other = home.generate("release"), home.generate("other")
     (keys / "release.gpg").write_bytes(home.export([good, other]))
