@@ -121,7 +121,8 @@ class Apt:
             self._apt([*argv, *(f"{deb.package}={deb.version}" for deb in debs)])
         missing = [deb.file for deb in bad if not self._whole(deb)]
         if missing:
-            why = f"{len(missing)} package files could not be fetched, {missing[0]} first"
+            said = _complaint(self._where.log).decode("utf-8", "replace")[:400]
+            why = f"{len(missing)} package files could not be fetched, {missing[0]} first ({said})"
             raise no_room(STAGE, why, self._where.log, self._debs.parent) or TransientError(
                 f"stage 'packages' of the build failed: {why}",
                 needed_for="installing the packages",

@@ -170,6 +170,7 @@ CRITICAL = """#!/bin/sh\necho '{"checks":[{"name":"gpu","status":"critical","mes
         (SETUP, CRITICAL, r"stage 'check'.*critical: gpu \(gone\)"),
         (SETUP, "#!/bin/sh\necho fine\n", "stage 'check'.*no report"),
         (SETUP, HEALTH + "exit 3\n", "stage 'check'"),
+        ("#!/bin/sh\nexit 9\n", HEALTH, r"ended with 9 \(it said nothing\)"),
     ],
 )
 def test_a_failed_stage_is_named_and_leaves_nothing(tmp_path: Path, setup: str, health: str, said: str) -> None:
