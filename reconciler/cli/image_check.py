@@ -25,8 +25,8 @@ import click
 def check(file: Path, fleet: Path | None, allowed: tuple[str, ...], output: str) -> None:
     """Open FILE and name everything in it that no image may hold: keys, ids, logs, leases, secrets, a site's data.
 
-    FILE is a slot image (raw, or packed with zstd), an artifact's folder, which is held to its own papers too, or an
-    install disk. It is neither mounted nor changed, and root is not needed. With --fleet or --allowed, the image's own
+    FILE is a slot image or an install disk (raw, or packed with zstd), or an artifact's folder, which is held to its
+    own papers too. It is neither mounted nor changed, and root is not needed. With --fleet or --allowed, the image's own
     release keys must have one in common with those that may sign.
 
     Every fault is a line: its path in the image, the rule, and what it is, never a secret's value. The rules:
