@@ -298,3 +298,13 @@ def test_the_gate_ends_a_build_whose_image_holds_a_secret(tmp_path: Path) -> Non
     with pytest.raises(TerminalError, match=r"stage 'gate'.*/etc/deploy"):
         build(builder(tmp_path), source)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("free", "kind"), [(1 << 30, TransientError), (3 << 30, TerminalError)])
+def test_a_script_that_fills_a_folder_in_memory_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr("reconciler.image.process.room", lambda _: free)
+    full = "#!/bin/sh\necho 'head: No space left on device' >&2\nexit 4\n"
+    with pytest.raises(kind, match="stage 'setup'.*No space left on device"):
+        build(builder(tmp_path), recipe(tmp_path / "r", full))
