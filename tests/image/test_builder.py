@@ -306,5 +306,5 @@ def test_a_script_that_fills_a_folder_in_memory_is_not_tried_again(
 ) -> None:
     monkeypatch.setattr("reconciler.image.process.room", lambda _: free)
     full = "#!/bin/sh\necho 'head: No space left on device' >&2\nexit 4\n"
-    with pytest.raises(kind, match="stage 'setup'.*No space left on device"):
+    with pytest.raises(kind, match=r"stage 'setup'.*No space left on device"):
         build(builder(tmp_path), recipe(tmp_path / "r", full))
