@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-# command → (module below reconciler.cli, attribute, one line of help shown without loading the module)
-COMMANDS: dict[str, tuple[str, str, str]] = {
+from reconciler.cli.lazy import Commands, LazyGroup
+
+COMMANDS: Commands = {
     "disk": ("image_disk", "disk", "Make an install disk from an artifact or a slot image."),
     "build": ("image_build", "build", "Build a release from its recipe."),
     "check": ("image_check", "check", "Refuse an image that holds what no image may hold."),
@@ -24,28 +23,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class ImageGroup(click.Group):
-    """A click group whose commands are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, in alphabetical order."""
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module of one command."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        command = getattr(importlib.import_module(f"reconciler.cli.{entry[0]}"), entry[1])
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in `--help`, from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][2]) for name in sorted(COMMANDS)])
-
-
-@click.group(cls=ImageGroup)
+@click.group(cls=LazyGroup, table=COMMANDS)
 def image() -> None:
     """Build, check and move the golden image, and write the documents of its releases."""

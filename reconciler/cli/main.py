@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import importlib
 import io
 import os
 import sys
@@ -13,9 +12,9 @@ from typing import NoReturn
 import click
 
 from reconciler import __version__
+from reconciler.cli.lazy import Commands, LazyGroup
 
-# command → (module below reconciler.cli, attribute, one line of help shown without loading the module)
-COMMANDS: dict[str, tuple[str, str, str]] = {
+COMMANDS: Commands = {
     "validate": ("validate", "validate", "Check a fleet repo: every document, and all of them together."),
     "schema": ("schema", "schema", "Print or write the JSON Schemas of the fleet documents."),
     "test": ("test", "test", "Run the policy scenarios of a fleet repo."),
@@ -50,41 +49,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 gc.set_threshold(50_000, 20, 20)
 
 
-class LazyGroup(click.Group):
-    """A click group whose commands are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, in alphabetical order."""
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module of one command."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
-        command = getattr(importlib.import_module(f"reconciler.cli.{entry[0]}"), entry[1])
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Like click's, with the nearest name where the command is unknown."""
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else " See `reconciler --help`."
-            raise click.UsageError(f"no such command {args[0]!r}.{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in `--help`, from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][2]) for name in sorted(COMMANDS)])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="reconciler")
 def cli() -> None:
     """GitOps reconciler for fleets of edge servers: golden images and apps, promoted wave by wave from git."""
