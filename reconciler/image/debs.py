@@ -61,7 +61,11 @@ class Apt:
         (self._folder / "status").write_bytes(b"")
         self.sources.write_text("".join(f"{entry.line(self._architecture)}\n" for entry in entries))
         (self._folder / "preferences").write_text(preferences(pins))
-        (self._folder / "apt.conf").write_text(self._configuration(), encoding="utf-8")
+        config = self._folder / "apt.conf"
+        # A proxy's address may hold a password.
+        config.touch(mode=0o600)
+        config.chmod(0o600)
+        config.write_text(self._configuration(), encoding="utf-8")
         done = self._apt(["apt-get", "update", "--error-on=any"])
         if done.status == 0:
             return
@@ -205,7 +209,7 @@ class Apt:
             "Acquire::ForceHash": "SHA256",
             "Acquire::Retries": "3",
         }
-        lines = [*_acquire(), *(f'{name} "{value}";' for name, value in own.items())]
+        lines = [*acquire(), *(f'{name} "{value}";' for name, value in own.items())]
         return "\n".join([*lines, f'APT::Architectures {{ "{self._architecture}"; }};', ""])
 
 
@@ -234,8 +238,9 @@ def _deb(match: re.Match[str]) -> Deb:
     return Deb(match[2], int(match[3]), match[4], package, unquote(version))
 
 
-def _acquire() -> list[str]:
-    """How this machine reaches mirrors: proxies, certificates, time-outs."""
+def acquire() -> list[str]:
+    """How this machine reaches mirrors, as lines of apt's configuration: proxies, certificates, time-outs; apt's own settings,
+    then the environment's proxies, as apt takes them. TerminalError: no apt."""
     program = shutil.which("apt-config", path=PATH)
     if program is None:
         raise TerminalError(
@@ -246,7 +251,11 @@ def _acquire() -> list[str]:
     done = subprocess.run(
         [program, "dump"], capture_output=True, text=True, timeout=60, check=False, env={"PATH": PATH}
     )
-    return [line for line in done.stdout.splitlines() if _ACQUIRE.match(line)]
+    own = [line for line in done.stdout.splitlines() if _ACQUIRE.match(line)]
+    # apt-transport-http(1): the environment's proxy counts where none is configured.
+    proxies = ((kind, os.environ.get(f"{kind}_proxy", "")) for kind in ("http", "https"))
+    told = (f'Acquire::{kind}::Proxy "{url}";' for kind, url in proxies if url and '"' not in url)
+    return own + [line for line in told if not any(was.startswith(line.partition('"')[0]) for was in own)]
 
 
 def _complaint(log: Path) -> bytes:

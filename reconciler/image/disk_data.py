@@ -12,6 +12,7 @@ from pathlib import Path
 
 from reconciler.image.disk_boot import must
 from reconciler.image.disk_slot import program
+from reconciler.image.ext4 import inode_settings, surroundings
 from reconciler.ports import TerminalError
 
 LABEL = "EDGE-DATA"
@@ -22,8 +23,8 @@ _FEATURES = (
     "has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"
 )
-_CONFIG = f"[defaults]\n\tbase_features = {_FEATURES}\n[fs_types]\n\text4 = {{\n\t\tfeatures = {_FEATURES}\n\t}}\n"
-_FIRST_INODE = 11
+_TIMES = ("ctime", "atime", "mtime", "crtime")
+_ZEROS = ("uid", "gid", "ctime_extra", "atime_extra", "mtime_extra", "crtime_extra")
 
 
 def read_seed(folder: Path) -> dict[str, bytes]:
@@ -71,12 +72,7 @@ def make_data(image: Path, size: int, seed: Mapping[str, bytes], *, uuid: str, e
             path.write_bytes(content)
             path.chmod(0o600)
         count = 1 + len(seed)
-    (scratch / "mke2fs.conf").write_text(_CONFIG, encoding="ascii")
-    clock = {
-        "E2FSPROGS_FAKE_TIME": str(epoch),
-        "SOURCE_DATE_EPOCH": str(epoch),
-        "MKE2FS_CONFIG": str(scratch / "mke2fs.conf"),
-    }
+    clock = surroundings(scratch, _FEATURES, epoch)
     # fmt: off
     argv = [
         program("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4", "-O", f"none,{_FEATURES}", "-b", "4096", "-I", "256", "-m", "0",
@@ -85,13 +81,8 @@ def make_data(image: Path, size: int, seed: Mapping[str, bytes], *, uuid: str, e
     ]
     # fmt: on
     must(argv, clock, scratch)
-    lines = []
-    for inode in (2, *range(_FIRST_INODE, _FIRST_INODE + count + 1)):
-        lines += [f"sif <{inode}> {field} @{epoch}" for field in ("ctime", "atime", "mtime", "crtime")]
-        zero = ("uid", "gid", "ctime_extra", "atime_extra", "mtime_extra", "crtime_extra")
-        lines += [f"sif <{inode}> {field} 0" for field in zero]
     script = scratch / "inodes"
-    script.write_text("\n".join(lines) + "\n", encoding="ascii")
+    script.write_text("".join(inode_settings(count, epoch, _TIMES, _ZEROS)), encoding="ascii")
     must([program("debugfs", "e2fsprogs"), "-w", "-f", script.name, image.name], clock, scratch)
     must([program("e2fsck", "e2fsprogs"), "-fn", image.name], clock, scratch)
 

@@ -4,13 +4,13 @@
 clock is SOURCE_DATE_EPOCH, no configuration file of the machine is read, files get the build's time where they are newer,
 and `debugfs` sets what mke2fs copies and nobody can set in a folder (ctime, atime, fractions of seconds). The result is
 checked by e2fsck. What still decides the bytes is the version of e2fsprogs, which the manifest names. Called by
-`image.builder`.
+`image.builder`; the data partition (`image.disk_data`) is made the same way.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,6 @@ _FEATURES = (
     "ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"
 )
-# In place of the machine's /etc/mke2fs.conf.
-_CONFIG = f"[defaults]\n\tbase_features = {_FEATURES}\n[fs_types]\n\text4 = {{\n\t\tfeatures = {_FEATURES}\n\t}}\n"
 # Set on every inode, so that neither the builder's user nor its clock is in the image. The *_extra fields are nanoseconds.
 _TIMES = ("ctime", "atime")
 _NANOSECONDS = ("ctime_extra", "atime_extra", "mtime_extra")
@@ -87,12 +85,7 @@ def make_image(
     image keeps or (`keeps_owners` false) does not. Files that are newer than `epoch` (seconds), or were written since the
     build `began`, get the time `epoch`. TerminalError names the stage `pack`.
     """
-    clock = {
-        "E2FSPROGS_FAKE_TIME": str(epoch),
-        "SOURCE_DATE_EPOCH": str(epoch),
-        "MKE2FS_CONFIG": str(where.scratch / "mke2fs.conf"),
-    }
-    (where.scratch / "mke2fs.conf").write_text(_CONFIG, encoding="ascii")
+    clock = surroundings(where.scratch, _FEATURES, epoch)
     argv = [
         "find",
         str(root),
@@ -126,6 +119,23 @@ def make_image(
         raise failed("pack", f"e2fsck finds faults in the image: {checked.last}", where.log)
 
 
+def surroundings(scratch: Path, features: str, epoch: int) -> dict[str, str]:
+    """The environment in which e2fsprogs see the clock at `epoch` and, in place of the machine's /etc/mke2fs.conf, a
+    configuration with these features, which is written into `scratch`."""
+    text = f"[defaults]\n\tbase_features = {features}\n[fs_types]\n\text4 = {{\n\t\tfeatures = {features}\n\t}}\n"
+    config = scratch / "mke2fs.conf"
+    config.write_text(text, encoding="ascii")
+    return {"E2FSPROGS_FAKE_TIME": str(epoch), "SOURCE_DATE_EPOCH": str(epoch), "MKE2FS_CONFIG": str(config)}
+
+
+def inode_settings(count: int, epoch: int, times: Sequence[str], zeros: Sequence[str]) -> Iterator[str]:
+    """debugfs' commands that set fields of the root folder, of lost+found, and of the `count` inodes that mke2fs handed out
+    in a row: `times` to `epoch`, `zeros` to 0."""
+    for inode in (2, *range(_FIRST_INODE, _FIRST_INODE + count + 1)):
+        yield from (f"sif <{inode}> {field} @{epoch}\n" for field in times)
+        yield from (f"sif <{inode}> {field} 0\n" for field in zeros)
+
+
 def _table(inodes: int) -> int:
     """How many inodes the image gets: those in use, the reserved ones, and an eighth more."""
     return max(256, (inodes + inodes // 8 + _FIRST_INODE + 255) // 256 * 256)
@@ -138,10 +148,8 @@ def _normalise(
     zeros = _NANOSECONDS if keeps_owners else (*_NANOSECONDS, *_OWNERS)
     script = where.scratch / "inodes"
     with script.open("w", encoding="ascii") as out:
-        for inode in (2, *range(_FIRST_INODE, _FIRST_INODE + count + 1)):
-            # mke2fs copies mtime, which `touch` has bounded, and takes the fake clock for lost+found's.
-            out.writelines(f"sif <{inode}> {field} @{epoch}\n" for field in _TIMES)
-            out.writelines(f"sif <{inode}> {field} 0\n" for field in zeros)
+        # mke2fs copies mtime, which `touch` has bounded, and takes the fake clock for lost+found's.
+        out.writelines(inode_settings(count, epoch, _TIMES, zeros))
     argv = bound([tool("debugfs"), "-w", "-f", str(script), str(image)])
     done = run(where, "pack", argv, clock, most=1 << 30, logged=False)
     refused = re.search(rb"^(?!debugfs: sif <)(?!debugfs *$).+$", done.out, re.MULTILINE)

@@ -1,7 +1,8 @@
 """The newest versions that apt sources offer for a release's pins, asked of apt itself.
 
 Decides which version each pin is brought to: apt's own candidate, never a lower one unless that is said. apt runs on a state of
-its own in a scratch folder: no root, nothing of the machine's sources, lists, keys or preferences is read or changed, and a source
+its own in a scratch folder: no root, nothing of the machine's sources, lists, keys or preferences is read or changed (proxies and
+credentials for mirrors are the machine's, as in a build: `debs.acquire`), and a source
 whose index is not signed by the key that it names is refused by apt. Which sources those are is the recipe's to say
 (`image.recipe`).
 Called by `image bump --refresh`. Source: apt-get(8), apt.conf(5), apt-cache(8) `policy`, dpkg(1) `--compare-versions`.
@@ -9,7 +10,6 @@ Called by `image bump --refresh`. Source: apt-get(8), apt.conf(5), apt-cache(8) 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reconciler.image.debs import acquire
+from reconciler.image.process import PATH
 from reconciler.ports import TerminalError, TransientError
 
 NEEDED_FOR = "the newest versions of the pinned packages"
@@ -36,6 +38,8 @@ Dir::Etc::trusted "trusted.gpg";
 Dir::Etc::trustedparts "none";
 Dir::Etc::preferences "preferences";
 Dir::Etc::preferencesparts "none";
+Dir::Etc::netrc "/etc/apt/auth.conf";
+Dir::Etc::netrcparts "/etc/apt/auth.conf.d";
 Dir::State "{top}/state";
 Dir::State::status "{top}/status";
 Dir::Cache "{top}/cache";
@@ -123,7 +127,8 @@ def offered(names: Sequence[str], sources: Sequence[str], architecture: str = "a
             (top / below).mkdir(parents=True)
         (top / "status").touch()
         config = top / "etc/apt.conf"
-        config.write_text(_CONFIG.format(top=top, architecture=architecture), encoding="utf-8")
+        own = _CONFIG.format(top=top, architecture=architecture)
+        config.write_text("\n".join([*acquire(), own]), encoding="utf-8")
         for number, text in enumerate(sources):
             kind = "sources" if re.search(r"^\s*Types\s*:", text, re.MULTILINE | re.IGNORECASE) else "list"
             (top / f"etc/sources.d/{number}.{kind}").write_text(text + "\n", encoding="utf-8")
@@ -163,14 +168,13 @@ def _lower(one: str, other: str) -> bool:
 
 
 def _run(argv: list[str], config: Path | None) -> subprocess.CompletedProcess[str]:
-    """Run a program of apt or dpkg: English, no prompt, and of the environment nothing but where the network's proxies are."""
-    program = shutil.which(argv[0])
+    """Run a program of apt or dpkg: English, no prompt, and nothing of the environment."""
+    program = shutil.which(argv[0], path=PATH)
     if program is None:
         raise TerminalError(
             f"the program {argv[0]} was not found", needed_for=NEEDED_FOR, remedy="run this on Debian or Ubuntu"
         )
-    proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
-    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", **proxies}
+    env = {"PATH": PATH, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
     if config is not None:
         env |= {"APT_CONFIG": str(config), "TMPDIR": str(config.parent.parent)}
     try:
