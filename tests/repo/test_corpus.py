@@ -114,6 +114,7 @@ def refused_by_schema(kind: str, paths: list[Path]) -> set[str]:
     return {error["filename"] for error in (*answer.get("errors", ()), *answer.get("parse_errors", ()))}
 
 
+@pytest.mark.slow  # another program reads every schema: a second each
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_schema_refuses_what_a_schema_can_and_accepts_what_is_good(kind: str) -> None:
     bad = [path for path in DOCUMENTS if kind_of(path) == kind and expectation(path)[2] != "loader-alone"]
