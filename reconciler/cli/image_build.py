@@ -72,7 +72,7 @@ def build(
     from reconciler.controller.bootstrap import make_local_builder
     from reconciler.controller.settings import BuilderSettings
 
-    folder = fleet if fleet is not None else nearest_fleet()
+    folder = _fleet(fleet if fleet is not None else nearest_fleet())
     spec, recipe = _release(folder, release)
     commit, at = _commit(folder)
     place = out.absolute()
@@ -102,6 +102,19 @@ def build(
         click.echo(json.dumps({**told, "commit": commit}, indent=2))
     else:
         click.echo(str(built.folder))
+
+
+def _fleet(folder: Path) -> Path:
+    """The folder, if it looks like a fleet repo. TerminalError: it has neither of the two files that every one has."""
+    from reconciler.ports import TerminalError
+
+    if not any((folder / name).exists() for name in ("fleet.yaml", "waves.yaml")):
+        raise TerminalError(
+            f"{folder.absolute()} is no fleet repo: it has no fleet.yaml and no waves.yaml",
+            needed_for="the release's document and its recipe",
+            remedy="go to the fleet repo's folder, or name it with --fleet",
+        )
+    return folder
 
 
 def _release(folder: Path, release: str) -> tuple[ImageSpec, Path]:
