@@ -30,9 +30,18 @@ _BASE = ("?essential", "apt")
 _KEPT_S = 90 * 86400
 _URI = re.compile(r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})$")
 _ACQUIRE = re.compile(r'^Acquire::[A-Za-z0-9:_./-]+ ".*";$')
-# Answers of a mirror that asking again does not change.
-_LASTING = re.compile(
-    r"NO_PUBKEY|EXPKEYSIG|BADSIG|not signed|is not valid yet|expired|404 +Not Found|does not have a Release file"
+# What apt says of a source that asking again does not mend: who signed it, then whether it is there.
+_UNTRUSTED = re.compile(
+    r"NO_PUBKEY|(?:EXP|REV)KEYSIG|EXPSIG|BADSIG|is not valid yet|expired|[Cc]ertificate verification failed"
+)
+_ABSENT = re.compile(
+    r"\b40[0-9] |does not have a Release file|is not signed|Malformed (?:line|entry|stanza)|Unable to find expected entry|File not found"
+    r"|The method driver \S+ could not be found"
+)
+# What comes and goes with a mirror or its line. apt may add that nothing is signed, where it had no file to read.
+_PASSING = re.compile(
+    r"Could not (?:resolve|connect)|Temporary failure|Connection (?:failed|refused|reset|timed out)|Cannot initiate"
+    r"|Network is unreachable|\b(?:429|50[0-9]) |Hash Sum mismatch|unexpected size|No space left"
 )
 
 
@@ -70,7 +79,7 @@ class Apt:
         if done.status == 0:
             return
         told = _complaint(self._where.log).decode("utf-8", "replace")[:400]
-        if _LASTING.search(told):
+        if lasting(told):
             raise self._failed(f"a package source is not to be had ({told})")
         raise no_room(STAGE, told, self._where.log, self._debs.parent) or TransientError(
             f"stage 'packages' of the build failed: a mirror does not answer ({told})",
@@ -236,6 +245,12 @@ def _deb(match: re.Match[str]) -> Deb:
     """From apt's line: the file is named PACKAGE_VERSION_ARCHITECTURE.deb, with the version's colon escaped."""
     package, version, _ = match[2].split("_", 2)
     return Deb(match[2], int(match[3]), match[4], package, unquote(version))
+
+
+def lasting(said: str) -> bool:
+    """Whether what apt says of its sources stays so until somebody changes something. What nobody has seen before is taken to
+    pass: a build that is tried again in vain costs little, one that is given up waits for a person."""
+    return bool(_UNTRUSTED.search(said) or (_ABSENT.search(said) and not _PASSING.search(said)))
 
 
 def acquire() -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.image.debs import acquire
+from reconciler.image.debs import acquire, lasting
 from reconciler.image.process import PATH
 from reconciler.ports import TerminalError, TransientError
 
@@ -54,10 +54,6 @@ Acquire::Retries "2";
 Acquire::http::Timeout "30";
 """
 _FOLDERS = ("etc/none", "etc/sources.d", "state/lists/partial", "cache/archives/partial", "log")
-_PASSING = re.compile(
-    r"Could not (?:resolve|connect)|Temporary failure|Connection (?:failed|refused|reset|timed out)|Cannot initiate"
-    r"|Network is unreachable|\b50[0-9] |Hash Sum mismatch|unexpected size|No space left"
-)
 _TRUSTED = re.compile(
     r"^deb\s+\[[^\]]*\b(?:trusted|allow-insecure)=yes|^(?:Trusted|Allow-Insecure):\s*yes", re.M | re.I
 )
@@ -193,7 +189,7 @@ def _run(argv: list[str], config: Path | None) -> subprocess.CompletedProcess[st
 def _refused(errors: str, sources: Sequence[str]) -> TerminalError | TransientError:
     """Why `apt-get update` failed, in apt's words, and whether it may pass."""
     said, where = _said(errors) or "it did not say why", _places(sources)
-    if _PASSING.search(said) and "NO_PUBKEY" not in said:
+    if not lasting(said):
         return TransientError(
             f"a mirror did not answer: {said}",
             needed_for=NEEDED_FOR,

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from reconciler.image.debs import Apt, newest
+from reconciler.image.debs import Apt, lasting, newest
 from reconciler.image.mirrors import Entry
+from reconciler.image.newest import offered
 from reconciler.image.process import Surroundings
 from reconciler.ports import TerminalError, TransientError
 from tests.support.gpg import Home, make_home
@@ -138,3 +143,53 @@ def test_a_mirror_that_does_not_answer_may_later(tmp_path: Path, mirror: Mirror,
     away = Entry("http://127.0.0.1:9/debian", "stable", ("main",), mirror.folder / "key.asc")
     with pytest.raises(TransientError, match="a mirror does not answer"):
         apt.update([away], {})
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """The address of a mirror that answers everything with one status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/debian"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, TransientError), (404, TerminalError), (403, TerminalError)])
+def test_a_build_and_a_bump_take_a_mirrors_answer_alike(
+    mirror: Mirror, apt: Apt, status: int, kind: type[TransientError] | type[TerminalError]
+) -> None:
+    with answering(status) as address:
+        source = Entry(address, "stable", ("main",), mirror.folder / "key.asc")
+        with pytest.raises(kind):
+            apt.update([source], {})
+        with pytest.raises(kind):
+            offered(["tool"], [source.line("amd64")])
+
+
+@pytest.mark.parametrize(
+    ("said", "stays"),
+    [
+        ("E: The repository 'x' does not have a Release file.", True),
+        ("E: Failed to fetch x  503  Service Unavailable; E: The repository 'x InRelease' is not signed.", False),
+        ("W: GPG error: x: NO_PUBKEY 0123; E: Failed to fetch y  503  Service Unavailable", True),
+        ("E: Malformed entry 1 in list file x (Component)", True),
+        ("E: Failed to fetch x  Hash Sum mismatch", False),
+        ("E: something that no apt has said before", False),
+    ],
+)
+def test_what_apt_says_lasts_or_passes(said: str, stays: bool) -> None:
+    assert lasting(said) is stays
