@@ -27,7 +27,7 @@ from reconciler.image.gate_rules import RULES
 from reconciler.image.gate_secrets import FORMS
 from reconciler.model.desired import Part
 from reconciler.model.plan import Reason
-from reconciler.model.scalars import format_duration, parse_duration
+from reconciler.model.scalars import format_duration, format_size, parse_duration, parse_size
 from reconciler.planner.want import RUNGS
 from reconciler.repo.load import load_folder
 
@@ -102,7 +102,7 @@ def settings_page() -> str:
         "The controller's own settings, `reconciler.yaml`: what a fleet commit must never be able to change. They are read by the\n"
         "same strict reader as the fleet repo; every problem is reported as `path:line:column: message`. Keys are camelCase.\n"
         "Relative paths are relative to the file. No secret stands here, only where one is kept. A duration is written as\n"
-        "in the [fleet repo](fleet-repo.md): `90s`, `15m`, `2d`. A whole file stands in\n"
+        "in the [fleet repo](fleet-repo.md): `90s`, `15m`, `2d`; a size as `512MiB` or `8GiB`. A whole file stands in\n"
         "[Run the controller](../how-to/run-the-controller.md).\n",
         *_tables("", settings.Settings, "The whole file"),
     ]
@@ -115,7 +115,7 @@ def _tables(prefix: str, model: type[Part], title: str) -> Iterator[str]:
         key = field.alias or name
         full = f"{prefix}{key}"
         parts = [part for part in _members(field.annotation) if isinstance(part, type) and issubclass(part, Part)]
-        kind = "duration" if _is_duration(field) else _kind(field.annotation, full, parts)
+        kind = _SCALARS[reader] if (reader := _reader(field)) else _kind(field.annotation, full, parts)
         rows.append(f"| `{key}` | {kind} | {_default(field, parts)} | {_cell(field.description or '')} |")
         for part in parts:
             tag = part.model_fields.get("type")
@@ -171,13 +171,17 @@ def _default(field: Any, parts: list[type[Part]]) -> str:
         return "none"
     if isinstance(value, bool):
         return "`true`" if value else "`false`"
-    if isinstance(value, int) and _is_duration(field):
-        return f"`{format_duration(value)}`"
+    if isinstance(value, int) and (reader := _reader(field)) is not None:
+        return f"`{format_duration(value) if reader is parse_duration else format_size(value)}`"
     return f"`{value}`"
 
 
-def _is_duration(field: Any) -> bool:
-    return any(getattr(item, "func", None) is parse_duration for item in field.metadata)
+_SCALARS: dict[Any, str] = {parse_duration: "duration", parse_size: "size"}
+
+
+def _reader(field: Any) -> Any:
+    """What reads a scalar that is written with its unit; None: it is none."""
+    return next((item.func for item in field.metadata if getattr(item, "func", None) in _SCALARS), None)
 
 
 def _cell(text: str) -> str:

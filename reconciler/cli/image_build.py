@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 _NO_COMMIT = "0" * 40
 
 
+def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    """Bytes of a size as `8GiB`."""
+    from reconciler.model.scalars import parse_size
+
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command(short_help="Build a release from its recipe.")
 @click.argument("release")
 @click.option("--fleet", type=click.Path(path_type=Path), help="The fleet repo's folder. [the one you are in]")
@@ -51,6 +61,14 @@ _NO_COMMIT = "0" * 40
     help="What the recipe is put on: its distribution, or nothing (no image that boots).",
 )
 @click.option(
+    "--slot-size",
+    metavar="SIZE",
+    callback=_size,
+    default="8GiB",
+    show_default=True,
+    help="Size of a device's slots: an image that does not fit fails the build.",
+)
+@click.option(
     "--timeout", type=click.IntRange(1), default=3600, show_default=True, help="Seconds that a step may take."
 )
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -61,6 +79,7 @@ def build(
     cache: Path | None,
     mirrors: tuple[str, ...],
     kind: str,
+    slot_size: int,
     timeout: int,
     output: str,
 ) -> None:
@@ -81,6 +100,7 @@ def build(
             "type": kind,
             "cache": cache.absolute() if cache else None,
             "mirrors": _mirrors(mirrors),
+            "slotSize": slot_size,
             "timeout": f"{timeout}s",
         }
     )

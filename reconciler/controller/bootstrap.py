@@ -213,7 +213,7 @@ def make_builder(settings: s.Settings, git: GitSource, progress: Callable[[str, 
     if options.command:
         from reconciler.adapters.builder_process import ProcessBuilder
 
-        handed_on = options.model_dump(mode="json", by_alias=True, include={"type", "mirrors", "timeout"})
+        handed_on = options.model_dump(mode="json", by_alias=True, include={"type", "mirrors", "slot_size", "timeout"})
         return ProcessBuilder(
             options.command,
             committed_at=committed_at,
@@ -245,7 +245,13 @@ def make_local_builder(
         return DistributionRoot((options.cache or work / "cache").absolute(), options.mirrors)
 
     return ImageBuilder(
-        work, output, committed_at=committed_at, maker=maker, timeout_s=options.timeout, progress=progress
+        work,
+        output,
+        committed_at=committed_at,
+        maker=maker,
+        timeout_s=options.timeout,
+        slot_bytes=options.slot_size,
+        progress=progress,
     )
 
 

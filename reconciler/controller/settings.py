@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from reconciler.controller.settings_forge import GithubForge
 from reconciler.controller.settings_git import AllowedSettings, CommitSettings, GitSettings
 from reconciler.model.desired import Part
-from reconciler.model.scalars import Duration, Fingerprint, Flag
+from reconciler.model.scalars import Duration, Fingerprint, Flag, Size
 from reconciler.repo.problem import InvalidInput, Problem
 
 P = TypeVar("P", bound=Part)
@@ -258,6 +258,11 @@ class BuilderSettings(Part):
         default=(),
         description="Build in another process, as another user: the command that runs `reconciler builder`, as "
         "[sudo, -u, edge-builder, reconciler, builder]. Without it, in this process",
+    )
+    slot_size: Size = Field(
+        default=8 << 30,
+        description="Size of a device's slots, as its install disk has it (`image disk --slot-size`): a build whose image does "
+        "not fit fails at its stage `pack`",
     )
     timeout: Duration = Field(default=3600, description="Longest build. An hour: a full image takes minutes")
 

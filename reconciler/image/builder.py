@@ -29,6 +29,7 @@ from typing import Any
 
 from reconciler.image import ext4, pack
 from reconciler.image.bareroot import BareRoot
+from reconciler.image.disk import SLOT_BYTES
 from reconciler.image.gate import inspect
 from reconciler.image.inputs import BUILDER_VERSION, inputs_digest, read_recipe
 from reconciler.image.job import Job, Maker, plain_modes
@@ -38,6 +39,8 @@ from reconciler.image.progress import Hear, Progress, note
 from reconciler.model.desired import ImageSpec
 from reconciler.model.scalars import format_instant, release_key
 from reconciler.ports import Built, TerminalError, TransientError
+from reconciler.protocol.manifest import NAME as MANIFEST
+from reconciler.protocol.manifest import Manifest
 
 _SCRIPTS = ("setup.sh", "healthcheck.sh")
 
@@ -45,9 +48,9 @@ _SCRIPTS = ("setup.sh", "healthcheck.sh")
 class ImageBuilder:
     """Builds below `work` (scratch and logs) and keeps finished artifacts below `output`, by what they were made from.
 
-    `maker` makes the root; `committed_at` gives a commit's date, which dates the artifact; `timeout_s` bounds each program;
-    `progress` hears stages. A build whose inputs and tools were built before is not built again: the artifact of that
-    earlier commit is returned, checked against its sums.
+    `maker` makes the root; `committed_at` gives a commit's date, which dates the artifact; `timeout_s` bounds each program,
+    `slot_bytes` the image; `progress` hears stages. A build whose inputs and tools were built before is not built again: the
+    artifact of that earlier commit is returned, checked against its sums.
     """
 
     def __init__(
@@ -58,12 +61,13 @@ class ImageBuilder:
         committed_at: Callable[[str], datetime],
         maker: Callable[[], Maker] = BareRoot,
         timeout_s: float = 3600.0,
+        slot_bytes: int = SLOT_BYTES,
         progress: Hear | None = None,
     ) -> None:
         self._work, self._output = work.absolute(), output.absolute()
         self._kept = Kept(self._output)
         self._scratch = self._work / "scratch"
-        self._committed_at, self._timeout_s = committed_at, timeout_s
+        self._committed_at, self._timeout_s, self._slot_bytes = committed_at, timeout_s, slot_bytes
         self._make_maker, self._hear = maker, progress
 
     def build(self, release: str, spec: ImageSpec, recipe: Path, commit: str) -> Built:
@@ -82,7 +86,12 @@ class ImageBuilder:
         tools = {**_tools(), **maker.tools()}
         with self._alone(release, maker):
             found = self._kept.find(release, inputs, tools)
-            return found if found is not None else self._build(release, spec, recipe, commit, inputs, tools, maker)
+            if found is None:
+                return self._build(release, spec, recipe, commit, inputs, tools, maker)
+            # Slots may have been larger when it was built.
+            image_size = Manifest.from_bytes((found.folder / MANIFEST).read_bytes()).image_size
+            ext4.must_fit(image_size, self._slot_bytes, found.folder)
+            return found
 
     @contextlib.contextmanager
     def _alone(self, release: str, maker: Maker) -> Iterator[None]:
@@ -114,9 +123,8 @@ class ImageBuilder:
         logs.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{release}-", dir=self._scratch))
         log = logs / f"{release}-{inputs.removeprefix('sha256:')[:12]}.log"
-        job = Job(
-            release, spec, name, commit, inputs, int(at.timestamp()), tools, Surroundings(scratch, log, self._timeout_s)
-        )
+        where = Surroundings(scratch, log, self._timeout_s)
+        job = Job(release, spec, name, commit, inputs, int(at.timestamp()), tools, where, self._slot_bytes)
         progress = Progress(self._hear, log)
         try:
             log.write_text(f"{name} ({maker.kind}) from {inputs} at commit {commit}\n", encoding="utf-8")
@@ -197,6 +205,7 @@ class ImageBuilder:
             uuid=name,
             epoch=newest,
             began=began,
+            most=job.slot_bytes,
             inside=maker.inside,
             keeps_owners=maker.keeps_owners,
         )

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.image.process import Surroundings, bound, failed, program, run
+from reconciler.model.scalars import format_size
+from reconciler.ports import TerminalError
 
 _MIB = 1 << 20
 _BLOCK, _INODE = 4096, 256
@@ -78,12 +80,13 @@ def make_image(
     uuid: str,
     epoch: int,
     began: int,
+    most: int,
     inside: Inside = list,
     keeps_owners: bool = False,
 ) -> None:
     """Write `root` as an ext4 file system to `image`. `inside` makes a command one that sees the root's owners, which the
     image keeps or (`keeps_owners` false) does not. Files that are newer than `epoch` (seconds), or were written since the
-    build `began`, get the time `epoch`. TerminalError names the stage `pack`.
+    build `began`, get the time `epoch`. TerminalError names the stage `pack`: more than `most` bytes would be needed, too.
     """
     clock = surroundings(where.scratch, _FEATURES, epoch)
     argv = [
@@ -102,6 +105,7 @@ def make_image(
     if touched.status != 0:
         raise failed("pack", f"times cannot be set ({touched.last})", where.log)
     counted = census(where, root, inside)
+    must_fit(counted.size, most, where.log)
     # fmt: off
     argv = [
         tool("mke2fs"), "-q", "-F", "-t", "ext4", "-O", f"none,{_FEATURES}", "-b", str(_BLOCK), "-I", str(_INODE),
@@ -117,6 +121,17 @@ def make_image(
     checked = run(where, "pack", bound([tool("e2fsck"), "-fn", str(image)]), clock)
     if checked.status != 0:
         raise failed("pack", f"e2fsck finds faults in the image: {checked.last}", where.log)
+
+
+def must_fit(size: int, most: int, see: Path) -> None:
+    """TerminalError: an image of so many bytes does not fit into a slot of `most`. `see` is where to look."""
+    if size > most:
+        raise TerminalError(
+            f"stage 'pack' of the build failed: the image has {format_size(size)}, and a slot has {format_size(most)}",
+            needed_for="building the image",
+            remedy="leave packages or files out of the recipe, or have larger slots: builder.slotSize (`image build "
+            f"--slot-size`) and the install disks' --slot-size, on devices that are installed anew; see {see}",
+        )
 
 
 def surroundings(scratch: Path, features: str, epoch: int) -> dict[str, str]:

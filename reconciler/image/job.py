@@ -19,7 +19,8 @@ PINS = "pins"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One build: `epoch` is its commit's time in seconds, `tools` what else decides the bytes, `where` its folders."""
+    """One build: `epoch` is its commit's time in seconds, `tools` what else decides the bytes, `where` its folders,
+    `slot_bytes` what it must fit into."""
 
     release: str
     spec: ImageSpec
@@ -29,6 +30,7 @@ class Job:
     epoch: int
     tools: Mapping[str, str]
     where: Surroundings
+    slot_bytes: int
 
     @property
     def recipe(self) -> Path:

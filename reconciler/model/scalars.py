@@ -22,6 +22,8 @@ _RELEASE = re.compile(r"^v(0|[1-9]\d{0,8})(?:\.(0|[1-9]\d{0,8}))?(?:\.(0|[1-9]\d
 _VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z._+-]{0,62}$", re.ASCII)
 _PERCENT = re.compile(r"^(\d{1,3})%$", re.ASCII)
 _BANDWIDTH = re.compile(r"^(\d{1,6}(?:\.\d{1,3})?)(k|M|G)bit$", re.ASCII)
+_SIZE = re.compile(r"^(\d{1,9}) ?(Ki|Mi|Gi|Ti)B$", re.ASCII)
+_SIZES = {"Ti": 1 << 40, "Gi": 1 << 30, "Mi": 1 << 20, "Ki": 1 << 10}
 _INSTANT = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(?:\.\d{1,6})?(?:[Zz]|[+-]\d{2}:\d{2})$", re.ASCII)
 
 _MOST = 999_999_999
@@ -30,6 +32,7 @@ _MOST_BYTES = 2**53 - 1
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+SIZE_PATTERN = r"^\d{1,9} ?(Ki|Mi|Gi|Ti)B$"
 BANDWIDTH_PATTERN = r"^\d{1,6}(\.\d{1,3})?[kMG]bit$"
 DURATION_PATTERN = r"^(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?$"
 TIME_PATTERN = r"^(([01]\d|2[0-3]):[0-5]\d|24:00)$"
@@ -94,6 +97,23 @@ def format_bandwidth(bits: int) -> str:
         if bits >= size:
             return f"{bits / size:.3f}".rstrip("0").rstrip(".") + f"{unit}bit"
     return f"{bits / 1000:.3f}".rstrip("0").rstrip(".") + "kbit"
+
+
+def parse_size(value: Any) -> int:
+    """`512MiB`, `8GiB` → bytes. An int is taken as bytes already parsed."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    size = int(match[1]) * _SIZES[match[2]] if match is not None else 0
+    if size <= 0:
+        raise ValueError(f"{value!r} is not a size above zero; write it with its unit, as 512MiB or 8GiB")
+    return size
+
+
+def format_size(size: int) -> str:
+    """Bytes → the largest unit that shows them in full, or a decimal of MiB: 8589934592 → `8GiB`."""
+    exact = next((unit for unit, scale in _SIZES.items() if size >= scale and size % scale == 0), None)
+    return f"{size // _SIZES[exact]}{exact}B" if exact is not None else f"{size / (1 << 20):.1f}MiB"
 
 
 def parse_time_of_day(value: Any) -> int:
@@ -304,6 +324,14 @@ Bandwidth = Annotated[
     WithJsonSchema({"type": "string", "pattern": BANDWIDTH_PATTERN, "examples": ["512kbit", "20Mbit", "1Gbit"]}),
 ]
 """A line's speed in bits a second."""
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, when_used="json"),
+    WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN, "examples": ["512MiB", "8GiB"]}),
+]
+"""A size in bytes."""
 
 TimeOfDay = Annotated[
     int,

@@ -25,3 +25,9 @@ def test_a_fleet_repo_with_half_of_its_files_is_one(tmp_path: Path) -> None:
     (tmp_path / "fleet.yaml").touch()
     done = CliRunner().invoke(cli, ["image", "build", "v1.0.0", "--fleet", str(tmp_path)])
     assert isinstance(done.exception, InvalidInput) and "there is no waves.yaml" in str(done.exception)
+
+
+def test_a_size_without_its_unit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").touch()
+    done = CliRunner().invoke(cli, ["image", "build", "v1.0.0", "--slot-size", "8GB", "--fleet", str(tmp_path)])
+    assert done.exit_code == 2 and "--slot-size" in done.stderr and "8GiB" in done.stderr

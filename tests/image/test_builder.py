@@ -61,11 +61,18 @@ def example(folder: Path) -> Path:
     return folder
 
 
-def builder(folder: Path, day: int = 15, timeout_s: float = 60, progress: Hear | None = None) -> ImageBuilder:
+def builder(
+    folder: Path, day: int = 15, timeout_s: float = 60, progress: Hear | None = None, slot_bytes: int = 64 << 20
+) -> ImageBuilder:
     need("mke2fs", "e2fsprogs")
     at = datetime(2025, 11, day, 12, tzinfo=UTC)
     return ImageBuilder(
-        folder / "work", folder / "out", committed_at=lambda _: at, timeout_s=timeout_s, progress=progress
+        folder / "work",
+        folder / "out",
+        committed_at=lambda _: at,
+        timeout_s=timeout_s,
+        slot_bytes=slot_bytes,
+        progress=progress,
     )
 
 
@@ -308,3 +315,18 @@ def test_a_script_that_fills_a_folder_in_memory_is_not_tried_again(
     full = "#!/bin/sh\necho 'head: No space left on device' >&2\nexit 4\n"
     with pytest.raises(kind, match=r"stage 'setup'.*No space left on device"):
         build(builder(tmp_path), recipe(tmp_path / "r", full))
+
+
+def test_an_image_that_no_slot_holds_fails_at_pack_and_says_both_sizes(tmp_path: Path) -> None:
+    large = recipe(tmp_path / "recipe", SETUP + "head -c 30000000 /dev/zero > $ROOT/large\n")
+    with pytest.raises(TerminalError) as caught:
+        build(builder(tmp_path, slot_bytes=32 << 20), large)
+    said = str(caught.value)
+    assert "stage 'pack' of the build failed: the image has 46MiB, and a slot has 32MiB" in said
+    assert "builder.slotSize" in said and "--slot-size" in said
+    assert not list((tmp_path / "out").rglob("*.img*")) and not list((tmp_path / "work/scratch").glob("v*"))
+    built = build(builder(tmp_path, slot_bytes=46 << 20), large)
+    # What was built for larger slots is not handed out for smaller ones.
+    with pytest.raises(TerminalError, match="the image has 46MiB, and a slot has 45MiB"):
+        build(builder(tmp_path, slot_bytes=45 << 20), large)
+    assert build(builder(tmp_path, slot_bytes=46 << 20), large) == built
