@@ -217,7 +217,8 @@ class DistributionRoot:
             told["PINS"] = f"{place}/{PINS}"
         handed = {"recipe": job.recipe, PINS: job.pins}
         argv = [f"{place}/recipe/{name}", *arguments]
-        return run(job.where, stage, self._ground.boxed(job.root, argv, told, handed, change=change))
+        boxed = self._ground.boxed(job.root, argv, told, handed, change=change, largest=job.slot_bytes)
+        return run(job.where, stage, boxed)
 
     def inside(self, argv: Sequence[str]) -> list[str]:
         """A tool of ours as the root's root."""

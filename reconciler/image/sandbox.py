@@ -54,11 +54,19 @@ class Ground:
         ]
 
     def boxed(
-        self, root: Path, argv: Sequence[str], told: Mapping[str, str], handed: Mapping[str, Path], *, change: bool
+        self,
+        root: Path,
+        argv: Sequence[str],
+        told: Mapping[str, str],
+        handed: Mapping[str, Path],
+        *,
+        change: bool,
+        largest: int | None = None,
     ) -> list[str]:
         """A command in the image whose root file system is the folder `root`; may it change it (`change`)?
 
         `told` is its environment; `handed` are files and folders of ours that it may read, by their names below `PLACE`.
+        No file that it writes gets more than `largest` bytes.
         """
         box = ["bwrap", "--die-with-parent", "--new-session", "--unshare-pid", "--unshare-net", "--unshare-ipc"]
         box += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "golden", "--cap-drop", "ALL"]
@@ -75,13 +83,16 @@ class Ground:
         # What a script leaves in these is gone with it.
         for name in ("/run", _TMP, f"/var{_TMP}"):
             box += ["--perms", "1777" if "tmp" in name else "0755", *_limit(), "--tmpfs", name]
+        # /dev is in memory too: nothing more is made in it but in /dev/shm.
+        box += ["--perms", "1777", *_limit(), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
         for name, place in sorted(handed.items()):
             box += ["--ro-bind", str(place), f"{PLACE}/{name}"]
         box.append("--clearenv")
         for name, value in sorted({"HOME": _TMP, "TMPDIR": _TMP, "PATH": PATH, "LC_ALL": "C.UTF-8", **told}.items()):
             box += ["--setenv", name, value]
         outer = ["unshare", *self._user(), "--"] if self.kind == "user" else []
-        return [*outer, *box, "--chdir", "/", "--", *argv]
+        bound = ["prlimit", f"--fsize={largest}", "--"] if largest is not None else []
+        return [*bound, *outer, *box, "--chdir", "/", "--", *argv]
 
     def _user(self) -> tuple[str, ...]:
         return ("--user", "--map-root-user", "--map-auto") if self.kind == "user" else ()

@@ -35,7 +35,9 @@ mount -t tmpfs none /tmp 2>/dev/null && echo "mounted"
 chroot / true 2>/dev/null && echo "chrooted"
 kill -0 "$BUILDER" 2>/dev/null && echo "reached the builder"
 (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null && echo "reached the network"
-echo "room $(df --output=size -B1 /tmp /var/tmp /run | tail -n +2 | sort -n | tail -1)"
+(echo x > /dev/new) 2>/dev/null && echo "wrote dev"
+(echo x > /dev/shm/x) 2>/dev/null && echo "memory"
+echo "room $(df --output=size -B1 /tmp /var/tmp /run /dev/shm | tail -n +2 | sort -n | tail -1)"
 grep CapEff /proc/self/status
 chmod 0600 /dev/null 2>/dev/null
 echo > /dev/null && head -c 4 /dev/urandom | wc -c | sed 's/^/random /'
@@ -83,6 +85,7 @@ def seen(root: Path, monkeypatch: pytest.MonkeyPatch, *, change: bool) -> dict[s
 
 def test_a_script_sees_and_reaches_nothing_of_this_machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = seen(root, monkeypatch, change=True)
+    assert found.pop("memory") == "memory"
     assert found.pop("wrote") == "wrote root" and (root / "made").exists()
     assert found.pop("user") == "user 0" and found.pop("random") == "random 4"
     assert os.stat("/dev/null").st_mode & 0o777 == 0o666
@@ -97,6 +100,17 @@ def test_a_script_sees_and_reaches_nothing_of_this_machine(root: Path, monkeypat
     # CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETFCAP; not SYS_ADMIN and the rest.
     assert int(capabilities.split()[-1], 16) == 0x800000FB
     assert [line for name, line in found.items() if not name.startswith("CapEff")] == []
+
+
+def test_no_file_gets_larger_than_a_slot(root: Path) -> None:
+    (root.parent / "recipe").mkdir()
+    argv = ["/bin/bash", "-c", "head -c 3000000 /dev/zero > /made; head -c 2000000 /dev/zero > /other"]
+    argv = sandbox.ground().boxed(root, argv, {}, {}, change=True, largest=2 << 20)
+    at = argv.index("--dev")
+    done = subprocess.run(
+        [*argv[:at], "--ro-bind", "/usr", "/usr", *argv[at:]], capture_output=True, timeout=60, check=False
+    )
+    assert (root / "made").stat().st_size == 2 << 20 and (root / "other").stat().st_size == 2000000, done.stderr
 
 
 def test_a_check_may_not_change_the_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
