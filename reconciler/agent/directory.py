@@ -30,7 +30,7 @@ from typing import Any
 
 from reconciler.agent import healthcheck, slotfile, slotroot
 from reconciler.agent.disk import Disk
-from reconciler.agent.hardware import BootFlags, HardwareError, ImageVersion
+from reconciler.agent.hardware import BootFlags, Clock, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
 from reconciler.protocol.canonical import clip, dump, is_digest, is_name
 from reconciler.protocol.exchange import SiteConfig
@@ -268,6 +268,10 @@ class DirectoryHardware:
                     raise HardwareError(f"{kind}.fpr must hold fingerprints of 40 hexadecimal digits, one a line")
                 return Keyring(data, tuple(words))
         raise HardwareError(f"there is no {kind}.gpg in the image or in keys/; put it there with {kind}.fpr")
+
+    def clock(self) -> Clock:
+        """That of whoever runs it, which is taken for right."""
+        return Clock(True, 0.0)
 
     def state_folder(self) -> Path:
         return self.root / "agent"

@@ -43,6 +43,15 @@ class ImageVersion:
     previous: str | None = None
 
 
+@dataclass(frozen=True)
+class Clock:
+    """What the machine knows of its own clock. `skew_s` is how far it is ahead of true time, in seconds, as its time
+    service estimates it; None where nobody knows. Windows bind only a device whose clock is `synchronised`."""
+
+    synchronised: bool
+    skew_s: float | None = None
+
+
 class SlotWriter(Protocol):
     """The inactive slot, open for writing at its first byte. It is written forward; what is skipped reads as zeros,
     whatever stood there before. Every method may raise HardwareError."""
@@ -129,6 +138,9 @@ class Hardware(Protocol):
 
     def keyring(self, kind: str) -> Keyring:
         """The image's own keys: `assignment` or `release`."""
+
+    def clock(self) -> Clock:
+        """The state of the clock now. Never raises: what cannot be asked is not synchronised."""
 
     def state_folder(self) -> Path:
         """Where the agent keeps its own files: outside the slots."""

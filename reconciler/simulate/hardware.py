@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reconciler.agent.disk import Disk
-from reconciler.agent.hardware import BootFlags, HardwareError, ImageVersion
+from reconciler.agent.hardware import BootFlags, Clock, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
 from reconciler.agent.slotfile import SlotFile
 from reconciler.agent.state import Memory
@@ -25,10 +25,11 @@ from reconciler.protocol.report import MAX_CHECKS, Check, Slot
 
 SLOT_BYTES = 1 << 40
 _WELL = (Check("services", "ok"),)
+_RIGHT = Clock(True, 0.0)
 _SLOTS = ("a", "b")
 
 
-class Clock(Protocol):
+class Time(Protocol):
     """Where the present instant stands. Whoever plays the devices sets it."""
 
     at: datetime
@@ -129,20 +130,20 @@ class MemoryHardware:
 
     __slots__ = (
         "_apps", "_booted", "_boots", "_config", "_configs", "_first_boot", "_flags", "_kept_apps", "_version", "app_since",
-        "clock", "conditions", "doing", "image_since", "keys", "memory", "name", "on_step", "sick", "slots_held", "watch",
+        "conditions", "doing", "image_since", "keys", "memory", "name", "on_step", "sick", "slots_held", "time", "watch",
     )  # fmt: skip
 
     def __init__(
         self,
         name: str,
-        clock: Clock,
+        time: Time,
         *,
         keys: Mapping[str, Keyring] | None = None,
         watch: Watch | None = None,
         on_step: Callable[[str], None] | None = None,
     ) -> None:
         """A bare machine: nothing in either slot, slot a by default. `keys` are those of `keyring`, by kind."""
-        self.name, self.clock, self.watch = name, clock, watch or NOBODY
+        self.name, self.time, self.watch = name, time, watch or NOBODY
         self.keys: Mapping[str, Keyring] = keys or {}
         self.on_step = on_step
         self.slots_held = {slot: Content() for slot in _SLOTS}
@@ -218,8 +219,8 @@ class MemoryHardware:
             self.end("fell-back")
         self._boots += 1
         if self.booted_digest() != before:
-            self.image_since = self.clock.at
-        self.watch.booted(self.name, slot, self.clock.at)
+            self.image_since = self.time.at
+        self.watch.booted(self.name, slot, self.time.at)
         return slot
 
     def boot_id(self) -> str:
@@ -235,7 +236,7 @@ class MemoryHardware:
         self.step("write flags")
         self._flags = BootFlags(self._flags.default, slot, 1)
         self.doing = self.slots_held[slot].record.release
-        self.watch.armed(self.name, self.doing, self.clock.at, waived=self.is_waived)
+        self.watch.armed(self.name, self.doing, self.time.at, waived=self.is_waived)
 
     @property
     def is_waived(self) -> bool:
@@ -300,13 +301,13 @@ class MemoryHardware:
         """Begin to write an image that has no bytes: the slot holds nothing whole until `end_image`."""
         self._begin(slot)
         self.doing = release
-        self.watch.began(self.name, release, self.clock.at, waived=self.is_waived)
+        self.watch.began(self.name, release, self.time.at, waived=self.is_waived)
 
     def end(self, outcome: str) -> None:
         """What was begun with a slot is over, if anything was (`Watch.ended`)."""
         if self.doing is not None:
             release, self.doing = self.doing, None
-            self.watch.ended(self.name, release, self.clock.at, outcome)
+            self.watch.ended(self.name, release, self.time.at, outcome)
 
     def end_image(self, slot: str, digest: str | None) -> None:
         """All of the bytes are written and synced; they hash to `digest`, or to nothing that was ever published (None)."""
@@ -348,7 +349,7 @@ class MemoryHardware:
         found = {} if self.sick != self._booted else {"trial": Check("trial", "critical", "a service does not start")}
         for condition in self.conditions:
             bounds = condition.bounds(self)
-            if bounds is not None and _holds(bounds, self.clock.at):
+            if bounds is not None and _holds(bounds, self.time.at):
                 worst = found.get(condition.check)
                 if worst is None or worst.status != "critical":
                     found[condition.check] = Check(condition.check, condition.status, condition.message)
@@ -358,7 +359,7 @@ class MemoryHardware:
         """The next instant after now at which a condition begins or ends to hold, as the device stands."""
         if not self.conditions:
             return None
-        now = self.clock.at
+        now = self.time.at
         bounds = (condition.bounds(self) for condition in self.conditions)
         return min(
             (at for pair in bounds if pair is not None for at in pair if at is not None and at > now), default=None
@@ -369,6 +370,9 @@ class MemoryHardware:
         if found is None:
             raise HardwareError(f"there is no {kind}.gpg in the image")
         return found
+
+    def clock(self) -> Clock:
+        return _RIGHT
 
     def state_folder(self) -> Path:
         raise HardwareError(f"{self.name} is simulated and has no folders")
@@ -383,7 +387,7 @@ class MemoryHardware:
             self.step("link cidata")
             before = (self._config,) if self._config is not None else ()
             self._config, self._configs = config.digest, (config.digest, *before)
-            self.watch.configured(self.name, self._config, self.clock.at)
+            self.watch.configured(self.name, self._config, self.time.at)
 
     def restore_config(self, digest: str | None) -> None:
         if self._config == digest:
@@ -392,7 +396,7 @@ class MemoryHardware:
             raise HardwareError(f"the configuration {digest} is not on the device any more")
         self.step("link cidata")
         self._config = digest
-        self.watch.configured(self.name, digest, self.clock.at)
+        self.watch.configured(self.name, digest, self.time.at)
 
     def apps(self) -> Mapping[str, str]:
         return dict(self._apps)
@@ -422,10 +426,10 @@ class MemoryHardware:
             self.app_since.pop(app, None)
         else:
             self._apps[app] = digest
-            self.app_since[app] = self.clock.at
+            self.app_since[app] = self.time.at
             # The one before is kept, as on a disk; older ones go.
             self._kept_apps[app] = (digest,) if before is None else (before, digest)
-        self.watch.app_runs(self.name, app, digest, self.clock.at)
+        self.watch.app_runs(self.name, app, digest, self.time.at)
 
     # ------------------------------------------------------------ the agent's memory (`agent.state.MemoryStore`)
 
@@ -438,7 +442,7 @@ class MemoryHardware:
         self.step("write state")
         before, self.memory = self.memory.last_serial, memory
         if memory.last_serial is not None and memory.last_serial != before:
-            self.watch.accepted(self.name, memory.last_serial, self.clock.at)
+            self.watch.accepted(self.name, memory.last_serial, self.time.at)
 
     # ------------------------------------------------------------ how it stands before a run
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from reconciler.agent.transport import NotFound, TransportError
 from reconciler.protocol.exchange import SiteConfig
-from reconciler.simulate.hardware import Clock
+from reconciler.simulate.hardware import Time
 
 _KEPT_ANSWERS = 4
 
@@ -50,7 +50,7 @@ class Far:
 
     __slots__ = ("clock", "controller", "exchanges", "is_up")
 
-    def __init__(self, controller: Controller, clock: Clock) -> None:
+    def __init__(self, controller: Controller, clock: Time) -> None:
         self.controller, self.clock = controller, clock
         self.is_up = True
         self.exchanges = 0

@@ -86,17 +86,17 @@ class MemorySupply:
             raise NotFound(f"no address of {image.release} was given", status=404)
         whole = float(self._depot.fetch_s(self._site, image.release))
         have = self._part[1] if self._part is not None and self._part[0] == image.digest else 0.0
-        began = self._hardware.clock.at - timedelta(seconds=have)
+        began = self._hardware.time.at - timedelta(seconds=have)
         # There is room for one artifact: another one goes when this one comes.
         self._cached = None
         try:
-            while (left := whole - (self._hardware.clock.at - began).total_seconds()) > 0 or not self._link.is_up:
+            while (left := whole - (self._hardware.time.at - began).total_seconds()) > 0 or not self._link.is_up:
                 if not self._link.is_up:
                     raise TransportError("the line is down")
                 yield left
         finally:
             # However it ends: cut off, called off, or done.
-            have = (self._hardware.clock.at - began).total_seconds()
+            have = (self._hardware.time.at - began).total_seconds()
             self._part = (image.digest, min(have, whole))
         given = self._depot.gives.get(image.digest, image.digest)
         self._part = None
@@ -152,11 +152,11 @@ class MemorySupply:
     def pull_app(self, name: str, app: AppTarget, sources: Sequence[str], token: str | None) -> Job:
         if not sources:
             raise NotFound("no registry's address was given", status=404)
-        until = self._hardware.clock.at + timedelta(seconds=PULL_S)
+        until = self._hardware.time.at + timedelta(seconds=PULL_S)
         while True:
             if not self._link.is_up:
                 raise TransportError("the line is down")
-            left = (until - self._hardware.clock.at).total_seconds()
+            left = (until - self._hardware.time.at).total_seconds()
             if left <= 0:
                 break
             yield left
@@ -179,6 +179,6 @@ class MemorySupply:
 
     def _pass(self, seconds: float) -> Job:
         """Let so much time pass, however often it is gone on with meanwhile."""
-        until = self._hardware.clock.at + timedelta(seconds=seconds)
-        while (left := (until - self._hardware.clock.at).total_seconds()) > 0:
+        until = self._hardware.time.at + timedelta(seconds=seconds)
+        while (left := (until - self._hardware.time.at).total_seconds()) > 0:
             yield left

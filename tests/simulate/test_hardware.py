@@ -226,10 +226,10 @@ def test_a_half_written_slot_does_not_boot() -> None:
 def test_conditions_hold_where_and_when_they_say() -> None:
     made, hour = machine(), timedelta(hours=1)
     made.install_app("video-ingest", digest("1.0"), START + hour)
-    clock = made.clock
+    time = made.time
 
     def shows(condition: Condition, at: timedelta) -> bool:
-        clock.at, made.conditions = START + at, (condition,)
+        time.at, made.conditions = START + at, (condition,)
         return any(check.name == "x" for check in made.healthcheck())
 
     assert shows(Condition("x"), hour)
