@@ -19,12 +19,12 @@ from pathlib import Path
 from reconciler.image.disk_slot import program
 from reconciler.image.process import PATH
 from reconciler.ports import TerminalError
+from reconciler.protocol import grubenv
 
 SHIM = "/usr/lib/shim/shimx64.efi.signed"
 GRUB = "/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"
 KERNEL, INITRD = "/boot/vmlinuz", "/boot/initrd.img"
 ENVIRONMENT, BACKUP = "EFI/edge/grubenv", "EFI/edge/grubenv.bak"
-_ENVIRONMENT_BYTES = 1024
 _MAX_LINKS = 16
 _PURPOSE = "the boot loader of an install disk"
 
@@ -97,22 +97,14 @@ class BootLoader:
 
     def files(self) -> dict[str, bytes]:
         """Path on the ESP → bytes."""
-        environment = grub_environment({"edge_default": "a", "edge_trial": "", "edge_tries": "0"})
+        environment = grubenv.encode({"edge_default": "a", "edge_trial": "", "edge_tries": "0"})
         return {
             "EFI/BOOT/BOOTX64.EFI": self.shim,
             "EFI/BOOT/grubx64.efi": self.grub,
             f"EFI/{self.vendor}/grub.cfg": GRUB_CFG.encode("ascii"),
             ENVIRONMENT: environment,
-            BACKUP: grub_environment({"edge_default": "a"}),
+            BACKUP: grubenv.encode({"edge_default": "a"}),
         }
-
-
-def grub_environment(variables: Mapping[str, str]) -> bytes:
-    """A GRUB environment block: 1024 bytes, one `name=value` a line, filled up with `#`. The order given stays."""
-    text = "# GRUB Environment Block\n" + "".join(f"{name}={value}\n" for name, value in variables.items())
-    data = text.encode("ascii")
-    assert len(data) <= _ENVIRONMENT_BYTES
-    return data + b"#" * (_ENVIRONMENT_BYTES - len(data))
 
 
 def read_loader(disk: Path, at: int) -> BootLoader:

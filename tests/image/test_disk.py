@@ -17,10 +17,11 @@ from click.testing import CliRunner, Result
 
 from reconciler.cli.main import cli
 from reconciler.image.disk import MIB, Disk, make_disk, plan_layout
-from reconciler.image.disk_boot import GRUB, SHIM, grub_environment
+from reconciler.image.disk_boot import GRUB, SHIM
 from reconciler.image.disk_data import read_seed
 from reconciler.image.disk_slot import check_signature, open_source
 from reconciler.ports import TerminalError, TransientError
+from reconciler.protocol import grubenv
 from reconciler.protocol.manifest import NAME, SUMS, SUMS_SIGNATURE, Manifest
 from reconciler.protocol.sums import format_sums
 from tests.support.gpg import Home, make_home
@@ -120,7 +121,7 @@ def test_the_boot_loader_comes_out_of_the_image(made: Disk) -> None:
     assert b"edge.slot=$1" in esp(made, "EFI/debian/grub.cfg")
     environment = esp(made, "EFI/edge/grubenv")
     assert len(environment) == 1024 and environment.startswith(b"# GRUB Environment Block\nedge_default=a\n")
-    assert esp(made, "EFI/edge/grubenv.bak") == grub_environment({"edge_default": "a"})
+    assert esp(made, "EFI/edge/grubenv.bak") == grubenv.encode({"edge_default": "a"})
 
 
 def test_the_seed_lies_where_the_image_looks_and_is_read_by_root_alone(made: Disk) -> None:

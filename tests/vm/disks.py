@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from reconciler.image.disk import Disk, Partition
-from reconciler.image.disk_boot import BACKUP, ENVIRONMENT, grub_environment
+from reconciler.image.disk_boot import BACKUP, ENVIRONMENT
+from reconciler.protocol import grubenv
 from tests.support.system import need
 
 CHUNK = 1 << 20
@@ -34,7 +35,7 @@ def environment(disk: Disk, name: str = ENVIRONMENT) -> dict[str, str]:
 def set_environment(disk: Disk, name: str = ENVIRONMENT, /, *, data: bytes | None = None, **variables: str) -> None:
     """Write variables (or any bytes) to a GRUB environment on the ESP, as the device's agent would."""
     source = disk.path.with_name("environment")
-    source.write_bytes(grub_environment(variables) if data is None else data)
+    source.write_bytes(grubenv.encode(variables) if data is None else data)
     _mtools("mcopy", disk, "-o", str(source), f"::/{name}")
     source.unlink()
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from reconciler.image.disk import MIB, Disk, make_disk
-from reconciler.image.disk_boot import BACKUP, ENVIRONMENT, GRUB, SHIM, grub_environment, read_loader
+from reconciler.image.disk_boot import BACKUP, ENVIRONMENT, GRUB, SHIM, read_loader
 from reconciler.image.disk_slot import open_source
+from reconciler.protocol import grubenv
 from tests.support.system import need
 from tests.vm import disks
 from tests.vm.machine import Machine
@@ -115,7 +116,7 @@ def test_only_an_armed_trial_of_a_known_slot_is_tried(
     assert started(disk, tmp_path / "vm") == slot
 
 
-TORN = grub_environment({"edge_default": "a", "edge_trial": "a", "edge_tries": "1"})
+TORN = grubenv.encode({"edge_default": "a", "edge_trial": "a", "edge_tries": "1"})
 
 
 @pytest.mark.parametrize(
