@@ -240,11 +240,11 @@ def test_conditions_hold_where_and_when_they_say() -> None:
     assert [shows(since, hours * hour) for hours in range(5)] == [False, True, True, False, False]
     ripe = Condition("x", app=digest("1.0"), after_s=7200)
     assert [shows(ripe, hours * hour) for hours in range(1, 5)] == [False, False, True, True]
-    clock.at, made.conditions = START, (since, ripe)
+    time.at, made.conditions = START, (since, ripe)
     assert made.health_changes_at() == START + hour
-    clock.at = START + hour
+    time.at = START + hour
     assert made.health_changes_at() == START + 3 * hour
-    clock.at = START + 3 * hour
+    time.at = START + 3 * hour
     assert made.health_changes_at() is None
 
 
