@@ -7,6 +7,7 @@ single step.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,30 @@ class Disk:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         self.rename(temporary, path)
+
+    def overwrite(self, path: Path, data: bytes, mode: int = 0o600) -> None:
+        """Make `data` the content of `path` where a rename is no atomic step (FAT); durable when it returns.
+
+        A file of as many bytes is written over, in place and by one write. Any other is removed and made anew. A power cut
+        tears it: whoever reads it has to see that, and to have the same from elsewhere.
+        """
+        is_new = not path.is_file() or path.is_symlink() or path.stat().st_size != len(data)
+        if is_new:
+            self.folder(path.parent)
+            self.remove(path)
+            self.sync_folder(path.parent)
+        self.on_step(f"write {path.name}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_SYNC
+        descriptor = os.open(path, flags, mode)
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            # O_SYNC has it on the disk already; this hears of an error that came late.
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            self.sync_folder(path.parent)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename a file or folder whose content is synced; durable when it returns."""

@@ -1,7 +1,7 @@
 """A slot as an open file: written forward, zeros skipped, synced piece by piece, and read back from the disk.
 
 Python 3.10, standard library only: runs as root on a device. Knows nothing of images and of what is recorded of slots;
-`directory` opens the files, `writer` decides what is written. Blocks of zeros are not written: in a file that was made empty
+`directory` and `partitions` open them, `writer` decides what is written. Blocks of zeros are not written: in a file that was made empty
 they are holes. The slot's place lies in the kernel, in the open file itself, so that a program that is given the
 descriptor moves it too. Source: design, section 5.
 """
@@ -12,7 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,13 +27,16 @@ _ZERO_PIECE = memoryview(bytes(PIECE))
 
 
 class SlotFile:
-    """`hardware.SlotWriter` over a file that was just made empty. Takes the descriptor over."""
+    """`hardware.SlotWriter` over a file that was just made empty, or a partition. Takes the descriptor over."""
 
-    def __init__(self, descriptor: int, name: str, size: int, disk: Disk) -> None:
+    def __init__(
+        self, descriptor: int, name: str, size: int, disk: Disk, empty: Callable[[int, int], None] = os.ftruncate
+    ) -> None:
+        """`empty` makes the first bytes of the open file read as zeros, so many of them."""
         self._open: int | None = descriptor
         self._name, self._size, self._disk = name, size, disk
         try:
-            os.ftruncate(descriptor, size)
+            empty(descriptor, size)
         except OSError as error:
             self.abandon()
             raise HardwareError(f"{name} cannot be given {size} bytes: {error}") from None
