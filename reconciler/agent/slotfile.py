@@ -1,9 +1,9 @@
 """A slot as an open file: written forward, zeros skipped, synced piece by piece, and read back from the disk.
 
 Python 3.10, standard library only: runs as root on a device. Knows nothing of images and of what is recorded of slots;
-`directory` and `partitions` open them, `writer` decides what is written. Blocks of zeros are not written: in a file that was made empty
-they are holes. The slot's place lies in the kernel, in the open file itself, so that a program that is given the
-descriptor moves it too. Source: design, section 5.
+`directory` and `partitions` open them, `writer` decides what is written. Blocks of zeros are not written: whoever opened a
+slot has made sure that they are there, and in a file that was made empty they are holes. The slot's place lies in the
+kernel, in the open file itself, so that a program that is given the descriptor moves it too. Source: design, section 5.
 """
 
 from __future__ import annotations
