@@ -72,6 +72,13 @@ class DirectoryHardware:
 
     # ------------------------------------------------------------ booting
 
+    def begin(self) -> None:
+        """Its files are whole at every instant."""
+
+    def recognise(self) -> Iterator[float] | None:
+        """A folder without records is a bare device."""
+        return None
+
     def boot(self) -> str:
         """What firmware, boot loader and kernel do: choose a slot by the flags and run it. Returns the slot."""
         flags = self.flags()

@@ -1,8 +1,8 @@
 """What the agent needs of the machine it runs on, as a Protocol. Imports the protocol's values alone.
 
-Python 3.10, standard library only: runs as root on a device. `directory.DirectoryHardware` is the first
-implementation; one in memory is the simulator's; one for GRUB or systemd-boot and real partitions has to keep the same
-promises, which `tests/simulate/test_hardware.py` holds any implementation to:
+Python 3.10, standard library only: runs as root on a device. `partitioned.PartitionedHardware` is a device with two root
+partitions, `directory.DirectoryHardware` one that is a folder; one in memory is the simulator's. All keep the same
+promises, to which `tests/agent/test_hardware_contract.py` and `tests/simulate/test_hardware.py` hold them:
 
 1. Nothing but `mark_good` changes which slot boots by default; an armed trial boots once.
 2. Only the inactive slot is ever written, and its record is cleared before its first byte changes.
@@ -78,6 +78,15 @@ class SlotWriter(Protocol):
 class Hardware(Protocol):
     """The machine. Every method may raise HardwareError. Slots are `a` and `b`; digests are `sha256:…` of raw
     images."""
+
+    def begin(self) -> None:
+        """A life of the agent begins: put right what a power cut or a new slot left. Never raises: what cannot be put
+        right now is met again by whoever needs it."""
+
+    def recognise(self) -> Iterator[float] | None:
+        """Where no record tells what the booted slot holds (a new device, or a lost record): a job (`supply.Job`) that finds
+        out and records it. None: it is known, or nothing can be found out. Until it is known, nothing may be concluded
+        from the slot having no digest. The job may raise HardwareError."""
 
     def boot_id(self) -> str:
         """Another text after every boot."""

@@ -4,8 +4,10 @@ Python 3.10, standard library only: runs as root on a device. Reads and checks; 
 its own file and appears nowhere else.
 
     {"device": "SITE-2847-1", "site": "SITE-2847", "server": "https://reconciler.example/", "tokenFile":
-    "/var/lib/…/token",
-     "root": "/var/lib/edge-agent/device", "caFile": null, "slotBytes": 4294967296, "timing": {"settle_s": 120}}
+    "/var/lib/edge-agent/token", "hardware": "partitions", "caFile": null, "timing": {"settle_s": 120}}
+
+`hardware` is `partitions` on a device that boots from one of two slots, and `directory` for a device as a folder, `root`,
+whose slots have `slotBytes`. With a `root` and no `hardware` it is `directory`.
 """
 
 from __future__ import annotations
@@ -16,14 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.agent.agent import Identity
+from reconciler.agent.timing import Timing
 from reconciler.agent.transport import Server
-from reconciler.agent.work import Timing
 from reconciler.protocol.canonical import Malformed, is_name, load
 
 DEFAULT_FILE = Path("/etc/edge/agent.json")
 MAX_SETTINGS_BYTES = 64 * 1024
 MAX_TOKEN_BYTES = 4096
-_KEYS = ("device", "site", "server", "tokenFile", "root", "caFile", "slotBytes", "timing", "allowFileUrls")
+DIRECTORY, PARTITIONS = "directory", "partitions"
+HARDWARE = (DIRECTORY, PARTITIONS)
+STATE = Path("/var/lib/edge-agent")
+"""The agent's own folder on a device with partitions: it outlives the slots."""
+DEFAULT_SLOT_BYTES = 4 * 1024**3
+_KEYS = ("device", "site", "server", "tokenFile", "hardware", "root", "caFile", "slotBytes", "timing", "allowFileUrls")
 _FILE = "settings file"
 
 
@@ -37,8 +44,12 @@ class Settings:
 
     identity: Identity
     server: Server
+    hardware: str
+    """`directory` or `partitions`."""
     root: Path
+    """The device as a folder; with partitions, the agent's own folder. The lock is in it."""
     slot_bytes: int
+    """Room in a slot of a device as a folder. A partition has its own size."""
     timing: Timing
 
 
@@ -52,14 +63,40 @@ def read_settings(file: Path | None, given: Mapping[str, str | None]) -> Setting
     for key in ("device", "site"):
         if not is_name(values.get(key)):
             raise SettingsError(f"{key} is {values.get(key)!r}, not a name; give --{key}, or {key!r} in the {_FILE}")
-    root, slot_bytes = values.get("root"), values.get("slotBytes", 4 * 1024**3)
-    if not isinstance(root, str) or not root:
-        raise SettingsError(f"root is {root!r}; give --root DIR, or 'root' in the {_FILE}")
+    hardware, root = _machine(values)
+    slot_bytes = values.get("slotBytes", DEFAULT_SLOT_BYTES)
     if not isinstance(slot_bytes, int) or isinstance(slot_bytes, bool) or slot_bytes <= 0:
         raise SettingsError(f"slotBytes is {slot_bytes!r}, not a number of bytes")
-    return Settings(
-        Identity(str(values["device"]), str(values["site"])), _server(values), Path(root), slot_bytes, _timing(values)
-    )
+    identity = Identity(str(values["device"]), str(values["site"]))
+    return Settings(identity, _server(values), hardware, root, slot_bytes, _timing(values))
+
+
+def _machine(values: Mapping[str, Any]) -> tuple[str, Path]:
+    """Which hardware, and the folder that it works in."""
+    root = values.get("root")
+    if root is not None and (not isinstance(root, str) or not root):
+        raise SettingsError(f"root is {root!r}, not a folder; give --root DIR, or 'root' in the {_FILE}")
+    hardware = values.get("hardware", DIRECTORY if root is not None else None)
+    if hardware == DIRECTORY:
+        if root is None:
+            raise SettingsError(
+                f"hardware is {DIRECTORY!r} and there is no root; give --root DIR, or 'root' in the {_FILE}"
+            )
+        return DIRECTORY, Path(root)
+    if hardware == PARTITIONS:
+        for key in ("root", "slotBytes"):
+            if values.get(key) is not None:
+                raise SettingsError(
+                    f"{key} is for hardware {DIRECTORY!r} alone, and hardware is {PARTITIONS!r}: its slots are partitions, its"
+                    f" folder is {STATE}; leave {key} out, or set hardware to {DIRECTORY!r}"
+                )
+        return PARTITIONS, STATE
+    if hardware is None:
+        raise SettingsError(
+            f"neither root nor hardware is set; set 'hardware' to {PARTITIONS!r} in the {_FILE} of a device that was installed"
+            " from an install disk, or give --root DIR for a device as a folder"
+        )
+    raise SettingsError(f"hardware is {hardware!r}; it is one of {', '.join(HARDWARE)}")
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:

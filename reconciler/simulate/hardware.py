@@ -223,6 +223,13 @@ class MemoryHardware:
         self.watch.booted(self.name, slot, self.time.at)
         return slot
 
+    def begin(self) -> None:
+        """Nothing is left half done: a step happened or did not."""
+
+    def recognise(self) -> Iterator[float] | None:
+        """Records are never lost."""
+        return None
+
     def boot_id(self) -> str:
         return self._first_boot if self._boots == 0 and self._first_boot else f"{self.name}.{self._boots}"
 

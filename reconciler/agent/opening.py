@@ -1,0 +1,79 @@
+"""Builds the hardware and the supply that the settings name: the one place that names implementations.
+
+Python 3.10, standard library only: runs as root on a device. Opens and reads; writes nothing, so that `status` may open
+what another process works on. Called by `main`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from reconciler.agent import clock
+from reconciler.agent.activation import UnitActivation
+from reconciler.agent.directory import DirectoryHardware
+from reconciler.agent.disk import Disk
+from reconciler.agent.grub import GrubLoader
+from reconciler.agent.grub import mounted as must_be_mounted
+from reconciler.agent.hardware import Hardware, HardwareError
+from reconciler.agent.judge import Verify
+from reconciler.agent.partitioned import PartitionedHardware, Places, booted_slot
+from reconciler.agent.partitions import PartitionSlots
+from reconciler.agent.seed import Seed
+from reconciler.agent.settings import PARTITIONS, Settings
+from reconciler.agent.supply import DiskSupply, Supply
+from reconciler.agent.transport import Transport
+
+ESP = Path("/run/edge/esp")
+SEED = Path("/data/cidata")
+
+
+def open_hardware(settings: Settings, disk: Disk | None = None) -> Hardware:
+    """The machine. HardwareError: this is not one of that kind."""
+    disk = disk or Disk()
+    if settings.hardware == PARTITIONS:
+        return _partitions(disk)
+    return DirectoryHardware(settings.root, site=settings.identity.site, slot_bytes=settings.slot_bytes, disk=disk)
+
+
+def open_supply(settings: Settings, hardware: Hardware, transport: Transport, disk: Disk, verify: Verify) -> Supply:
+    """How releases get to the machine."""
+    return DiskSupply(hardware, transport, disk, verify)
+
+
+def _partitions(disk: Disk) -> PartitionedHardware:
+    places = Places()
+    slots = PartitionSlots(places.slot, booted_slot(places.command_line))
+
+    def check(esp: Path) -> None:
+        """The ESP is there, and it is the one that this disk boots from."""
+        must_be_mounted(esp)
+        if not slots.is_esp(esp):
+            raise HardwareError(f"what is mounted at {esp} is not the ESP of the disk that this device runs from")
+
+    return PartitionedHardware(
+        places,
+        slots,
+        GrubLoader(ESP, disk, check=check),
+        Seed(SEED, disk, UnitActivation()),
+        _NoApps(places.state / "apps"),
+        clock=clock.ask,
+        disk=disk,
+    )
+
+
+class _NoApps:
+    """`partitioned.Apps` of a machine on which nothing can run beside the image."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def running(self) -> Mapping[str, str]:
+        return {}
+
+    def folder(self, app: str) -> Path:
+        return self._folder / app
+
+    def run(self, app: str, digest: str | None) -> None:
+        if digest is not None:
+            raise HardwareError(f"{app} cannot be run: this device has no container runtime")
