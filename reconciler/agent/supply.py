@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from reconciler.agent import artifact, oci, writer
+from reconciler.agent.containers import Containers
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import Hardware
 from reconciler.agent.judge import Verify
@@ -103,3 +104,23 @@ class DiskSupply:
     def apply_config(self, config: SiteConfig) -> Job:
         self._hardware.apply_config(config)
         yield 0.0
+
+
+class ContainerSupply(DiskSupply):
+    """`DiskSupply` whose apps are containers of the image's runtime."""
+
+    def __init__(
+        self, hardware: Hardware, transport: Transport, disk: Disk, verify: Verify, containers: Containers
+    ) -> None:
+        """`containers` is the hardware's own: the two see the same apps."""
+        super().__init__(hardware, transport, disk, verify)
+        self._containers = containers
+
+    def has_app(self, name: str, app: AppTarget) -> bool:
+        return self._containers.has(name, app)
+
+    def pull_app(self, name: str, app: AppTarget, sources: Sequence[str], token: str | None) -> Job:
+        return self._containers.pull(name, app, sources, token)
+
+    def start_app(self, name: str, digest: str) -> Job:
+        return self._containers.start(name, digest)
