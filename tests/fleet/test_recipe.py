@@ -244,38 +244,3 @@ def test_the_readme_lists_every_check(root: Path) -> None:
     readme = (RECIPE / "README.md").read_text()
     missing = [name for name in judge(root, 0) if f"`{name}`" not in readme]
     assert not missing
-
-
-# ---------------------------------------------------------------- pull-app, before video-ingest starts
-
-
-@pytest.mark.parametrize(
-    ("digest", "line_is_up", "have_one", "code", "tagged"),
-    [
-        ("sha256:1", True, False, 0, "r.example/video-ingest@sha256:1"),
-        ("", True, False, 0, "r.example/video-ingest:stable"),
-        ("", False, True, 0, None),
-        ("", False, False, 1, None),
-    ],
-)
-def test_the_app_is_pulled_by_digest_else_by_tag_else_the_one_that_is_there_runs(
-    tmp_path: Path, digest: str, line_is_up: bool, have_one: bool, code: int, tagged: str | None
-) -> None:
-    log = tmp_path / "log"
-    docker = tmp_path / "docker"
-    docker.write_text(
-        f'#!/bin/sh\necho "$*" >>{log}\ncase $1 in\n'
-        f"pull) exit {0 if line_is_up else 1} ;;\nimage) exit {0 if have_one else 1} ;;\nesac\n"
-    )
-    docker.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REGISTRY": "r.example", "REPOSITORY": "video-ingest"}
-    done = subprocess.run(
-        [RECIPE / "rootfs/usr/local/lib/edge/pull-app"],
-        env={**env, "TAG": "stable", "DIGEST": digest},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    tags = [line for line in log.read_text().splitlines() if line.startswith("tag ")]
-    assert tags == ([f"tag {tagged} edge/video-ingest:current"] if tagged else [])
