@@ -32,6 +32,7 @@ GRUB_CFG = r"""# Chooses the slot to boot. Written by `reconciler image disk`, n
 #   edge_default  a or b: the slot that is good
 #   edge_trial    a or b: the slot to try once, while edge_tries is 1
 #   edge_tries    1, or 0: the try is spent
+# edge.trial=1 on the kernel's command line tells initrd and system that nobody has found this slot good yet.
 # grubenv.bak holds edge_default again, for a grubenv that a power cut has torn.
 
 # A user that nobody is: without it whoever holds a keyboard edits the kernel's command line and is root.
@@ -59,7 +60,7 @@ fi
 function boot_slot {
   if [ "$1" = "b" ]; then set part="gpt3"; else set part="gpt2"; fi
   echo "edge: slot $1"
-  if linux "($disk,$part)/boot/vmlinuz" root=PARTLABEL=root-$1 ro edge.slot=$1 console=tty0 console=ttyS0,115200 panic=5; then
+  if linux "($disk,$part)/boot/vmlinuz" root=PARTLABEL=root-$1 ro edge.slot=$1 console=tty0 console=ttyS0,115200 panic=5 $2; then
     if initrd "($disk,$part)/boot/initrd.img"; then
       boot
     fi
@@ -73,7 +74,7 @@ if [ "$edge_tries" = "1" ]; then
     set edge_tries="0"
     if save_env --file "($esp)/EFI/edge/grubenv" edge_default edge_trial edge_tries; then
       echo "edge: trial of slot $edge_trial"
-      boot_slot "$edge_trial"
+      boot_slot "$edge_trial" edge.trial=1
     fi
   fi
 fi

@@ -18,6 +18,7 @@ export LC_ALL=C
 readonly CAMERA_PORT=554 # RTSP
 readonly METRICS_PORT=9100
 readonly DISK_WARNING=85 DISK_CRITICAL=95
+readonly AGENT_SILENCE_S=300 # its unit's WatchdogSec; systemd then starts it anew
 # What a program may take to answer: slow hardware starts a Python program in seconds. The agent waits for a minute in all.
 readonly PATIENCE_S=10
 
@@ -124,7 +125,8 @@ check_image() {
 check_files() {
   local path missing=""
   for path in etc/systemd/system/video-ingest.service etc/systemd/system/edge-agent.service \
-    etc/systemd/system/edge-ssh-keys.service etc/ssh/sshd_config.d/50-edge.conf etc/fail2ban/jail.d/edge.conf \
+    etc/systemd/system/edge-esp.service etc/systemd/system/edge-ssh-keys.service etc/systemd/system/edge-trial.service \
+    etc/systemd/system/edge-trial.timer etc/ssh/sshd_config.d/50-edge.conf etc/fail2ban/jail.d/edge.conf \
     etc/chrony/chrony.conf etc/ufw/user.rules etc/cloud/cloud.cfg.d/99-edge.cfg etc/logrotate.d/edge \
     etc/default/prometheus-node-exporter usr/lib/edge/image-id usr/local/bin/healthcheck.sh; do
     [ -s "$ROOT/$path" ] || missing+=" $path"
@@ -203,10 +205,11 @@ check_data() {
     report data critical "the data partition is missing or broken: nothing survives the next boot"
     return
   fi
-  # After an error the kernel lets nobody write any more.
-  while read -r _ place _ options _; do
-    [ "$place" = /data ] && state=,$options,
-  done </proc/mounts
+  # After an error the kernel lets nobody write any more. It is the file system's own options, the last ones, that tell: the
+  # agent, whose sandbox this may run in, sees the place itself read-only.
+  while read -r _ _ _ _ place options; do
+    [ "$place" = /data ] && state=,${options##* },
+  done </proc/self/mountinfo
   if [[ $state != *,rw,* ]]; then
     report data critical "/data on $device cannot be written"
   else
@@ -260,7 +263,19 @@ check_agent() {
     report agent skipped "not enrolled: there is no /var/lib/edge-agent/agent.json"
     return
   fi
-  check_service agent edge-agent.service
+  local key text now silence
+  local -A unit=()
+  while IFS='=' read -r key text; do unit[$key]=$text; done < <(timeout 5 systemctl show edge-agent.service \
+    --property=ActiveState,SubState,WatchdogTimestampMonotonic,NRestarts 2>/dev/null)
+  read -r now _ </proc/uptime
+  silence=$((${now%.*} - ${unit[WatchdogTimestampMonotonic]:-0} / 1000000))
+  if [ "${unit[SubState]:-}" = auto-restart ]; then
+    report agent critical "edge-agent.service has failed, ${unit[NRestarts]} times so far: see journalctl -u edge-agent.service"
+  elif [ "${unit[ActiveState]:-}" = active ] && [ $silence -gt $AGENT_SILENCE_S ]; then
+    report agent critical "edge-agent.service has not fed its watchdog for $silence s"
+  else
+    check_service agent edge-agent.service
+  fi
 }
 
 check_gpu() {

@@ -123,6 +123,8 @@ copy_files() {
   install -m 0755 "$HERE/healthcheck.sh" "$ROOT/usr/local/bin/healthcheck.sh"
   chmod 0640 "$ROOT/etc/ufw/user.rules" "$ROOT/etc/ufw/user6.rules"
   chmod 0440 "$ROOT/etc/sudoers.d/50-edge"
+  # The agent's command, for people.
+  ln -sfn /usr/lib/edge-agent/edge-agent.pyz "$ROOT/usr/local/bin/edge-agent"
   # The builder has put it there; by hand it is for us to do.
   [ -e "$ROOT/usr/lib/edge/recipe.env" ] || entries variables | sed 's/: */=/' >"$ROOT/usr/lib/edge/recipe.env"
 }
@@ -136,15 +138,13 @@ write_data_layout() {
   done
   mkdir -p "$ROOT/var/lib/cloud/seed" "$ROOT/var/lib/docker" "$ROOT/var/log"
   ln -sfn /data/cidata "$ROOT/var/lib/cloud/seed/nocloud"
-  # The root itself is mounted before fstab is read, by the initrd; the EFI partition when somebody needs it.
+  # The root itself is mounted before fstab is read, by the initrd; the EFI system partition by edge-esp.service.
   cat >"$ROOT/etc/fstab" <<'FSTAB'
-/data/log           /var/log               none  bind              0 0
-/data/docker        /var/lib/docker        none  bind              0 0
-/data/edge          /var/lib/edge-agent    none  bind              0 0
-/data/video-ingest  /var/lib/video-ingest  none  bind              0 0
-PARTLABEL=esp       /boot/efi              vfat  noauto,umask=0077 0 0
+/data/log           /var/log               none  bind  0 0
+/data/docker        /var/lib/docker        none  bind  0 0
+/data/edge          /var/lib/edge-agent    none  bind  0 0
+/data/video-ingest  /var/lib/video-ingest  none  bind  0 0
 FSTAB
-  mkdir -p "$ROOT/boot/efi"
 }
 
 # One person's account, without a password: who may use it, the fleet's etc/ssh/authorized_keys.d/edge says.
@@ -154,12 +154,17 @@ make_account() {
 
 # The overlay's preset says which units start. What the distribution left out is not missed.
 enable_units() {
-  local word unit wants="$ROOT/etc/systemd/system/multi-user.target.wants"
+  local word unit name target
   if ! $LIVE; then
-    mkdir -p "$wants"
-    for unit in edge-agent video-ingest edge-data-grow edge-ssh-keys; do
-      ln -sfn "/etc/systemd/system/$unit.service" "$wants/$unit.service"
-    done
+    # As systemctl would, from the units of the overlay that the preset enables.
+    while read -r word unit; do
+      if [ "$word" != enable ] || [ ! -e "$ROOT/etc/systemd/system/$unit" ]; then continue; fi
+      while IFS='=' read -r name target; do
+        [ "$name" = WantedBy ] || continue
+        mkdir -p "$ROOT/etc/systemd/system/$target.wants"
+        ln -sfn "/etc/systemd/system/$unit" "$ROOT/etc/systemd/system/$target.wants/$unit"
+      done <"$ROOT/etc/systemd/system/$unit"
+    done <"$HERE/rootfs/etc/systemd/system-preset/10-edge.preset"
     return
   fi
   while read -r word unit; do
