@@ -67,7 +67,7 @@ class Containers:
         limits: Limits | None = None,
     ) -> None:
         """`runtime` and `systemctl` are commands; `private` holds a registry token while a pull lasts, and should be memory."""
-        self.folder, self._disk, self._systemctl = folder, disk, tuple(systemctl)
+        self._folder, self._disk, self._systemctl = folder, disk, tuple(systemctl)
         self._limits = limits or Limits()
         self._runtime = Runtime(runtime, private=private, answer_s=self._limits.answer_s, pull_s=self._limits.pull_s)
         self._seen: tuple[float, Mapping[str, Container]] | None = None
@@ -86,6 +86,10 @@ class Containers:
                 found = {}
             self._seen = (time.monotonic(), found)
         return {name: held.digest for name, held in sorted(self._seen[1].items()) if held.digest and is_name(name)}
+
+    def folder(self, app: str) -> Path:
+        """Where what belongs to an app would be kept; its images are the runtime's, and nothing else is kept here."""
+        return self._file(app, "")
 
     def deployed(self, app: str) -> str | None:
         """The digest that the app's unit is told to run; None: it follows its own default."""
@@ -188,7 +192,7 @@ class Containers:
     def _file(self, app: str, ending: str = ".env") -> Path:
         if not is_name(app):
             raise HardwareError(f"{app!r} is not an app's name")
-        return self.folder / f"{app}{ending}"
+        return self._folder / f"{app}{ending}"
 
     def _find(self, app: str, digest: str) -> Generator[float, None, Image | None]:
         names = (f"edge/{app}:{tag}" for tag in ("current", "previous", "next"))
@@ -204,7 +208,7 @@ class Containers:
         if name is None:
             raise HardwareError(f"release {digest} of {app} is not on the device")
         file, target = self._file(app), self._targets.get((app, digest))
-        self._disk.folder(self.folder)
+        self._disk.folder(self._folder)
         if before is not None and not before.exists():
             self._disk.replace(before, file.read_bytes() if file.exists() else b"")
         repository = target.repository if target else name.rpartition("@")[0].partition("/")[2]

@@ -6,11 +6,11 @@ what another process works on. Called by `main`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from reconciler.agent import clock
 from reconciler.agent.activation import UnitActivation
+from reconciler.agent.containers import Containers, runtime_of
 from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.disk import Disk
 from reconciler.agent.grub import GrubLoader
@@ -21,7 +21,7 @@ from reconciler.agent.partitioned import PartitionedHardware, Places, booted_slo
 from reconciler.agent.partitions import PartitionSlots
 from reconciler.agent.seed import Seed
 from reconciler.agent.settings import PARTITIONS, Settings
-from reconciler.agent.supply import DiskSupply, Supply
+from reconciler.agent.supply import ContainerSupply, DiskSupply, Supply
 from reconciler.agent.transport import Transport
 
 ESP = Path("/run/edge/esp")
@@ -38,6 +38,8 @@ def open_hardware(settings: Settings, disk: Disk | None = None) -> Hardware:
 
 def open_supply(settings: Settings, hardware: Hardware, transport: Transport, disk: Disk, verify: Verify) -> Supply:
     """How releases get to the machine."""
+    if isinstance(hardware, PartitionedHardware) and isinstance(hardware.apps_here, Containers):
+        return ContainerSupply(hardware, transport, disk, verify, hardware.apps_here)
     return DiskSupply(hardware, transport, disk, verify)
 
 
@@ -56,24 +58,7 @@ def _partitions(disk: Disk) -> PartitionedHardware:
         slots,
         GrubLoader(ESP, disk, check=check),
         Seed(SEED, disk, UnitActivation()),
-        _NoApps(places.state / "apps"),
+        Containers(places.state / "apps", disk, runtime=(runtime_of(),)),
         clock=clock.ask,
         disk=disk,
     )
-
-
-class _NoApps:
-    """`partitioned.Apps` of a machine on which nothing can run beside the image."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def running(self) -> Mapping[str, str]:
-        return {}
-
-    def folder(self, app: str) -> Path:
-        return self._folder / app
-
-    def run(self, app: str, digest: str | None) -> None:
-        if digest is not None:
-            raise HardwareError(f"{app} cannot be run: this device has no container runtime")

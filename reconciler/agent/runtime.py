@@ -97,9 +97,6 @@ class Runtime:
         for as long as a pull lasts."""
         self._command, self._private, self._answer_s, self._pull_s = tuple(command), private, answer_s, pull_s
         self.name = os.path.basename(command[0])
-        # After a power cut, or where the agent was killed.
-        for left in private.glob("auth-*"):
-            shutil.rmtree(left, ignore_errors=True)
 
     def containers(self) -> Generator[float, None, dict[str, Container]]:
         """App → its container, of those that run."""
@@ -170,6 +167,9 @@ class Runtime:
 
         Never in an argument: those are everybody's to read, and are logged.
         """
+        # Where the agent was killed in a pull. There is one agent, and it pulls one release at a time.
+        for left in self._private.glob("auth-*"):
+            shutil.rmtree(left, ignore_errors=True)
         if token is None:
             yield {}
             return
