@@ -16,7 +16,7 @@ UNIT = "edge-configure.service"
 _ANSWER_S = 10.0
 # As `/usr/local/lib/edge/configure` of the image says them.
 _MEANINGS = {
-    1: "it failed before it changed anything",
+    1: "it failed by itself",
     10: "the seed is not one that cloud-init can read",
     11: "cloud-init failed",
     12: "a file of the site was not written",
