@@ -19,8 +19,9 @@ from reconciler.agent.machine import PHASES, State
 from reconciler.agent.notes import Notes
 from reconciler.agent.state import MemoryStore, StateFile
 from reconciler.agent.supply import DiskSupply, Supply
+from reconciler.agent.timing import Timing
 from reconciler.agent.transport import Transport, TransportError
-from reconciler.agent.work import Timing, Work
+from reconciler.agent.work import Work
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.bundle import Bundle
 from reconciler.protocol.canonical import Malformed

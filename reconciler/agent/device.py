@@ -13,8 +13,8 @@ from reconciler.agent.agent import Agent, Identity
 from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.judge import Verify
 from reconciler.agent.supply import Supply
+from reconciler.agent.timing import Timing
 from reconciler.agent.transport import Transport
-from reconciler.agent.work import Timing
 from reconciler.protocol.signature import verify_detached
 
 

@@ -48,6 +48,7 @@ class Event(Enum):
     FETCH = "an image is wanted that is not on the device"
     WRITE = "its artifact is here and the window is open"
     SWITCH = "the inactive slot holds the wanted image and the window is open"
+    BACK = "a person asks for the other slot, which was good"
     CONFIGURE = "another configuration is wanted"
     PULL = "another release of an app is wanted, and not on the device"
     RESTART = "another release of an app is wanted, and on the device"
@@ -102,6 +103,7 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
     (_S.IDLE, _E.FETCH): Transition(_S.FETCHING),
     (_S.IDLE, _E.WRITE): Transition(_S.WRITING),
     (_S.IDLE, _E.SWITCH): Transition(_S.CHECKING),
+    (_S.IDLE, _E.BACK): Transition(_S.CHECKING),
     (_S.IDLE, _E.CONFIGURE): Transition(_S.CONFIGURING),
     (_S.IDLE, _E.PULL): Transition(_S.PULLING),
     (_S.IDLE, _E.RESTART): Transition(_S.RESTARTING),
@@ -156,7 +158,7 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
 _AT_BOOT = frozenset(
     (_E.CLEAN, _E.ON_TRIAL, _E.FINISHED, _E.NOT_TRIED, _E.FELL_BACK, _E.STRAY, _E.APP_OPEN, _E.CONFIG_OPEN)
 )
-_AT_REST = frozenset((_E.NOTHING, _E.FETCH, _E.WRITE, _E.SWITCH, _E.CONFIGURE, _E.PULL, _E.RESTART))
+_AT_REST = frozenset((_E.NOTHING, _E.FETCH, _E.WRITE, _E.SWITCH, _E.BACK, _E.CONFIGURE, _E.PULL, _E.RESTART))
 _AT_WORK = frozenset((_E.MORE, _E.DONE, _E.FAILED, _E.SPOILED, _E.REFUSED, _E.OBSOLETE, _E.WORSE))
 
 IMPOSSIBLE: Mapping[State, frozenset[Event]] = {

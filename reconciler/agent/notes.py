@@ -14,6 +14,8 @@ from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.canonical import clip
 from reconciler.protocol.report import MAX_REFUSALS, REASON_CHARS, Check, Refusal, Serial
 
+ALWAYS = frozenset(("assignment", "device", "clock", "console"))
+"""Subjects that do not come from an assignment's work, and outlive it."""
 FIRST_WAIT_S = 30
 LONGEST_WAIT_S = 900
 
@@ -48,10 +50,11 @@ class Notes:
         before = self.memory.checks_before if checks_before is None else checks_before
         self.remember(replace(self.memory, intent=intent, checks_before=before))
 
-    def clear_intent(self) -> None:
-        """Write down that nothing is open."""
+    def clear_intent(self, held_under: Serial | None = None) -> None:
+        """Write down that nothing is open; with `held_under`, that no image is brought under this serial any more."""
         if self.memory.intent is not None:
-            self.remember(replace(self.memory, intent=None))
+            held = self.memory.held_under if held_under is None else held_under
+            self.remember(replace(self.memory, intent=None, held_under=held))
 
     def next_sequence(self) -> int:
         """A number higher than every one before, over power cuts too."""
@@ -96,7 +99,11 @@ class Notes:
         return until if now < until <= now + timedelta(seconds=LONGEST_WAIT_S) else None
 
     def keep_only(self, subjects: frozenset[str]) -> None:
-        """Forget refusals and waits of work that the assignment no longer names (`assignment` and `device` stay)."""
+        """Forget refusals and waits of work that the assignment no longer names (those of `ALWAYS` stay)."""
         for table in (self._refusals, self._waits):
-            for subject in [name for name in table if name not in subjects and name not in ("assignment", "device")]:
+            for subject in [name for name in table if name not in subjects | ALWAYS]:
                 del table[subject]
+
+    def clock_moved(self, by: timedelta) -> None:
+        """The clock was set by so much: waits go on for as long as they would have."""
+        self._waits = {subject: (count, until + by) for subject, (count, until) in self._waits.items()}

@@ -46,6 +46,8 @@ class Intent:
     app: str | None = None
     before: str | None = None
     checks: tuple[Check, ...] = ()
+    by_hand: bool = False
+    """Whether a person at the console asked for it."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,14 @@ class Memory:
     failed_under: Mapping[str, Serial] = field(default_factory=dict)
     checks_before: tuple[Check, ...] = ()
     sequence_reserved: int = 0
+    held_under: Serial | None = None
+    """A person went back while this was the last serial: no image is brought under it, or under an older one."""
 
     def after_failure(self, intent: Intent) -> Memory:
         """One more failed attempt of what was intended, nothing open, and no further try under this serial."""
+        # What a person asked for says nothing about the release: git never wanted it now.
+        if intent.by_hand:
+            return replace(self, intent=None)
         attempts = dict(self.attempts)
         # A configuration has no attempts in the contract: it is put back, named in a refusal, and offered again by git.
         if intent.kind != "config":
@@ -118,6 +125,7 @@ class StateFile:
             "failedUnder": [[key, list(serial)] for key, serial in memory.failed_under.items()],
             "checksBefore": _checks_out(memory.checks_before),
             "sequenceReserved": memory.sequence_reserved,
+            "heldUnder": list(memory.held_under) if memory.held_under else None,
             "intent": None
             if intent is None
             else {
@@ -128,6 +136,7 @@ class StateFile:
                 "slot": intent.slot,
                 "app": intent.app,
                 "before": intent.before,
+                "byHand": intent.by_hand,
                 "checks": _checks_out(intent.checks),
             },
         }
@@ -167,6 +176,7 @@ def _parse(fields: Fields) -> Memory:
         failed_under=failed,
         checks_before=_checks_in(fields.items("checksBefore", MAX_CHECKS)),
         sequence_reserved=fields.whole("sequenceReserved"),
+        held_under=fields.optional("heldUnder", fields.serial),
     )
 
 
@@ -179,5 +189,6 @@ def _intent(fields: Fields) -> Intent:
         slot=fields.optional("slot", lambda key: fields.word(key, ("a", "b"))),
         app=fields.optional("app", fields.name),
         before=fields.optional("before", fields.digest),
+        by_hand=fields.value.get("byHand") is True,
         checks=_checks_in(fields.items("checks", MAX_CHECKS)),
     )

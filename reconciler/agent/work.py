@@ -7,45 +7,30 @@ completed by the next life. Called by `agent`, one step at a time.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from reconciler.agent import writer
 from reconciler.agent.hardware import Hardware, HardwareError, ImageVersion
+from reconciler.agent.look import Look, Next, config_key
 from reconciler.agent.machine import Effect, Event, State, follow
 from reconciler.agent.notes import Notes
 from reconciler.agent.state import Intent
 from reconciler.agent.supply import Job, Supply
+from reconciler.agent.timing import Timing
 from reconciler.agent.transport import Transport, TransportError
 from reconciler.protocol.assignment import Assignment, ImageTarget
-from reconciler.protocol.canonical import Malformed, format_instant
+from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import worse_checks
 from reconciler.protocol.signature import Refused
 
+REBOOT_PATIENCE_S = 300
+"""A machine that has not gone down so long after it was asked to is asked again."""
+
 Found = tuple[Event, "datetime | None"]
 """What an activity found, and when to look again (None: at once, or with the next report)."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Times of the agent, in seconds. Defaults are for a real device."""
-
-    settle_s: float = 120
-    """How long checks may be worse after a boot or restart before that counts: services start one after another."""
-    recheck_s: float = 10
-    """How often the healthcheck runs while it settles."""
-    spread_s: float = 300
-    """Devices begin spread over this much of a window, or a tenth of it if that is less."""
-    least_window_s: float = 60
-    """With less than this left of a window nothing begins in it."""
-    slice_s: float = 5
-    """How long a download or a write goes on before the agent looks whether a report is due."""
-    report_jitter: float = 0.1
-    """Reports come earlier or later by up to this part, so that a fleet does not report in step."""
 
 
 class Work:
@@ -65,12 +50,16 @@ class Work:
         self.sources: Mapping[str, tuple[str, ...]] = {}
         self.registry_token: str | None = None
         self.target: str | None = None
-        self._device, self._hardware, self._transport, self._notes = device, hardware, transport, notes
+        self._hardware, self._transport, self._notes = hardware, transport, notes
         self._supply, self._timing = supply, timing
+        self._looking = Look(device, hardware, notes, supply, timing)
         self._job: Job | None = None
         self._image: ImageTarget | None = None
         self._app: str | None = None
+        self._back: Next | None = None
+        self._by_hand = False
         self._settling_since: datetime | None = None
+        self._asked_reboot_at: datetime | None = None
         self._retry_after_s: float | None = None
         self._activities: Mapping[State, Callable[[datetime], Found]] = {
             State.BOOTING: self._resume,
@@ -93,7 +82,7 @@ class Work:
             Effect.DISARM: lambda _: hardware.disarm(),
             Effect.MARK_GOOD: lambda _: hardware.mark_good(hardware.booted()),
             Effect.SET_VERSION: self._set_version,
-            Effect.CLEAR_INTENT: lambda _: notes.clear_intent(),
+            Effect.CLEAR_INTENT: self._clear_intent,
             Effect.COUNT_FAILURE: self._count_failure,
             Effect.DROP_CACHE: lambda _: supply.drop_image(),
             Effect.BACK_OFF: self._back_off,
@@ -116,8 +105,26 @@ class Work:
         """Names under which refusals and waits of this assignment's work are kept."""
         names = {f"{name}@{app.version}" for name, app in assignment.apps.items()}
         names |= {assignment.image.release} if assignment.image else set()
-        names |= {_config_key(assignment.config)} if assignment.config else set()
+        names |= {config_key(assignment.config)} if assignment.config else set()
         return frozenset(names | ({self.target} if self.target else set()))
+
+    def go_back(self) -> str | None:
+        """A person at the console asks for the other slot. None: the next step begins it; else why it cannot be begun."""
+        if self.state not in (State.IDLE, State.FETCHING, State.PULLING):
+            return f"the agent is at work ({self.state.name.lower()}: {self.state.value}); ask again when it is done"
+        found = self._looking.back()
+        if isinstance(found, str):
+            return found
+        self._back = found
+        return None
+
+    def clock_moved(self, by: timedelta) -> None:
+        """The clock was set by so much: what was reckoned by it moves along, so that no wait ends early or never."""
+        if self._settling_since is not None:
+            self._settling_since += by
+        if self._asked_reboot_at is not None:
+            self._asked_reboot_at += by
+        self._notes.clock_moved(by)
 
     def end(self) -> None:
         """Let go of a job in work: its files and connections are closed now, not when memory is next tidied."""
@@ -150,13 +157,15 @@ class Work:
         return (Event.APP_OPEN if intent.kind == "app" else Event.CONFIG_OPEN), None
 
     def _reboot(self, now: datetime) -> Found:
-        if not self.leaving:
+        asked_at = self._asked_reboot_at
+        if asked_at is None or now >= asked_at + timedelta(seconds=REBOOT_PATIENCE_S):
             try:
                 self._hardware.reboot()
             except HardwareError as error:
                 self._notes.refuse("device", "reboot-failed", str(error))
+                self.leaving, self._asked_reboot_at = False, None
                 return Event.FAILED, now + timedelta(seconds=self._timing.recheck_s)
-            self.leaving = True
+            self.leaving, self._asked_reboot_at = True, now
         return Event.MORE, now + timedelta(seconds=self._timing.recheck_s)
 
     def _set_version(self, _now: datetime) -> None:
@@ -167,94 +176,14 @@ class Work:
         if release is not None and version.current != release:
             hardware.set_version(ImageVersion(release, version.current))
 
-    # ------------------------------------------------------------ looking for work
+    # ------------------------------------------------------------ idle
 
     def _look(self, now: datetime) -> Found:
-        """The next thing that may be done: image, configuration, apps. What was tried under this serial is not
-        repeated."""
-        self.target, self._image, self._app = None, None, None
-        assignment = self._notes.assignment
-        if assignment is None:
-            return Event.NOTHING, None
-        if assignment.expires_at <= now:
-            reason = f"the assignment expired at {format_instant(assignment.expires_at)}; nothing new starts"
-            self._notes.refuse("assignment", "assignment-expired", reason, assignment.serial)
-            return Event.NOTHING, None
-        wakes: list[datetime] = []
-        for event in (self._look_for_image, self._look_for_config, self._look_for_apps):
-            found, wake = event(assignment, now)
-            if found is not Event.NOTHING:
-                return found, None
-            if wake is not None:
-                wakes.append(wake)
-        return Event.NOTHING, min([*wakes, assignment.expires_at]) if wakes else None
-
-    def _may_try(self, key: str, now: datetime) -> tuple[bool, datetime | None]:
-        """Whether a piece of work may be tried: not failed under this serial, and not put off."""
-        failed = self._notes.memory.failed_under.get(key)
-        if failed is not None and self._notes.serial <= failed:
-            self._notes.refuse_once(
-                key, "attempt-failed", f"{key} failed under this assignment; a newer one is needed to try again", failed
-            )
-            return False, None
-        until = self._notes.waiting(key, now)
-        return until is None, until
-
-    def _look_for_image(self, assignment: Assignment, now: datetime) -> Found:
-        image, slots = assignment.image, self._hardware.slots()
-        if image is None or slots[self._hardware.booted()].digest == image.digest:
-            return Event.NOTHING, None
-        may, wake = self._may_try(image.release, now)
-        if not may:
-            return Event.NOTHING, wake
-        held = slots[self._inactive()].digest == image.digest
-        if not held and not self._supply.has_image(image):
-            event: Event = Event.FETCH
-        else:
-            opens = self._opens(assignment, now)
-            if opens is None or opens > now:
-                return Event.NOTHING, opens
-            event = Event.SWITCH if held else Event.WRITE
-        self.target, self._image = image.release, image
-        return event, None
-
-    def _look_for_config(self, assignment: Assignment, now: datetime) -> Found:
-        digest = assignment.config
-        if digest is None or digest == self._hardware.config_digest():
-            return Event.NOTHING, None
-        may, wake = self._may_try(_config_key(digest), now)
-        if not may:
-            return Event.NOTHING, wake
-        self.target = _config_key(digest)
-        return Event.CONFIGURE, None
-
-    def _look_for_apps(self, assignment: Assignment, now: datetime) -> Found:
-        running, wakes = self._hardware.apps(), []
-        for name, app in sorted(assignment.apps.items()):
-            if running.get(name) == app.digest:
-                continue
-            key = f"{name}@{app.version}"
-            may, wake = self._may_try(key, now)
-            if may:
-                self.target, self._app = key, name
-                return (Event.RESTART if self._supply.has_app(name, app) else Event.PULL), None
-            if wake is not None:
-                wakes.append(wake)
-        return Event.NOTHING, min(wakes, default=None)
-
-    def _opens(self, assignment: Assignment, now: datetime) -> datetime | None:
-        """`now` if writing and rebooting may begin, else when that will be, or None. Devices spread over a window's
-        start."""
-        if assignment.window_waived:
-            return now
-        share = int.from_bytes(hashlib.sha256(self._device.encode()).digest()[:4], "big") / 2**32
-        least = timedelta(seconds=self._timing.least_window_s)
-        for start, end in assignment.window:
-            spread = min(timedelta(seconds=self._timing.spread_s), (end - start) / 10)
-            begin = start + timedelta(seconds=round(spread.total_seconds() * share))
-            if now + least <= end and now < end:
-                return max(begin, now)
-        return None
+        """What a person asked for, or else the next thing that may be done."""
+        found, self._back = self._back or self._looking.next(now), None
+        self.target, self._image, self._app = found.target, found.image, found.app
+        self._by_hand = found.event is Event.BACK
+        return found.event, found.wake
 
     # ------------------------------------------------------------ the image
 
@@ -301,14 +230,14 @@ class Work:
 
     def _fetch(self, now: datetime) -> Found:
         image = self._image
-        if image is None or self._dropped(now):
+        if image is None or self._dropped(now) or self._back is not None:
             return Event.OBSOLETE, None
         job = self._job or self._supply.fetch_image(image, self.sources.get("image", ()), now)
         return self._run(job, now, image.release)
 
     def _check(self, now: datetime) -> Found:
         image = self._image
-        if image is None or self._dropped(now):
+        if image is None or (self._dropped(now) and not self._by_hand):
             return Event.OBSOLETE, None
         return self._run(self._job or self._supply.check_slot(self._inactive(), image), now, image.release)
 
@@ -323,18 +252,34 @@ class Work:
         return self._run(self._job or self._supply.write_image(image, self._inactive()), now, image.release)
 
     def _await_reboot(self, now: datetime) -> Found:
-        assignment = self._notes.assignment
-        if assignment is None or self._dropped(now):
+        assignment, image = self._notes.assignment, self._image
+        if self._by_hand:
+            return Event.DONE, None
+        if assignment is None or image is None or self._dropped(now):
             return Event.OBSOLETE, None
-        opens = self._opens(assignment, now)
+        opens = self._looking.opens(assignment, image, now)
         return (Event.DONE, None) if opens == now else (Event.MORE, opens)
 
     def _record_image_intent(self, _now: datetime) -> None:
         image = self._image
         assert image is not None
         checks = self._hardware.healthcheck()
-        intent = Intent("image", image.release, image.digest, self._notes.serial, slot=self._inactive(), checks=checks)
+        intent = Intent(
+            "image",
+            image.release,
+            image.digest,
+            self._notes.serial,
+            slot=self._inactive(),
+            checks=checks,
+            by_hand=self._by_hand,
+        )
         self._notes.record_intent(intent, checks)
+
+    def _clear_intent(self, _now: datetime) -> None:
+        """Nothing is open. Where a person's rollback has succeeded, what the assignment wanted is held with the same write."""
+        intent = self._notes.memory.intent
+        succeeded = intent is not None and intent.by_hand and self._hardware.booted() == intent.slot
+        self._notes.clear_intent(held_under=intent.serial if intent is not None and succeeded else None)
 
     # ------------------------------------------------------------ judging by the healthcheck
 
@@ -391,7 +336,7 @@ class Work:
             raise Refused("config-mismatch", f"the server sent configuration {config.digest}, assigned is {wanted}")
         checks = self._hardware.healthcheck()
         intent = Intent(
-            "config", _config_key(config.digest), config.digest, self._notes.serial, before=before, checks=checks
+            "config", config_key(config.digest), config.digest, self._notes.serial, before=before, checks=checks
         )
         self._notes.record_intent(intent)
         return config
@@ -403,7 +348,7 @@ class Work:
         app = assignment.apps.get(name) if assignment and name else None
         if name is None or app is None or assignment is None or assignment.expires_at <= now:
             return Event.OBSOLETE, None
-        if f"{name}@{app.version}" != self.target:
+        if f"{name}@{app.version}" != self.target or self._back is not None:
             return Event.OBSOLETE, None
         sources, token = self.sources.get("registry", ()), self.registry_token
         return self._run(self._job or self._supply.pull_app(name, app, sources, token), now, self.target)
@@ -450,7 +395,3 @@ class Work:
     def _back_off(self, now: datetime) -> None:
         if self.target is not None:
             self._notes.wait(self.target, now, self._retry_after_s)
-
-
-def _config_key(digest: str) -> str:
-    return f"config {digest.replace('sha256:', '')[:12]}"

@@ -29,8 +29,8 @@ from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.factory import install
 from reconciler.agent.oci import pull
 from reconciler.agent.supply import DiskSupply, Supply
+from reconciler.agent.timing import Timing
 from reconciler.agent.transport import HttpTransport, Server
-from reconciler.agent.work import Timing
 from reconciler.demo.director import _PROGRAM, Controller, Director, Time
 from reconciler.demo.ground import APP, Ground
 from reconciler.demo.pace import PacedSupply

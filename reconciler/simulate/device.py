@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from reconciler.agent.agent import Agent, Identity
 from reconciler.agent.judge import Keyring, Verify
 from reconciler.agent.machine import State
-from reconciler.agent.work import Timing
+from reconciler.agent.timing import Timing
 from reconciler.protocol.report import overall
 from reconciler.simulate.hardware import NOBODY, Condition, MemoryHardware, Watch
 from reconciler.simulate.network import Far, Link

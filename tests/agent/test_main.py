@@ -158,7 +158,7 @@ def test_once_brings_the_device_to_what_it_is_assigned(
     signed, world.SIGNED = world.SIGNED, office.now - timedelta(days=1)
     try:
         today = world.pack(releases.v2.image, office.root / "artifacts" / "edge-golden-v2-20260101", "v2", office.keys)
-        office.assign(today, window_waived=True)
+        office.assign(today, window=((office.now - timedelta(hours=1), office.now + timedelta(hours=1)),))
     finally:
         world.SIGNED = signed
     arguments = _arguments(site, office, tmp_path)

@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
+from reconciler.agent import window
 from reconciler.agent.machine import State
 from reconciler.agent.transport import HttpTransport, Server
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import Slot
 from tests.agent.conftest import Releases
-from tests.agent.world import QUICK, START, TOKEN, Office, Site, send
+from tests.agent.world import DEVICE, QUICK, START, TOKEN, Office, Site, send
 
 pytestmark = pytest.mark.system
 
@@ -105,16 +106,11 @@ def test_outside_the_window_it_prefetches_and_then_waits_for_the_window(
     assert not any(".zst" in path for _, path, _ in office.requests)
 
 
-def test_an_empty_window_prefetches_only_and_a_waiver_needs_none(
-    site: Site, office: Office, releases: Releases
-) -> None:
+def test_an_empty_window_prefetches_only(site: Site, office: Office, releases: Releases) -> None:
     office.assign(releases.v2, window=())
     site.settle(START + timedelta(hours=4))
     assert office.last().image == "v1"
     assert (site.root / "agent" / "cache").is_dir()
-    office.assign(releases.v2, window=(), window_waived=True)
-    site.settle(START + timedelta(hours=4, minutes=2))
-    assert office.last().image == "v2"
 
 
 def test_a_device_begins_at_its_own_place_in_the_window(site: Site, office: Office, releases: Releases) -> None:
@@ -124,7 +120,8 @@ def test_a_device_begins_at_its_own_place_in_the_window(site: Site, office: Offi
     site.settle(opens + timedelta(minutes=6))
     began = next(item for item in office.reports if item.phase == "writing")
     assert began.image == "v1"
-    offset = site.device.agent.work._opens(office.assign(window=((opens, opens + timedelta(hours=1)),)), opens)
+    assignment = office.assign(window=((opens, opens + timedelta(hours=1)),))
+    offset = window.opens(assignment, DEVICE, opens, spread_s=300, least_window_s=0)
     assert offset is not None
     assert opens < offset < opens + timedelta(seconds=300)
 

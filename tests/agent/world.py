@@ -26,8 +26,8 @@ from reconciler.agent.device import Device
 from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.disk import Disk
 from reconciler.agent.factory import install
+from reconciler.agent.timing import Timing
 from reconciler.agent.transport import HttpTransport, Server
-from reconciler.agent.work import Timing
 from reconciler.protocol.assignment import AppTarget, Assignment, ImageTarget
 from reconciler.protocol.bundle import Bundle, seal
 from reconciler.protocol.exchange import Answer, SiteConfig
