@@ -65,6 +65,7 @@ class Agent:
         self._hardware, self._transport, self._verify = hardware, transport, verify
         self._timing = timing or Timing()
         disk = disk or Disk()
+        hardware.begin()
         self.notes = Notes(memory or StateFile(hardware.state_folder() / "state.json", disk))
         supply = supply or DiskSupply(hardware, transport, disk, verify)
         self.work = Work(identity.device, hardware, transport, self.notes, supply, self._timing)
@@ -100,8 +101,11 @@ class Agent:
 
     def _step(self, now: datetime) -> datetime:
         # The boot is judged before the first report, so that no report speaks of a state that is not known yet.
-        if self.work.state is State.BOOTING:
-            self.work.advance(now)
+        while self.work.state in (State.BOOTING, State.RECOGNISING):
+            wake = self.work.advance(now)
+            if self.work.state is State.RECOGNISING:
+                self.work_wakes_at = wake or now
+                return self.work_wakes_at
         if self._is_due(now):
             self._exchange(now)
         phase = PHASES[self.work.state]

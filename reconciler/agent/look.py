@@ -42,6 +42,8 @@ class Look:
     def __init__(self, device: str, hardware: Hardware, notes: Notes, supply: Supply, timing: Timing) -> None:
         self._device, self._hardware, self._notes = device, hardware, notes
         self._supply, self._timing = supply, timing
+        self.is_lost = False
+        """Whether what runs could not be found out: then having no record is not having nothing."""
 
     def next(self, now: datetime) -> Next:
         """The next thing that may be done. What was tried under this serial is not repeated."""
@@ -72,7 +74,7 @@ class Look:
     def opens(self, assignment: Assignment, image: ImageTarget, now: datetime) -> datetime | None:
         """`now` if writing or rebooting may begin, else when to look again, or None. Says what stands in its way."""
         slots, booted, notes = self._hardware.slots(), self._hardware.booted(), self._notes
-        if window.waives(assignment, image, slots, booted):
+        if window.waives(assignment, image, slots, booted, is_bare=slots[booted].digest is None and not self.is_lost):
             return now
         if assignment.window_waived:
             reason = f"no slot of this device was good with {image.release}, so it waits for a window all the same"

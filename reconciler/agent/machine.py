@@ -5,7 +5,7 @@ senses what happened (each state has one activity) and carries out the effects i
 event is either in `TABLE` or in `IMPOSSIBLE`; a test holds the two complete and disjoint, so nothing happens unnoticed.
 
 What survives a power cut is the intent and the boot flags, not the state: every life begins in BOOTING, which
-compares them.
+compares them. A life that does not know yet what it runs finds that out first, and comes back to BOOTING.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class State(Enum):
     """Where the device is. The value is the activity that is tried while it is there."""
 
     BOOTING = "compare the booted slot with the intent"
+    RECOGNISING = "hash the booted slot, of which nothing is recorded"
     IDLE = "look for the next thing that may be done"
     FETCHING = "download and verify the artifact"
     CHECKING = "hash the inactive slot, which should hold the image already"
@@ -35,6 +36,7 @@ class State(Enum):
 class Event(Enum):
     """What an activity found."""
 
+    UNKNOWN = "nothing is recorded of the booted slot"
     CLEAN = "no intent is open"
     ON_TRIAL = "the armed slot is booted and not marked good"
     FINISHED = "the slot was marked good, but the intent is still open"
@@ -88,6 +90,11 @@ class Transition:
 _S, _E, _F = State, Event, Effect
 
 TABLE: Mapping[tuple[State, Event], Transition] = {
+    # Before anything is concluded or told: a slot without a record is not an empty one.
+    (_S.BOOTING, _E.UNKNOWN): Transition(_S.RECOGNISING),
+    (_S.RECOGNISING, _E.MORE): Transition(_S.RECOGNISING),
+    (_S.RECOGNISING, _E.DONE): Transition(_S.BOOTING),
+    (_S.RECOGNISING, _E.FAILED): Transition(_S.BOOTING),
     (_S.BOOTING, _E.CLEAN): Transition(_S.IDLE, (_F.DISARM, _F.SET_VERSION)),
     (_S.BOOTING, _E.ON_TRIAL): Transition(_S.TRIAL),
     (_S.BOOTING, _E.FINISHED): Transition(_S.IDLE, (_F.MARK_GOOD, _F.SET_VERSION, _F.CLEAR_INTENT, _F.DROP_CACHE)),
@@ -156,13 +163,14 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
 """What follows from what."""
 
 _AT_BOOT = frozenset(
-    (_E.CLEAN, _E.ON_TRIAL, _E.FINISHED, _E.NOT_TRIED, _E.FELL_BACK, _E.STRAY, _E.APP_OPEN, _E.CONFIG_OPEN)
+    (_E.UNKNOWN, _E.CLEAN, _E.ON_TRIAL, _E.FINISHED, _E.NOT_TRIED, _E.FELL_BACK, _E.STRAY, _E.APP_OPEN, _E.CONFIG_OPEN)
 )
 _AT_REST = frozenset((_E.NOTHING, _E.FETCH, _E.WRITE, _E.SWITCH, _E.BACK, _E.CONFIGURE, _E.PULL, _E.RESTART))
 _AT_WORK = frozenset((_E.MORE, _E.DONE, _E.FAILED, _E.SPOILED, _E.REFUSED, _E.OBSOLETE, _E.WORSE))
 
 IMPOSSIBLE: Mapping[State, frozenset[Event]] = {
     _S.BOOTING: _AT_REST | _AT_WORK,
+    _S.RECOGNISING: _AT_BOOT | _AT_REST | {_E.SPOILED, _E.REFUSED, _E.OBSOLETE, _E.WORSE},
     _S.IDLE: _AT_BOOT | _AT_WORK,
     _S.FETCHING: _AT_BOOT | _AT_REST | {_E.SPOILED, _E.WORSE},
     _S.CHECKING: _AT_BOOT | _AT_REST | {_E.REFUSED, _E.WORSE},
@@ -181,6 +189,7 @@ IMPOSSIBLE: Mapping[State, frozenset[Event]] = {
 
 PHASES: Mapping[State, str] = {
     _S.BOOTING: "idle",
+    _S.RECOGNISING: "idle",
     _S.IDLE: "idle",
     _S.FETCHING: "prefetching",
     _S.CHECKING: "writing",

@@ -29,14 +29,16 @@ def opens(
     return None
 
 
-def waives(assignment: Assignment, image: ImageTarget, slots: Mapping[str, Slot], booted: str) -> bool:
+def waives(
+    assignment: Assignment, image: ImageTarget, slots: Mapping[str, Slot], booted: str, *, is_bare: bool
+) -> bool:
     """Whether the assignment's waiver is one that a device obeys.
 
     It is, where it leads to a slot that was good with this very image: that is a rescue, and it brings nothing that was not
-    here and proven. It is also where nothing is recorded as running, so that nothing is disturbed. A waiver for anything else
-    waits for a window, so that whoever can sign assignments still cannot put something new on every device at noon.
+    here and proven. It is also where nothing runs (`is_bare`), so that nothing is disturbed. A waiver for anything else waits
+    for a window, so that whoever can sign assignments still cannot put something new on every device at noon.
     """
     if not assignment.window_waived:
         return False
     other = slots["b" if booted == "a" else "a"]
-    return (other.good and other.digest == image.digest) or slots[booted].digest is None
+    return is_bare or (other.good and other.digest == image.digest)

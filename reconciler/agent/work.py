@@ -63,6 +63,7 @@ class Work:
         self._retry_after_s: float | None = None
         self._activities: Mapping[State, Callable[[datetime], Found]] = {
             State.BOOTING: self._resume,
+            State.RECOGNISING: self._recognise,
             State.IDLE: self._look,
             State.FETCHING: self._fetch,
             State.CHECKING: self._check,
@@ -138,6 +139,8 @@ class Work:
     def _resume(self, _now: datetime) -> Found:
         """Compare what runs with what was intended. The flags tell a try that failed from one that never was."""
         hardware, intent = self._hardware, self._notes.memory.intent
+        if not self._looking.is_lost and hardware.recognise() is not None:
+            return Event.UNKNOWN, None
         booted, flags = hardware.booted(), hardware.flags()
         if intent is not None and intent.kind == "image":
             self.target = intent.key
@@ -155,6 +158,17 @@ class Work:
             return Event.CLEAN, None
         self.target, self._app = intent.key, intent.app
         return (Event.APP_OPEN if intent.kind == "app" else Event.CONFIG_OPEN), None
+
+    def _recognise(self, now: datetime) -> Found:
+        """What cannot be recognised is told, and taken for unknown for the rest of this life."""
+        job = self._job or self._hardware.recognise()
+        try:
+            again_at = self._go_on(job, now) if job is not None else None
+        except (HardwareError, OSError) as error:
+            self._looking.is_lost = True
+            self._notes.refuse("device", "device-fault", str(error))
+            return Event.FAILED, None
+        return (Event.DONE, None) if again_at is None else (Event.MORE, again_at)
 
     def _reboot(self, now: datetime) -> Found:
         asked_at = self._asked_reboot_at

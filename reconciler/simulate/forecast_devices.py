@@ -84,9 +84,10 @@ class Words:
     waived: bool
     expires: int
 
-    def opens(self, now: int, share: float) -> int | None:
-        """`Work._opens`: `now` if writing and rebooting may begin, else when that will be, or None."""
-        if self.waived:
+    def opens(self, now: int, share: float, *, known: bool) -> int | None:
+        """`Look.opens`: `now` if writing and rebooting may begin, else when that will be, or None. `known`: its other slot was
+        good with the release, or nothing runs, so that it obeys a waiver."""
+        if self.waived and known:
             return now
         for start, end in self.spans:
             begin = start + round(min(SPREAD_S, (end - start) / 10) * share)
@@ -195,6 +196,7 @@ class Devices:
             c = earlier.ends
         waits = unit.written[1] if unit.written is not None and unit.written[0] == release else None
         unit.written = None
+        known = switch or unit.booted is None
         switch = switch or unit.whole == release
         ready = c
         if not switch and waits is None:
@@ -209,12 +211,12 @@ class Devices:
         elif earlier is not None and earlier.target == release and earlier.begins <= c < earlier.leaves:
             begins = earlier.begins
         else:
-            begins = words.opens(ready, share)
+            begins = words.opens(ready, share, known=known)
         unit.job = None
         if begins is None or begins >= words.expires:
             return None
         written = begins + (CHECK_S if switch else timings.write_s)
-        leaves = words.opens(max(written, c), share)
+        leaves = words.opens(max(written, c), share, known=known)
         if leaves is None or (leaves > written and leaves >= words.expires):
             return None
         unit.job = Job(Work.IMAGE, release, None, begins, leaves, leaves + timings.boot_s, ready, written)

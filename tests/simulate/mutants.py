@@ -119,7 +119,7 @@ WINDOW = (
         "no rung waits for the window, and the device does not either",
         Rule.WINDOW,
         (without(Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW),
-         Cut(f"{AGENT}.look:Look.opens", "if window.waives(assignment, image, slots, booted):", "if True:")),
+         Cut(f"{AGENT}.look:Look.opens", "if window.waives(", "if True or window.waives(")),
         ("nights", "suspended"),
     ),
     Mutant(
@@ -131,7 +131,7 @@ WINDOW = (
     Mutant(
         "the device does not wait for its window",
         Rule.WINDOW,
-        (Cut(f"{AGENT}.look:Look.opens", "if window.waives(assignment, image, slots, booted):", "if True:"),),
+        (Cut(f"{AGENT}.look:Look.opens", "if window.waives(", "if True or window.waives("),),
         ("nights", "suspended"),
     ),
     Mutant(
