@@ -52,7 +52,11 @@ class GrubLoader:
 
     def arm(self, slot: str) -> None:
         _known(slot)
-        self._put(self.flags().default, slot)
+        flags = self.flags()
+        if flags.trial not in (None, slot):
+            # Torn between two trials, the file could arm the one that is over.
+            self._put(flags.default)
+        self._put(flags.default, slot)
 
     def disarm(self) -> None:
         self._put(self.flags().default)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from reconciler.protocol import grubenv
+from tests.support.system import need
 
 WHOLE = {"edge_default": "b", "edge_trial": "a", "edge_tries": "1"}
 
@@ -64,10 +64,7 @@ def test_no_flipped_or_missing_byte_raises() -> None:
 
 @pytest.mark.system
 def test_grub_itself_reads_the_same(tmp_path: Path) -> None:
-    program = shutil.which("grub-editenv")
-    if program is None:
-        pytest.skip("needs grub-editenv (apt-get install grub-common)")
-    chance, file = random.Random(6), tmp_path / "grubenv"
+    program, chance, file = need("grub-editenv", "grub-common"), random.Random(6), tmp_path / "grubenv"
     for _ in range(60):
         data = bytearray(grubenv.encode(WHOLE))
         for _ in range(chance.randrange(6)):
