@@ -66,6 +66,15 @@ def write_image(proven: Proven, packed: Path, slot: str, hardware: Hardware) -> 
     hardware.record_slot(slot, manifest.release, manifest.digest, manifest.image_size)
 
 
+def prove_image(proven: Proven, packed: Path) -> Iterator[float]:
+    """Hash the packed file, unpack it, and hash what it unpacks to, which is written nowhere; yields between pieces.
+
+    Raises Refused (it is not the proven one, or not what its manifest says), or HardwareError.
+    """
+    with _opened(packed) as file:
+        yield from _blame(proven, file)
+
+
 def read_back(slot: str, digest: str, size: int, hardware: Hardware) -> Iterator[float]:
     """Hash `size` bytes of a slot; yields between pieces. Raises Spoiled where they are not `digest`."""
     back = ReadBack(slot, hardware)
