@@ -1,7 +1,8 @@
 """`reconciler site`: what a site's devices are told by cloud-init, to look at before it is sent; and a new site's document.
 
 `render` reads a fleet repo, and prints or writes the three rendered files. Secrets stay references, unless it is told
-where their values are: then it writes the seed of one device's first installation, for its owner's eyes alone.
+where their values are: then it writes the seed of one device's first installation, as a folder or as a medium, for its
+owner's eyes alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from reconciler.cli.proposal import Options, carry_out, proposing
 if TYPE_CHECKING:
     from reconciler.model.desired import Desired, FleetSpec, SiteSpec
     from reconciler.ports import Secrets
+    from reconciler.repo.render import Rendering
 
 
 @click.group()
@@ -44,23 +46,38 @@ def site() -> None:
     help="Write user-data, meta-data and network-config into this folder instead of printing them.",
 )
 @click.option(
+    "--iso",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the seed as an ISO file labelled CIDATA, for a first boot from a disk without a seed.",
+)
+@click.option(
+    "--enrol",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Put an enrolment on the ISO too: the folder of `reconciler device enrol`.",
+)
+@click.option(
     "--secrets",
     "secrets_folder",
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Fill in secrets from this folder, for a first installation: DIR/edge/SITE-2847/vpn, mode 0600. Needs --output.",
+    help="Fill in secrets from this folder, for a first installation: DIR/edge/SITE-2847/vpn, mode 0600. "
+    "Needs --output or --iso.",
 )
 @click.option(
     "--config",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Fill in secrets from where these settings of the controller keep them. Needs --output.",
+    help="Fill in secrets from where these settings of the controller keep them. Needs --output or --iso.",
 )
 def render(
     name: str,
     folder: Path,
     device: str | None,
     output: Path | None,
+    iso: Path | None,
+    enrol: Path | None,
     secrets_folder: Path | None,
     config: Path | None,
 ) -> None:
@@ -68,7 +85,8 @@ def render(
 
     Where a secret goes stands its reference: only a device that fetches its own files gets the value. For a first
     installation the files are needed with their secrets, and are written so with --secrets or --config: as a device
-    would fetch them, with their digest, readable by you alone.
+    would fetch them, with their digest, readable by you alone. With --config the digest is the one that the controller
+    assigns, so that the device need not be configured again. A site without a secret needs neither.
     """
     from reconciler.repo.load import load_folder
     from reconciler.repo.problem import InvalidInput
@@ -77,26 +95,42 @@ def render(
     if secrets_folder is not None and config is not None:
         raise click.UsageError("--secrets and --config both say where secrets are; name one of them")
     filled = secrets_folder is not None or config is not None
-    if filled and output is None:
-        raise click.UsageError("secrets are not printed: name a folder for the files with --output")
+    if filled and output is None and iso is None:
+        raise click.UsageError(
+            "secrets are not printed: name a folder for the files with --output, or a file with --iso"
+        )
+    if enrol is not None and iso is None:
+        raise click.UsageError(
+            "--enrol goes onto the medium of --iso; onto a disk, with `reconciler image disk --enrol`"
+        )
     result = load_folder(folder)
     if result.desired is None:
         raise InvalidInput(result.problems)
     spec = _site(result.desired, name, folder)
     chosen = device or spec.devices[0]
     try:
-        files = render_site(name, spec, result.desired.fleet, chosen).files()
+        rendering = render_site(name, spec, result.desired.fleet, chosen)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--device") from None
+    if iso is not None and rendering.secret_refs and not filled:
+        raise click.UsageError(
+            f"the seed holds the secret {rendering.secret_refs[0]}: say where its value is with --config or --secrets"
+        )
     if device is None and len(spec.devices) > 1:
         click.echo(f"{name} has {len(spec.devices)} devices; this is for {chosen}, another with --device", err=True)
-    if output is None:
-        for file_name, text in files.items():
+    if output is None and iso is None:
+        for file_name, text in rendering.files().items():
             click.echo(f"==> {file_name} <==\n{text}")
-    elif filled:
-        _write_seed(output, name, spec, result.desired.fleet, chosen, _secrets(secrets_folder, config))
+    elif output is not None and rendering.secret_refs and not filled:
+        _write(output, {file_name: text.encode() for file_name, text in rendering.files().items()}, 0o644)
+        click.echo("to look at, and no seed: secrets are filled in with --config or --secrets", err=True)
     else:
-        _write(output, files)
+        secrets = _secrets(secrets_folder, config) if rendering.secret_refs else None
+        files = _seed(rendering, spec, result.desired.fleet, secrets)
+        if output is not None:
+            _write(output, files, 0o600)
+        if iso is not None:
+            _write_medium(iso, files, enrol)
 
 
 @site.command(short_help="Propose a new site.")
@@ -162,17 +196,39 @@ def _site(desired: Desired, name: str, folder: Path) -> SiteSpec:
     return spec
 
 
-def _write(output: Path, files: dict[str, str]) -> None:
+def _write(output: Path, files: dict[str, bytes], mode: int) -> None:
+    """Write files into a folder, and name them on stdout. With mode 0600 nobody else may enter the folder."""
+    import os
+
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        for file_name, text in files.items():
-            (output / file_name).write_text(text, encoding="utf-8")
+        output.mkdir(mode=0o700 if mode == 0o600 else 0o777, parents=True, exist_ok=True)
+        for file_name, data in files.items():
+            path = output / file_name
+            # Never readable by others, not for a moment, and not because an earlier file was.
+            path.unlink(missing_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(data)
+        # Of an earlier rendering, whose secrets or digest would be taken for this one's.
+        for stale in {"digest"} - files.keys():
+            (output / stale).unlink(missing_ok=True)
     except OSError as error:
         raise click.ClickException(
             f"cannot write {error.filename}: {error.strerror}; name a folder that you may write to in --output"
         ) from None
     for file_name in files:
         click.echo(output / file_name)
+
+
+def _write_medium(iso: Path, files: dict[str, bytes], enrol: Path | None) -> None:
+    from reconciler.image.enrolment import check_fit, read_enrolment
+    from reconciler.image.seed_medium import make_medium
+
+    enrolment = read_enrolment(enrol) if enrol is not None else None
+    if enrolment is not None:
+        check_fit(enrolment, files)
+    make_medium(iso, files, enrolment)
+    click.echo(iso)
+    click.echo(f"{iso} holds what is the device's alone: only you may read it", err=True)
 
 
 def _secrets(folder: Path | None, config: Path | None) -> Secrets:
@@ -188,37 +244,21 @@ def _secrets(folder: Path | None, config: Path | None) -> Secrets:
     return DirectorySecrets(folder)
 
 
-def _write_seed(output: Path, name: str, spec: SiteSpec, fleet: FleetSpec, device: str, secrets: Secrets) -> None:
-    """Write what the device would fetch, and its digest, into a folder that only its owner may enter."""
-    import os
-
+def _seed(rendering: Rendering, spec: SiteSpec, fleet: FleetSpec, secrets: Secrets | None) -> dict[str, bytes]:
+    """What the device would fetch, and its digest. Held in memory; None of secrets: there are none."""
     from reconciler.ports import TerminalError
-    from reconciler.repo.render import UnusableSecret, config_digest, render_site, resolve
+    from reconciler.repo.render import UnusableSecret, config_digest, resolve
 
-    rendering = render_site(name, spec, fleet, device)
-    versions = secrets.versions(rendering.secret_refs)
-    digest = config_digest(name, spec, fleet, versions)
+    needed_for = f"the seed of {rendering.device}"
+    versions = secrets.versions(rendering.secret_refs) if secrets is not None else {}
+    digest = config_digest(rendering.site, spec, fleet, versions)
     if digest is None:
         absent = next(reference for reference in rendering.secret_refs if reference not in versions)
         raise TerminalError(
-            f"there is no secret {absent}", needed_for=f"the seed of {device}", remedy="store it, or correct the site"
+            f"there is no secret {absent}", needed_for=needed_for, remedy="store it, or correct the site"
         )
     try:
-        files = resolve(rendering, secrets.value, digest)
+        files = resolve(rendering, secrets.value if secrets is not None else str, digest)
     except UnusableSecret as error:
-        raise TerminalError(str(error), needed_for=f"the seed of {device}") from None
-    files["digest"] = f"{digest}\n".encode()
-    try:
-        output.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file_name, data in files.items():
-            path = output / file_name
-            # Never readable by others, not for a moment, and not because an earlier file was.
-            path.unlink(missing_ok=True)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-    except OSError as error:
-        raise click.ClickException(
-            f"cannot write {error.filename}: {error.strerror}; name a folder that you may write to in --output"
-        ) from None
-    for file_name in files:
-        click.echo(output / file_name)
+        raise TerminalError(str(error), needed_for=needed_for) from None
+    return {**files, "digest": f"{digest}\n".encode()}

@@ -37,6 +37,9 @@ _ZEROS = bytes(CHUNK)
 # Part of every identifier: another layout under the same inputs is another disk.
 LAYOUT_VERSION = "edge-disk-1"
 
+Device = Mapping[str, Mapping[str, bytes]]
+"""What makes the disk one device's: folder of the data partition → file → bytes."""
+
 Progress = Callable[[str, int], None]
 """Hears the stage (`slot`, `boot loader`, `data`, `pack`) and the bytes done in it so far."""
 
@@ -117,11 +120,13 @@ def make_disk(
     slot_size: int = SLOT_BYTES,
     data_size: int = DATA_BYTES,
     seed: Mapping[str, bytes] | None = None,
+    enrolment: Mapping[str, bytes] | None = None,
     progress: Progress = lambda stage, done: None,
 ) -> Disk:
     """Make the disk and move it to `out`; packed by zstd where that name ends in `.zst`. Sizes in bytes.
 
-    With a seed the file can be read by its owner alone: user-data may hold a tunnel's key. TerminalError: an input that
+    `seed` and `enrolment` are files, name → bytes. With one of them the disk's file can be read by its owner alone:
+    user-data may hold a tunnel's key, and an enrolment holds a token. TerminalError: an input that
     cannot be used, or a program that is missing; TransientError: the folder of `out` is full.
     """
     layout = plan_layout(slot_size, data_size)
@@ -142,7 +147,8 @@ def make_disk(
     except OSError as error:
         raise _unwritable(out, error) from None
     try:
-        return _make(source, out, layout, dict(seed or {}), scratch, progress)
+        device = {disk_data.SEED: dict(seed or {}), disk_data.ENROLMENT: dict(enrolment or {})}
+        return _make(source, out, layout, device, scratch, progress)
     except OSError as error:
         if error.filename is not None and Path(error.filename) == source.path:
             raise TerminalError(
@@ -155,9 +161,7 @@ def make_disk(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _make(
-    source: SlotSource, out: Path, layout: Layout, seed: Mapping[str, bytes], scratch: Path, progress: Progress
-) -> Disk:
+def _make(source: SlotSource, out: Path, layout: Layout, device: Device, scratch: Path, progress: Progress) -> Disk:
     raw = scratch / "disk.raw"
     descriptor = os.open(raw, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -167,13 +171,13 @@ def _make(
         )
         progress("boot loader", 0)
         loader = disk_boot.read_loader(raw, layout.root_a.start)
-        ids = _identifiers(layout, slot, seed)
+        ids = _identifiers(layout, slot, device)
         esp = scratch / "esp.img"
         disk_boot.make_esp(esp, ESP_BYTES, loader.files(), volume=ids("esp-volume").int >> 96, epoch=slot.made_at)
         copy_sparse(esp, descriptor, layout.esp.start)
         progress("data", 0)
         data = scratch / "data.img"
-        disk_data.make_data(data, layout.data.size, seed, uuid=str(ids("data-file-system")), epoch=slot.made_at)
+        disk_data.make_data(data, layout.data.size, device, uuid=str(ids("data-file-system")), epoch=slot.made_at)
         copy_sparse(data, descriptor, layout.data.start)
         _partition(raw, layout, ids)
         os.fsync(descriptor)
@@ -182,16 +186,17 @@ def _make(
     packed = scratch / "disk.zst" if out.suffix == ".zst" else None
     digest, file_digest = _pack(raw, packed, lambda done: progress("pack", done))
     made = packed or raw
-    made.chmod(0o600 if seed else 0o644 & ~_umask())
+    made.chmod(0o600 if any(device.values()) else 0o644 & ~_umask())
     size = made.stat().st_size
     _move(made, out)
     return Disk(out, layout, slot, loader.vendor, digest, file_digest, size)
 
 
-def _identifiers(layout: Layout, slot: SlotImage, seed: Mapping[str, bytes]) -> Callable[[str], uuid.UUID]:
+def _identifiers(layout: Layout, slot: SlotImage, device: Device) -> Callable[[str], uuid.UUID]:
     """What names the disk, its partitions and file systems, from everything that decides the bytes in them."""
     told = [LAYOUT_VERSION, slot.digest, str(layout.root_a.size), str(layout.data.size)]
-    told += [f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in sorted(seed.items())]
+    for files in device.values():
+        told += [f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in sorted(files.items())]
     space = uuid.uuid5(uuid.NAMESPACE_OID, "\n".join(told))
     return lambda name: uuid.uuid5(space, name)
 

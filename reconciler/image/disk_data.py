@@ -1,4 +1,4 @@
-"""The data partition of an install disk: an empty ext4 file system, or one with a site's seed for cloud-init.
+"""The data partition of an install disk: an empty ext4 file system, or one with a site's seed and a device's enrolment.
 
 Decides what may be a seed. The file system's features are those that both variants' e2fsprogs know, and it can grow
 while it is mounted: the image does so at its first boot. Everything else below /data the image makes by itself. The
@@ -14,11 +14,14 @@ from reconciler.image.disk_boot import must
 from reconciler.image.disk_slot import program
 from reconciler.image.ext4 import inode_settings, surroundings
 from reconciler.ports import TerminalError
+from reconciler.repo.render import is_masked
 
 LABEL = "EDGE-DATA"
 # What cloud-init's NoCloud reads, and the configuration's digest, which the agent reports.
 REQUIRED, OPTIONAL = ("meta-data", "user-data"), ("network-config", "vendor-data", "digest")
 MAX_SEED_BYTES = 1 << 20
+# On the data partition; a device sees the second as /var/lib/edge-agent.
+SEED, ENROLMENT = "cidata", "edge"
 _FEATURES = (
     "has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
     "dir_nlink,extra_isize,metadata_csum"
@@ -51,27 +54,34 @@ def read_seed(folder: Path) -> dict[str, bytes]:
         raise _wrong(f"{folder / 'user-data'} does not begin with #cloud-config", "render the seed again")
     if b"instance-id:" not in found["meta-data"]:
         raise _wrong(f"{folder / 'meta-data'} has no instance-id, so cloud-init would never run", "render it again")
+    if is_masked(found["user-data"]):
+        raise _wrong(
+            f"{folder / 'user-data'} names a secret where its value should stand",
+            "render it with --secrets or --config, which say where the values are",
+        )
     return found
 
 
-def make_data(image: Path, size: int, seed: Mapping[str, bytes], *, uuid: str, epoch: int) -> None:
-    """Write an ext4 file system of `size` bytes to the new file `image`, with `seed` in /cidata where there is one.
+def make_data(image: Path, size: int, folders: Mapping[str, Mapping[str, bytes]], *, uuid: str, epoch: int) -> None:
+    """Write an ext4 file system of `size` bytes to the new file `image`, with these folders: name → file → bytes.
 
-    Everything belongs to root; what may hold secrets, to nobody else. Writes beside `image`. TerminalError: mke2fs or
-    debugfs failed.
+    Everything belongs to root, and nobody else may look in. Writes beside `image`. TerminalError: mke2fs or debugfs
+    failed.
     """
     scratch = image.parent
     tree = scratch / "data"
     tree.mkdir(mode=0o755)
     tree.chmod(0o755)
     count = 0
-    if seed:
-        (tree / "cidata").mkdir(mode=0o700)
-        for name, content in sorted(seed.items()):
-            path = tree / "cidata" / name
+    for folder, files in sorted(folders.items()):
+        if not files:
+            continue
+        (tree / folder).mkdir(mode=0o700)
+        for name, content in sorted(files.items()):
+            path = tree / folder / name
+            path.touch(mode=0o600)
             path.write_bytes(content)
-            path.chmod(0o600)
-        count = 1 + len(seed)
+        count += 1 + len(files)
     clock = surroundings(scratch, _FEATURES, epoch)
     # fmt: off
     argv = [

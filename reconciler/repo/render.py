@@ -47,6 +47,9 @@ class UnusableSecret(ValueError):
     """A secret's value cannot be used for the file that needs it. The message names the reference, never the value."""
 
 
+_MASK = "filled in when the device fetches this file"
+
+
 @dataclass(frozen=True, slots=True)
 class SecretText:
     """Stands in a rendering where a secret's value will stand on the device."""
@@ -54,7 +57,7 @@ class SecretText:
     reference: str
 
     def __str__(self) -> str:
-        return f"(the secret {self.reference}, filled in when the device fetches this file)\n"
+        return f"(the secret {self.reference}, {_MASK})\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,11 @@ def render_site(name: str, spec: SiteSpec, fleet: FleetSpec, device: str | None 
         raise ValueError(f"site {name!r} has no device {device!r}; {hint}")
     tree = _tree(name, spec, fleet)
     return Rendering(name, device, tree, _references(spec), _spec_digest(tree))
+
+
+def is_masked(user_data: bytes) -> bool:
+    """Whether a secret's reference stands where a device needs its value: such files are for people to look at."""
+    return f", {_MASK})".encode() in user_data
 
 
 def secret_refs(sites: Iterable[SiteSpec]) -> tuple[str, ...]:

@@ -70,7 +70,10 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
         "a person signs: their gpg, a mirror of the repo, and the signer's own checks",
     ),
     "reconciler/cli/builder.py": (frozenset({"adapters"}), "an entry point: the builder's own process"),
-    "reconciler/cli/site.py": (frozenset({"adapters"}), "reads a folder of secrets, for a device's first installation"),
+    "reconciler/cli/site.py": (
+        frozenset({"adapters", "image"}),
+        "for a first installation: reads a folder of secrets, writes a seed medium",
+    ),
     "reconciler/cli/image_disk.py": (frozenset({"image"}), "makes install disks: no loop, no settings, no adapter"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
     "reconciler/demo/stage.py": (frozenset({"adapters", "server"}), "enrols devices, looks into the stores"),
