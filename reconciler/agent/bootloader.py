@@ -36,5 +36,6 @@ class BootLoader(Protocol):
         """Put right what a power cut left, so that every copy of the flags names the default that is in force. Nothing is
         written where all is well. `running` is a slot that was good and runs now: the default where no copy tells one.
 
-        To be called before a slot is written: no copy may name a slot whose content is about to change.
+        To be called before a slot is written: no copy may name a slot whose content is about to change, and nothing is worth
+        writing that could not be armed. HardwareError: the flags cannot be written.
         """

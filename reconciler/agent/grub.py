@@ -25,6 +25,11 @@ FIRST = "a"
 """What GRUB takes where neither file names a default."""
 _READ_AT_MOST = 64 * 1024
 _WHERE = "the boot loader's variables"
+_REMEDIES = {
+    errno.EROFS: "; it is mounted read-only, as after an error: check it with fsck.vfat, and restart edge-esp.service",
+    errno.ENOSPC: "; the ESP is full: remove what does not belong there",
+    errno.EIO: "; the disk refuses it: look at its SMART data, and replace it",
+}
 
 
 def mounted(esp: Path) -> None:
@@ -70,6 +75,8 @@ class GrubLoader:
 
     def mend(self, running: str | None = None) -> None:
         variables, default = self._variables()
+        if not os.access(self._esp, os.W_OK):
+            raise HardwareError(f"the ESP at {self._esp} cannot be written{_REMEDIES[errno.EROFS]}")
         if variables:
             # `grubenv` is in force, an armed trial in it included.
             self._write(BACKUP, _backup(default))
@@ -141,8 +148,4 @@ def _backup(default: str) -> bytes:
 
 def _remedy(error: OSError) -> str:
     """What a person can do about it."""
-    return {
-        errno.EROFS: "; the ESP is mounted read-only, as after an error: check it with fsck.vfat, and restart edge-esp.service",
-        errno.ENOSPC: "; the ESP is full: remove what does not belong there",
-        errno.EIO: "; the disk refuses it: look at its SMART data, and replace it",
-    }.get(error.errno or 0, "")
+    return _REMEDIES.get(error.errno or 0, "")

@@ -2,7 +2,7 @@
 
 Python 3.10, standard library only: runs as root on a device. `partitioned.PartitionedHardware` is a device with two root
 partitions, `directory.DirectoryHardware` one that is a folder; one in memory is the simulator's. All keep the same
-promises, to which `tests/agent/test_hardware_contract.py` and `tests/simulate/test_hardware.py` hold them:
+promises, to which `tests/agent/test_hardware_contract.py` holds all three:
 
 1. Nothing but `mark_good` changes which slot boots by default; an armed trial boots once.
 2. Only the inactive slot is ever written, and its record is cleared before its first byte changes.
@@ -128,7 +128,7 @@ class Hardware(Protocol):
 
     def read_slot(self, slot: str, end: int, start: int = 0) -> Iterator[bytes | memoryview]:
         """The bytes of a slot from `start` (a multiple of 4096) to `end`, from the disk and not from memory where that
-        can be had. A piece is valid until the next is taken."""
+        can be had. A piece is valid until the one after the next is asked for."""
 
     def slot_size(self, slot: str) -> int:
         """Bytes of the image recorded in a slot; 0 where nothing is recorded."""

@@ -192,6 +192,8 @@ class PartitionedHardware:
     def _recognised(self) -> Iterator[float]:
         """Hash the booted slot as far as its file system reaches, which is as large as its image, and record it."""
         slot, release = self._booted, self._release()
+        # Before the long work: what boots by default is good.
+        is_good = self._loader.flags().default == slot
         if release is None:
             raise HardwareError(f"slot {slot} is booted, but {RELEASE_FILE} in it names no RELEASE")
         size = file_system_bytes(self._head(slot))
@@ -204,7 +206,6 @@ class PartitionedHardware:
             yield 0.0
         if length != size:
             raise HardwareError(f"slot {slot} ends after {length} bytes, and its file system has {size}")
-        is_good = self._loader.flags().default == slot
         self._records.put(slot, Slot(release, f"sha256:{digest.hexdigest()}", is_good), size)
 
     def _head(self, slot: str) -> bytes:
@@ -227,9 +228,11 @@ class PartitionedHardware:
         return ImageVersion()
 
     def set_version(self, version: ImageVersion) -> None:
-        # The truth first: what differs from it is written again when the next life begins.
         self._write_version(self._truth(), version)
-        self._write_version(self._places.root / VERSION_FILE, version)
+        # A copy for people. Where /etc cannot be written, the check `image` says that they differ, and the next life tries
+        # again; no update stays open for it.
+        with suppress(HardwareError):
+            self._write_version(self._places.root / VERSION_FILE, version)
 
     def _keep_version(self) -> None:
         """Let the truth outlive this slot's layer, and the slot say the same."""
@@ -252,7 +255,11 @@ class PartitionedHardware:
         return self._places.state / "image-version"
 
     def healthcheck(self) -> tuple[Check, ...]:
-        return healthcheck.run(self._places.root / HEALTHCHECK, [], {}, self._timeout_s)
+        root = self._places.root
+        # Only without --root does the script judge what runs, and not files alone.
+        elsewhere = root != Path("/")
+        arguments, environment = (["--root", str(root)], {"ROOT": str(root)}) if elsewhere else ([], {})
+        return healthcheck.run(root / HEALTHCHECK, arguments, environment, self._timeout_s)
 
     def keyring(self, kind: str) -> Keyring:
         return keys.read_keyring(kind, (self._places.slot / keys.IN_IMAGE, self._places.state / "keys"))
