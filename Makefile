@@ -7,8 +7,7 @@ DEMO_PACKAGES := git gnupg gpgv zstd e2fsprogs
 IMAGE_PACKAGES := $(DEMO_PACKAGES) mmdebstrap bubblewrap uidmap fdisk dosfstools mtools
 TEST_PACKAGES := $(IMAGE_PACKAGES) docker-registry cloud-init shellcheck systemd-container openssl
 VM_PACKAGES := $(TEST_PACKAGES) qemu-system-x86 ovmf openssh-client
-# Whole runs: counting their branches would take longer than they do, and the unit tests prove the pure parts by themselves.
-PLAYED := tests/simulate tests/e2e
+# The pure parts. Which tests prove them, and are counted: tests/conftest.py.
 PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol
 
 .PHONY: help setup demo test test-vm check bench lock schemas docs packages
@@ -26,8 +25,7 @@ demo:  ## a promotion, a bad release stopped, its revert, an app release: 52 sit
 test:  ## the whole suite but for virtual machines
 	@.ci/setup --system $(TEST_PACKAGES)
 	@$(PY) -m tests.support.golden
-	@.venv/bin/pytest -q -n 2 --dist loadgroup -m "not vm" -p no:cacheprovider $(addprefix --ignore=,$(PLAYED)) --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
-	@.venv/bin/pytest -q -n 2 --dist loadgroup -m "not vm" -p no:cacheprovider $(PLAYED)
+	@.venv/bin/pytest -q -n 2 --dist loadgroup -m "not vm" -p no:cacheprovider --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
 
 test-vm:  ## tests that need root or virtual machines
 	@.ci/setup --system $(VM_PACKAGES)

@@ -26,7 +26,8 @@ from reconciler.planner.windows import calendar, micros
 from tests.e2e import leaks
 from tests.support.system import need
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(600)]
+# One worker plays both demos: two would play them twice.
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.xdist_group("demo"), pytest.mark.timeout(600)]
 
 FLEET = Path(__file__).resolve().parents[2] / "fleet"
 KILLS = 10
