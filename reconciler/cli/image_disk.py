@@ -83,6 +83,12 @@ class Progress:
     help="A site's user-data, meta-data and network-config, from `reconciler site render`. The disk is that device's then.",
 )
 @click.option(
+    "--enrol",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A device's enrolment, from `reconciler device enrol`: it reports from its first boot on.",
+)
+@click.option(
     "--keys",
     metavar="DIR",
     type=click.Path(path_type=Path),
@@ -90,7 +96,14 @@ class Progress:
 )
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def disk(
-    image: Path, out: Path, slot_size: int, data_size: int, seed: Path | None, keys: Path | None, output: str
+    image: Path,
+    out: Path,
+    slot_size: int,
+    data_size: int,
+    seed: Path | None,
+    enrol: Path | None,
+    keys: Path | None,
+    output: str,
 ) -> None:
     """Make an install disk: a boot loader, slot a with the image, an empty slot b, and a data partition.
 
@@ -101,21 +114,31 @@ def disk(
     from reconciler.image.disk import make_disk
     from reconciler.image.disk_data import read_seed
     from reconciler.image.disk_slot import open_source
+    from reconciler.image.enrolment import check_fit, read_enrolment
 
     if not out.name.endswith((".img", ".img.zst", ".raw", ".raw.zst")):
         raise click.BadParameter(f"{out.name!r} says no format; end it in .img or .img.zst", param_hint="--out")
     files = read_seed(seed) if seed is not None else None
+    enrolment = read_enrolment(enrol) if enrol is not None else None
+    if files is not None and enrolment is not None:
+        check_fit(enrolment, files)
     _check_signature(image, keys)
     progress = Progress()
     progress("check", 0)
     source = open_source(image)
     try:
-        made = make_disk(source, out, slot_size=slot_size, data_size=data_size, seed=files, progress=progress)
+        papers = enrolment.files if enrolment is not None else None
+        made = make_disk(
+            source, out, slot_size=slot_size, data_size=data_size, seed=files, enrolment=papers, progress=progress
+        )
     finally:
         progress.end()
     _say(made, source, output)
-    if files is not None:
-        click.echo(f"{out} holds the site's configuration, secrets included: only you may read it", err=True)
+    held = ["the site's configuration, secrets included"] if files is not None else []
+    if enrolment is not None:
+        held.append(f"the enrolment of {enrolment.device}, its token included")
+    if held:
+        click.echo(f"{out} holds {', and '.join(held)}: only you may read it", err=True)
 
 
 def _check_signature(image: Path, keys: Path | None) -> None:

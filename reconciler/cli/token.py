@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,7 +48,33 @@ def token() -> None:
 @click.option("--replace", is_flag=True, help="Replace tokens that exist: the devices must be given the new ones.")
 def add(devices: tuple[str, ...], config: Path, out: Path | None, replace: bool) -> None:
     """Make a token for each DEVICE, keep its hash, and print `DEVICE TOKEN`, one a line. All of them or none."""
-    from reconciler.server.tokens import hash_token, make_token, write_token
+    from reconciler.server.tokens import write_token
+
+    def keep(made: Mapping[str, str], written: list[Path]) -> None:
+        if out is None:
+            return
+        _folder(out)
+        for device, text in made.items():
+            path = out / f"{device}{_SUFFIX}"
+            if replace:
+                path.unlink(missing_ok=True)
+            write_token(path, text)
+            written.append(path)
+
+    made = issue(devices, config, replace=replace, keep=keep)
+    for device in devices:
+        click.echo(f"{device} {made[device]}" if out is None else str(out / f"{device}{_SUFFIX}"))
+
+
+def issue(
+    devices: Sequence[str], config: Path, *, replace: bool, keep: Callable[[Mapping[str, str], list[Path]], None]
+) -> dict[str, str]:
+    """Make a token for each device and keep its hash in the settings' store: all of them or none.
+
+    `keep` writes the tokens (device → token) where they shall go, and lists the files it wrote: they are removed again where
+    something fails. TerminalError: a device has a token, and `replace` is not said.
+    """
+    from reconciler.server.tokens import hash_token, make_token
 
     now = datetime.now(UTC)
     made = {device: make_token() for device in devices}
@@ -65,23 +91,15 @@ def add(devices: tuple[str, ...], config: Path, out: Path | None, replace: bool)
                 )
             for device in devices:
                 store.add_token(device, hash_token(made[device]), now)
-            if out is not None:
-                _folder(out)
-            # Written before the commit: a token whose hash is kept and that nobody can read would be lost.
-            for device in devices if out is not None else ():
-                path = Path(out or "") / f"{device}{_SUFFIX}"
-                if replace:
-                    path.unlink(missing_ok=True)
-                write_token(path, made[device])
-                written.append(path)
+            # Before the commit: a token whose hash is kept and that nobody can read would be lost.
+            keep(made, written)
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
         raise
     finally:
         store.close()
-    for device in devices:
-        click.echo(f"{device} {made[device]}" if out is None else str(out / f"{device}{_SUFFIX}"))
+    return made
 
 
 @token.command(short_help="Make devices' tokens invalid.")

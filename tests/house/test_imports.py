@@ -74,6 +74,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"adapters", "image"}),
         "for a first installation: reads a folder of secrets, writes a seed medium",
     ),
+    "reconciler/cli/device.py": (frozenset({"image"}), "what an enrolment says is what install disks carry"),
     "reconciler/cli/image_disk.py": (frozenset({"image"}), "makes install disks: no loop, no settings, no adapter"),
     # The demo sets up a fleet as its operator would: tokens into the store, apps into the registry.
     "reconciler/demo/stage.py": (frozenset({"adapters", "server"}), "enrols devices, looks into the stores"),
