@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -48,6 +48,22 @@ class Wanted:
         return f"signing {self.release}"
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The options that say what is signed, and where it and the repo are, as they were given."""
+
+    release: str
+    commit: str | None
+    key: str | None
+    store: str | None
+    region: str | None
+    endpoint: str | None
+    carried: Path | None
+    git: str | None
+    branch: str
+    config: Path | None
+
+
 @click.command(short_help="Sign a release with a key of your own, and put the signature where it is waited for.")
 @click.argument("release")
 @click.option(
@@ -55,7 +71,7 @@ class Wanted:
 )
 @click.option("--key", metavar="FINGERPRINT", help="Your release key: 40 hexadecimal digits of its primary key.")
 @click.option("--home", type=click.Path(path_type=Path), help="GnuPG home of the key. [gpg's own]")
-@click.option("--store", "place", metavar="PLACE", help="The image store: s3://BUCKET/PREFIX/, or its folder.")
+@click.option("--store", metavar="PLACE", help="The image store: s3://BUCKET/PREFIX/, or its folder.")
 @click.option("--region", help="The bucket's region. [the machine's own]")
 @click.option("--endpoint", help="Another endpoint than AWS's, as http://127.0.0.1:5000.")
 @click.option(
@@ -73,22 +89,7 @@ class Wanted:
     help="Sign nothing: put a signature that was made elsewhere into the store.",
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask before signing.")
-def sign(
-    release: str,
-    commit: str | None,
-    key: str | None,
-    home: Path | None,
-    place: str | None,
-    region: str | None,
-    endpoint: str | None,
-    carried: Path | None,
-    git: str | None,
-    branch: str,
-    config: Path | None,
-    to: Path | None,
-    attach: Path | None,
-    yes: bool,
-) -> None:
+def sign(home: Path | None, to: Path | None, attach: Path | None, yes: bool, **given: Any) -> None:
     """Sign RELEASE, which is built and waits for its signature.
 
     `reconciler status` shows this command with everything filled in while a release waits. Before anything is signed, papers,
@@ -98,30 +99,20 @@ def sign(
     Without a way to the store, carry the artifact's folder: sign with `--from DIR`, carry SHA256SUMS.gpg back, and put it into
     the store with `--attach FILE`.
     """
-    if attach is not None and (carried is not None or to is not None):
+    options = Given(**given)
+    if attach is not None and (options.carried is not None or to is not None):
         raise click.UsageError("--attach puts a signature into the store; --from and --to make none there")
     with tempfile.TemporaryDirectory(prefix="reconciler-sign-") as folder:
-        wanted = _wanted(release, commit, key, place, region, endpoint, carried, git, branch, config)
+        wanted = _wanted(options)
         if attach is not None:
-            _attach(wanted, attach, key, home)
+            _attach(wanted, attach, options.key, home)
             return
-        if not key:
+        if not options.key:
             raise click.UsageError("say which key signs: --key FINGERPRINT (gpg --list-secret-keys)")
-        _sign(wanted, key, home, to, Path(folder), ask=not yes)
+        _sign(wanted, options.key, home, to, Path(folder), ask=not yes)
 
 
-def _wanted(
-    release: str,
-    commit: str | None,
-    key: str | None,
-    place: str | None,
-    region: str | None,
-    endpoint: str | None,
-    carried: Path | None,
-    git: str | None,
-    branch: str,
-    config: Path | None,
-) -> Wanted:
+def _wanted(given: Given) -> Wanted:
     """Options first, then the settings file: the named one, or reconciler.yaml here where no place is named."""
     from reconciler.controller.bootstrap import open_images
     from reconciler.controller.settings import load_settings
@@ -129,23 +120,25 @@ def _wanted(
     def now() -> datetime:
         return datetime.now(UTC)
 
-    if config is None and place is None and carried is None and Path("reconciler.yaml").is_file():
+    config = given.config
+    nowhere = config is None and given.store is None and given.carried is None
+    if nowhere and Path("reconciler.yaml").is_file():
         config = Path("reconciler.yaml")
     settings = load_settings(config) if config is not None else None
     at = settings.images if settings is not None else None
-    if place is not None:
-        at = place_of(place, region, endpoint)
-    if at is None and carried is None:
+    if given.store is not None:
+        at = place_of(given.store, given.region, given.endpoint)
+    if at is None and given.carried is None:
         raise click.UsageError("say where the artifact is: --store PLACE, --from DIR, or --config FILE")
     keys = settings.keys.releases if settings is not None else ()
     return Wanted(
-        release,
+        given.release,
         open_images(at, now) if at is not None else None,
-        carried,
-        git or (settings.git.url if settings is not None else None),
-        settings.git.branch if settings is not None and git is None else branch,
-        commit,
-        tuple(dict.fromkeys((*keys, *([key.upper()] if key else [])))),
+        given.carried,
+        given.git or (settings.git.url if settings is not None else None),
+        settings.git.branch if settings is not None and given.git is None else given.branch,
+        given.commit,
+        tuple(dict.fromkeys((*keys, *([given.key.upper()] if given.key else [])))),
         settings.keys.release_keyring if settings is not None else None,
     )
 
