@@ -28,14 +28,23 @@ def copy(disk: Disk, to: Path) -> Disk:
 
 def environment(disk: Disk, name: str = ENVIRONMENT) -> dict[str, str]:
     """The variables of a GRUB environment on the ESP."""
-    text = _mtools("mtype", disk, f"::/{name}").decode("ascii")
-    return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    return dict(re.findall(r"^(\w+)=(.*)$", read_esp(disk, name).decode("ascii"), re.MULTILINE))
 
 
 def set_environment(disk: Disk, name: str = ENVIRONMENT, /, *, data: bytes | None = None, **variables: str) -> None:
     """Write variables (or any bytes) to a GRUB environment on the ESP, as the device's agent would."""
-    source = disk.path.with_name("environment")
-    source.write_bytes(grubenv.encode(variables) if data is None else data)
+    write_esp(disk, name, grubenv.encode(variables) if data is None else data)
+
+
+def read_esp(disk: Disk, name: str) -> bytes:
+    """A file of the ESP."""
+    return _mtools("mtype", disk, f"::/{name}")
+
+
+def write_esp(disk: Disk, name: str, data: bytes) -> None:
+    """Put a file on the ESP, over one of that name."""
+    source = disk.path.with_name("esp-file")
+    source.write_bytes(data)
     _mtools("mcopy", disk, "-o", str(source), f"::/{name}")
     source.unlink()
 
@@ -92,3 +101,18 @@ def names_in(image: Path, folder: str) -> list[str]:
         [need("debugfs", "e2fsprogs"), "-R", f"ls -p {folder}", str(image)], capture_output=True, text=True, check=True
     ).stdout
     return [line.split("/")[5] for line in out.splitlines() if line.startswith("/")]
+
+
+def change(disk: Disk, slot: Partition, *commands: str, **files: bytes) -> None:
+    """Change a slot's ext4 file system by debugfs's commands; `files` are there under their names to be written."""
+    folder = disk.path.with_name("changes")
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "commands").write_text("".join(f"{command}\n" for command in commands))
+    argv = [need("debugfs", "e2fsprogs"), "-w", "-f", "commands", f"{disk.path}?offset={slot.start}"]
+    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=True)
+    # It ends with 0 whatever happened; its own name and version are all that it may say there.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("debugfs ")]
+    assert not said, said
+    shutil.rmtree(folder)

@@ -79,10 +79,59 @@ say storage; cat /run/edge/storage
 say data; lsblk -b -n -o PARTLABEL,SIZE,FSTYPE; df -B1 --output=size /data
 say table; sfdisk --verify /dev/"$(lsblk -n -o PKNAME "$(findmnt -n -o SOURCE --mountpoint /data)" | head -n 1)"
 say readonly; touch /run/edge/slot/x
+say esp; findmnt -n -o SOURCE,FSTYPE,OPTIONS --mountpoint /run/edge/esp; stat -c '%a %U' /run/edge/esp; ls /run/edge/esp/EFI/edge
+say watchdog; cd /sys/class/watchdog/watchdog0 && cat identity state timeout; cd /
+say units; systemctl is-active edge-esp.service edge-trial.timer
+say command; readlink /usr/local/bin/edge-agent; edge-agent --version
 say seed; stat -c '%a %U %n' /data/cidata/*
 say failed; systemctl --failed --plain --no-legend
 say status; cloud-init status --long
 true
+"""
+
+# What the agent may open, asked from within its sandbox: every disk, whole and in parts, to read and to write.
+SANDBOX = r"""
+cat >/run/ask <<'ASK'
+cd /dev
+for device in nvme0n1*; do
+  for way in '<' '>'; do
+    if eval "exec 9$way/dev/$device" 2>/dev/null; then echo "$device $way yes"; else echo "$device $way no"; fi
+    exec 9>&-
+  done
+done
+for path in /run/edge/esp/EFI/edge /var/lib/edge-agent /data/cidata /etc /data/ssh /usr/local/bin /run/edge/slot; do
+  if touch $path/.asked 2>/dev/null; then echo "$path yes" && rm $path/.asked; else echo "$path no"; fi
+done
+systemctl is-active chrony.service
+ASK
+mkdir -p /run/systemd/system/edge-agent.service.d
+cat >/run/systemd/system/edge-agent.service.d/99-ask.conf <<'UNIT'
+[Unit]
+ConditionPathExists=
+[Service]
+Type=oneshot
+WatchdogSec=0
+Restart=no
+ExecStart=
+ExecStart=/bin/bash /run/ask
+StandardOutput=truncate:/run/asked
+UNIT
+systemctl daemon-reload
+systemctl start edge-agent.service; cat /run/asked
+rm /run/systemd/system/edge-agent.service.d/99-ask.conf; systemctl daemon-reload
+"""
+# The time of a trial, shortened, when it has been found good and when it has not. The last line restarts the machine.
+JUDGE = r"""
+set -e
+cd /run/edge/esp/EFI/edge
+cp grubenv /run/grubenv
+sed 's/^edge_default=a/edge_default=b/' /run/grubenv >grubenv
+systemctl start edge-trial.service && echo "found good: goes on"
+cat /run/grubenv >grubenv
+mkdir -p /etc/systemd/system/edge-trial.timer.d
+printf '[Timer]\nOnBootSec=\nOnBootSec=1s\n' >/etc/systemd/system/edge-trial.timer.d/soon.conf
+systemctl daemon-reload
+systemctl restart edge-trial.timer
 """
 
 
@@ -156,8 +205,10 @@ class Days:
     checks: dict[str, dict[str, Any]]
     status: int
     after_power_off: str
+    allowed: dict[str, str]
     trial: Look
     environment: dict[str, str]
+    judged: str
     console: str
 
 
@@ -167,9 +218,13 @@ def days(golden_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     disk = install(golden_image, folder, "SITE-9001", "SITE-9001-1")
     with disk.path.open("r+b") as file:
         file.truncate(disk.layout.size + GROWN_BYTES)
-    with Machine(disk.path, folder / "vm").start() as machine:
+    with Machine(
+        disk.path, folder / "vm", more=("-device", "i6300esb", "-action", "watchdog=reset")
+    ).start() as machine:
         first = look(machine)
         status, checks = health(machine)
+        asked = machine.out(SANDBOX, 240)
+        allowed = {what: answer for what, _, answer in (line.rpartition(" ") for line in asked.splitlines())}
         machine.power_off()
         after = disks.digest_of(disk, disk.layout.root_a, disk.slot.size)
         # The next release arrives in slot b, and is tried once.
@@ -178,11 +233,25 @@ def days(golden_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         machine.start()
         trial = look(machine)
         environment = disks.environment(disk)
-        machine.reset()  # a hand on the button: nothing was marked good
+        # Nobody marks it good: no agent is enrolled here. The machine restarts by itself.
+        judged = machine.out(JUDGE, 120)
         machine.wait_for(r"Command line: .* edge\.slot=a ", BOOT_S)
         machine.cut()
         console = machine.log.read_text("utf-8", "replace")
-    yield Days(disk, disk.slot.digest, disk.slot.size, first, checks, status, after, trial, environment, console)
+    yield Days(
+        disk,
+        disk.slot.digest,
+        disk.slot.size,
+        first,
+        checks,
+        status,
+        after,
+        allowed,
+        trial,
+        environment,
+        judged,
+        console,
+    )
     disk.path.unlink()
 
 
@@ -240,9 +309,9 @@ def test_its_health_is_good(days: Days) -> None:
 
 
 def test_the_slot_runs_read_only_and_keeps_its_bytes(days: Days) -> None:
-    assert " edge.slot=a " in days.first["cmdline"] and re.fullmatch(
-        r"slot=a\sdata=/dev/nvme0n1p4", days.first["storage"]
-    )
+    assert " edge.slot=a " in days.first["cmdline"]
+    parts = {"data": 4, "esp": 1, "root-a": 2, "root-b": 3}
+    assert days.first["storage"].splitlines() == ["slot=a", *(f"{name}=/dev/nvme0n1p{n}" for name, n in parts.items())]
     mounts = {line.split()[1]: line.split() for line in days.first["mounts"].splitlines()}
     assert mounts["/"][2] == "overlay" and "lowerdir=/run/edge/slot" in mounts["/"][3]
     assert mounts["/run/edge/slot"][3].split(",")[0] == "ro"
@@ -263,6 +332,43 @@ def test_a_trial_of_slot_b_boots_once_and_is_spent(days: Days) -> None:
     assert " edge.slot=b " in days.trial["cmdline"] and days.trial["storage"].startswith("slot=b")
     assert days.environment == {"edge_default": "a", "edge_trial": "b", "edge_tries": "0"}
     assert re.findall(r"Command line: .* edge\.slot=(\w)", days.console) == ["a", "b", "a"]
+
+
+def test_a_trial_that_nobody_found_good_goes_back_by_itself_and_one_that_was_goes_on(days: Days) -> None:
+    assert "edge.trial=1" not in days.first["cmdline"] and " edge.trial=1" in days.trial["cmdline"]
+    assert days.first["units"].split() == ["active", "inactive"]
+    assert days.trial["units"].split() == ["active", "active"]
+    # The initrd has started the watchdog on trial alone; systemd feeds it on any boot.
+    said = re.findall(r"edge: on trial: (\S+) resets the machine after (\d+) s", days.console)
+    assert said == [("i6300esb", "180")]
+    for boot in (days.first, days.trial):
+        assert boot["watchdog"].splitlines() == ["i6300ESB timer", "active", "120"]
+    assert days.judged == "found good: goes on"
+
+
+def test_the_esp_is_there_for_the_agent_alone(days: Days) -> None:
+    mounted, mode, *names = days.first["esp"].splitlines()
+    source, kind, options = mounted.split()
+    assert (source, kind) == ("/dev/nvme0n1p1", "vfat") and mode == "700 root"
+    assert {"rw", "sync", "dirsync", "nodev", "noexec", "nosuid", "fmask=0077", "dmask=0077"} <= set(options.split(","))
+    assert names == ["grubenv", "grubenv.bak"]
+    assert days.first["command"].splitlines()[0] == "/usr/lib/edge-agent/edge-agent.pyz"
+    assert days.first["command"].splitlines()[1].startswith("edge-agent ")
+
+
+def test_the_agent_may_write_the_other_slot_read_its_own_and_open_no_other_disk(days: Days) -> None:
+    devices = {what: answer for what, answer in days.allowed.items() if what.startswith("nvme")}
+    assert len(devices) == 10
+    assert {what for what, answer in devices.items() if answer == "yes"} == {
+        "nvme0n1p2 <",
+        "nvme0n1p3 <",
+        "nvme0n1p3 >",
+    }
+    folders = {what: answer for what, answer in days.allowed.items() if what.startswith("/")}
+    may = {"/run/edge/esp/EFI/edge", "/var/lib/edge-agent", "/data/cidata", "/etc"}
+    assert {what for what, answer in folders.items() if answer == "yes"} == may
+    # systemd answers from within.
+    assert days.allowed[""] == "active"
 
 
 def test_who_it_is_outlives_boots_and_slots(days: Days) -> None:

@@ -92,10 +92,12 @@ def test_the_default_slot_is_the_agents_to_choose(disk: Disk, tmp_path: Path) ->
 def test_a_trial_that_panics_is_spent_and_the_default_comes_back_by_itself(disk: Disk, tmp_path: Path) -> None:
     disks.set_environment(disk, edge_default="a", edge_trial="b", edge_tries="1")
     with Machine(disk.path, tmp_path / "vm", memory_mib=512).start() as machine:
-        assert machine.wait_for(STARTS, WAIT_S)[1] == "b"
+        tried = machine.wait_for(r"Command line: .*edge\.slot=([ab]).*$", WAIT_S)
+        assert tried[1] == "b" and tried[0].endswith(" panic=5 edge.trial=1")
         # Now, while the trial's kernel runs: power may go at any instant of it.
         assert disks.environment(disk) == {"edge_default": "a", "edge_trial": "b", "edge_tries": "0"}
-        assert machine.wait_for(STARTS, WAIT_S)[1] == "a"
+        back = machine.wait_for(r"Command line: .*edge\.slot=([ab]).*$", WAIT_S)
+        assert back[1] == "a" and "edge.trial" not in back[0]
     # No hand helped: b's kernel panicked, waited 5 s, and reset the machine.
     assert "Rebooting in 5 seconds" in machine.log.read_text("utf-8", "replace")
     assert disks.environment(disk, BACKUP) == {"edge_default": "a"}
