@@ -15,7 +15,6 @@ Source: design, section 5, and docs/reference/boot.md.
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -37,6 +36,7 @@ from reconciler.protocol.report import Check, Slot
 HEALTHCHECK = "usr/local/bin/healthcheck.sh"
 RELEASE_FILE, VERSION_FILE = "etc/edge-release", "etc/edge-image-version"
 _SUPERBLOCK_AT, _SUPERBLOCK_BYTES = 1024, 1024
+PATH = "/usr/bin:/bin"
 _SMALL = 64 * 1024
 
 
@@ -88,7 +88,7 @@ class PartitionedHardware:
         self.seed, self.apps_here = seed, apps
         self._places, self._slots, self._loader, self._clock = places, slots, loader, clock
         self._records = Records(places.state / "slots.json", self.disk)
-        self._restart, self._timeout_s = restart or _systemctl_reboot, healthcheck_timeout_s
+        self._restart, self._timeout_s = restart or systemctl_reboot, healthcheck_timeout_s
         self._booted = booted_slot(places.command_line)
 
     # ------------------------------------------------------------ booting
@@ -341,13 +341,14 @@ def _read(path: Path) -> bytes:
         raise HardwareError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _systemctl_reboot() -> None:
+def systemctl_reboot() -> None:
+    """Ask systemd to reboot the machine; it goes down some time after this returns. HardwareError: it does not."""
     try:
         done = subprocess.run(
             ["systemctl", "reboot"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env={"PATH": os.environ.get("PATH", "") + ":/usr/bin:/bin", "LC_ALL": "C"},
+            env={"PATH": PATH, "LC_ALL": "C"},
             timeout=60,
             check=False,
         )
