@@ -90,7 +90,8 @@ def _site_of(name: str, folder: Path) -> str:
         raise InvalidInput(result.problems)
     sites = {known: site for site, spec in desired.sites.items() for known in spec.devices}
     if name not in sites:
-        near = get_close_matches(name, sites, 1)
+        own = [known for known, site in sites.items() if name.startswith(f"{site}-")]
+        near = get_close_matches(name, own or sites, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"devices stand in {folder / 'sites'}"
         raise click.BadParameter(f"no site of {folder} has a device {name!r}; {hint}", param_hint="DEVICE")
     return sites[name]
