@@ -8,6 +8,7 @@ Three ports: the hardware, the transport, and time. Source: design, section 5.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -56,14 +57,16 @@ class Agent:
         disk: Disk | None = None,
         supply: Supply | None = None,
         memory: MemoryStore | None = None,
+        pulse: Callable[[], None] = lambda: None,
     ) -> None:
-        """`supply` and `memory` are files below the hardware's folders, by way of `disk`, unless given.
+        """`supply` and `memory` are files below the hardware's folders, by way of `disk`, unless given. `pulse` is called between
+        the parts of a step that may each take long.
 
         Raises state.StateError where the memory cannot be read, HardwareError where the machine cannot be.
         """
         self.identity = identity
         self._hardware, self._transport, self._verify = hardware, transport, verify
-        self._timing = timing or Timing()
+        self._timing, self._pulse = timing or Timing(), pulse
         disk = disk or Disk()
         hardware.begin()
         self.notes = Notes(memory or StateFile(hardware.state_folder() / "state.json", disk))
@@ -76,6 +79,8 @@ class Agent:
         """When the work wants to go on, whatever becomes due of reports; None: with the next report."""
         self._report_every_s = FIRST_REPORT_EVERY_S
         self._failures = 0
+        self.exchanges = 0
+        """How often it was tried to reach the server, in this life."""
         self.reached = False
         """Whether the last exchange succeeded, and if not, why."""
         self.unreached_because = "no report was sent yet"
@@ -89,6 +94,12 @@ class Agent:
         """Somebody rang: exchange at the next step, whatever the interval says."""
         self._exchange_at = None
 
+    def clock_moved(self, by: timedelta) -> None:
+        """The clock was set by so much: what was reckoned by it moves along, so that no wait ends early or never."""
+        if self._exchange_at is not None:
+            self._exchange_at += by
+        self.work.clock_moved(by)
+
     def step(self, now: datetime) -> datetime:
         """Report if that is due, go on with the work, and return when to call again. Never raises for what a device
         meets."""
@@ -99,15 +110,22 @@ class Agent:
             self.work_wakes_at = now + timedelta(seconds=FAULT_WAIT_S)
             return self.work_wakes_at
 
+    def wake(self, now: datetime) -> bool:
+        """Find out how this life begins: what is booted, and what was intended. False: it takes another call, and is due at
+        `work_wakes_at`. Raises HardwareError or OSError."""
+        while self.work.state in (State.BOOTING, State.RECOGNISING):
+            self.work_wakes_at = self.work.advance(now)
+            if self.work.state is State.RECOGNISING:
+                return False
+        return True
+
     def _step(self, now: datetime) -> datetime:
         # The boot is judged before the first report, so that no report speaks of a state that is not known yet.
-        while self.work.state in (State.BOOTING, State.RECOGNISING):
-            wake = self.work.advance(now)
-            if self.work.state is State.RECOGNISING:
-                self.work_wakes_at = wake or now
-                return self.work_wakes_at
+        if not self.wake(now):
+            return self.work_wakes_at or now
         if self._is_due(now):
             self._exchange(now)
+            self._pulse()
         phase = PHASES[self.work.state]
         self.work_wakes_at = wake = self.work.advance(now)
         # A new phase is told at once: the controller's timers (rebooting, in flight) depend on it.
@@ -159,6 +177,8 @@ class Agent:
     def _exchange(self, now: datetime) -> None:
         """One report up, one answer down. What cannot be sent is sent later; what is refused changes nothing."""
         report = self.report()
+        self.exchanges += 1
+        self._pulse()
         try:
             data = self._transport.exchange(report.to_bytes())
             answer = Answer.from_bytes(data)

@@ -109,7 +109,7 @@ class Look:
         self._notes.refuse("expiry", code, f"the assignment {wrong}; nothing new starts{here}", assignment.serial)
         return False
 
-    def _is_held(self, assignment: Assignment) -> bool:
+    def is_held(self, assignment: Assignment) -> bool:
         """Whether a person has gone back since this assignment came: only a newer one brings another image again."""
         held = self._notes.memory.held_under
         if held is None or assignment.serial > held:
@@ -133,7 +133,7 @@ class Look:
 
     def _image(self, assignment: Assignment, now: datetime) -> Next:
         image, slots, booted = assignment.image, self._hardware.slots(), self._hardware.booted()
-        if self._is_held(assignment):
+        if self.is_held(assignment):
             return Next()
         if image is None or slots[booted].digest == image.digest:
             self._notes.settle("waiver")

@@ -1,36 +1,44 @@
-"""`edge-agent`: run the agent, run it until nothing is left to do, or show what it knows.
+"""`edge-agent`: run the agent, run it until nothing is left to do, or do what a person on the console asks for.
 
-Python 3.10, standard library only: runs as root on a device. Entry point: it names the hardware and the transport,
-holds the lock that keeps a second agent away, and is the only place that reads the clock and sleeps.
-Exit status: 0 fine, 1 settings or state are wrong, 2 wrong usage, 3 the server could not be reached (`once`).
+Python 3.10, standard library only: runs as root on a device. Entry point: it reads the settings, has the hardware and the
+supply opened, and holds the lock that keeps a second agent away. The loop is `loop`'s, the commands are `console`'s.
+Exit status: 0 fine, 1 settings or state are wrong or what was asked for was refused, 2 wrong usage, 3 the server or the
+running agent did not answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from datetime import datetime, timedelta, timezone
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 from reconciler.agent import VERSION
-from reconciler.agent.device import Device
-from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.disk import Disk
-from reconciler.agent.hardware import HardwareError
-from reconciler.agent.settings import DEFAULT_FILE, Settings, SettingsError, read_settings
-from reconciler.agent.state import StateError, StateFile
-from reconciler.agent.transport import HttpTransport
+from reconciler.agent.hardware import Hardware, HardwareError
+from reconciler.agent.settings import DEFAULT_FILES, Settings, SettingsError, read_settings
+from reconciler.agent.state import StateError
+from reconciler.protocol.signature import verify_detached
 
-LONGEST_SLEEP_S = 60.0
-ONCE_STEPS = 1000
+if TYPE_CHECKING:
+    from reconciler.agent.console import Ended
+    from reconciler.agent.device import Life
+    from reconciler.agent.notify import Notifier
+    from reconciler.agent.transport import HttpTransport
+
+COMMANDS = {
+    "run": "report and work until stopped (what the service runs)",
+    "once": "report and work until nothing is left to do at once",
+    "status": "show what the device runs, and what the agent is at",
+    "apply": "ask the server now and do what is due now; never past a window or a check",
+    "rollback": "switch to the other slot, if it was good, on trial (takes --yes)",
+    "verify": "prove an artifact's folder, or a packed image in it, against the image's keys; writes nothing",
+}
+ANY_SIZE = 1 << 62
 
 
 class Busy(Exception):
@@ -39,7 +47,50 @@ class Busy(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if (options.path is not None) != (options.command == "verify"):
+        parser.error("verify takes the path of an artifact, and nothing else does")
+    try:
+        if options.command in ("run", "once"):
+            return _work(options)
+        from reconciler.agent.console import Declined
+
+        try:
+            return _for_a_person(options)
+        except Declined as error:
+            print(f"edge-agent: {error}", file=sys.stderr)
+            return error.status
+    except (SettingsError, StateError, HardwareError, Busy) as error:
+        print(f"edge-agent: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-agent",
+        description="Brings this device to what it is assigned.",
+        epilog="commands: " + "; ".join(f"{name}: {what}" for name, what in COMMANDS.items()),
+    )
+    parser.add_argument("--version", action="version", version=f"edge-agent {VERSION}")
+    parser.add_argument("command", nargs="?", default="run", choices=tuple(COMMANDS), help="run, unless said")
+    parser.add_argument("path", nargs="?", type=Path, help="verify: the artifact's folder, or the packed image in it")
+    files = " or ".join(map(str, DEFAULT_FILES))
+    parser.add_argument("--config", type=Path, help=f"settings, JSON (default: {files}, if it is there)")
+    parser.add_argument("--root", metavar="DIR", help="the device as a folder: slots, boot flags, state")
+    parser.add_argument("--server", metavar="URL", help="address of the reconciler")
+    parser.add_argument("--token-file", metavar="FILE", help="file with this device's token")
+    parser.add_argument("--device", metavar="NAME", help="name of this device")
+    parser.add_argument("--site", metavar="NAME", help="name of its site")
+    parser.add_argument("--json", action="store_true", help="status, once, verify: the result as JSON")
+    parser.add_argument("--yes", action="store_true", help="rollback: do it")
+    parser.add_argument("--keys", metavar="DIR", type=Path, help="verify: folder of release.gpg and release.fpr")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> Settings:
     given = {
         "device": options.device,
         "site": options.site,
@@ -47,46 +98,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tokenFile": options.token_file,
         "root": options.root,
     }
-    try:
-        if options.command == "status":
-            return _status(options.root, options.config, given)
-        settings = read_settings(options.config, given)
-        with _lock(settings.root), closing(HttpTransport(settings.server)) as transport:
-            device = _device(settings, transport)
+    return read_settings(options.config, given)
+
+
+# ---------------------------------------------------------------- the agent
+
+
+def _work(options: argparse.Namespace) -> int:
+    """`run` and `once`."""
+    from reconciler.agent import console, loop
+    from reconciler.agent.control import Control
+    from reconciler.agent.notify import Notifier
+
+    settings, notifier = _settings(options), Notifier()
+    with _lock(settings.root), _opened(settings, notifier) as (life, hardware):
+        if options.command == "run":
+            control = None
+            # Without it the agent works all the same; only nobody can talk to it.
+            with suppress(OSError):
+                control = Control(hardware.state_folder())
             try:
-                return _once(device) if options.command == "once" else _run(device)
+                return loop.run(life, notifier, control)
             finally:
-                device.end()
-    except (SettingsError, StateError, HardwareError, Busy) as error:
-        print(f"edge-agent: {error}", file=sys.stderr)
-        return 1
+                if control is not None:
+                    control.close()
+        loop.once(life, notifier)
+        console.show(hardware, hardware.state_folder(), as_json=options.json)
+        if not life.agent.reached:
+            print(f"edge-agent: {life.agent.unreached_because}", file=sys.stderr)
+            return 3
+        return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edge-agent", description="Brings this device to what it is assigned.")
-    parser.add_argument("--version", action="version", version=f"edge-agent {VERSION}")
-    parser.add_argument(
-        "command",
-        nargs="?",
-        default="run",
-        choices=("run", "once", "status"),
-        help="run (default): report and work until stopped; once: until nothing is left to do now; status: show the state",
-    )
-    parser.add_argument("--config", type=Path, help=f"settings, JSON (default: {DEFAULT_FILE}, if it is there)")
-    parser.add_argument("--root", metavar="DIR", help="the device as a folder: slots, boot flags, state")
-    parser.add_argument("--server", metavar="URL", help="address of the reconciler")
-    parser.add_argument("--token-file", metavar="FILE", help="file with this device's token")
-    parser.add_argument("--device", metavar="NAME", help="name of this device")
-    parser.add_argument("--site", metavar="NAME", help="name of its site")
-    return parser
+@contextmanager
+def _opened(settings: Settings, notifier: Notifier) -> Iterator[tuple[Life, Hardware]]:
+    """The present life of this device. A damaged state file ends the program here, not at the first report."""
+    from reconciler.agent.device import Device, Resident
+    from reconciler.agent.directory import DirectoryHardware
+    from reconciler.agent.opening import open_hardware, open_supply
+    from reconciler.agent.transport import HttpTransport
 
-
-def _device(settings: Settings, transport: HttpTransport) -> Device:
-    hardware = DirectoryHardware(settings.root, site=settings.identity.site, slot_bytes=settings.slot_bytes)
-    device = Device(settings.identity, hardware, transport, timing=settings.timing)
-    # A damaged state file ends the program here, not at the first report.
-    _ = device.agent
-    return device
+    disk = Disk()
+    transport: HttpTransport
+    with closing(HttpTransport(settings.server)) as transport:
+        hardware = open_hardware(settings, disk)
+        supply = open_supply(settings, hardware, transport, disk, verify_detached)
+        parts = {"timing": settings.timing, "verify": verify_detached, "supply": supply, "pulse": notifier.alive}
+        life: Life
+        if isinstance(hardware, DirectoryHardware):
+            life = Device(settings.identity, hardware, transport, **parts)  # type: ignore[arg-type]
+        else:
+            life = Resident(settings.identity, hardware, transport, disk=disk, **parts)  # type: ignore[arg-type]
+        try:
+            _ = life.agent
+            yield life, hardware
+        finally:
+            life.end()
 
 
 @contextmanager
@@ -107,74 +174,68 @@ def _lock(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
+# ---------------------------------------------------------------- for a person
 
 
-def _run(device: Device) -> int:
-    """Until SIGTERM or SIGINT. A step is never cut short by them; the state would survive it, but nothing is gained."""
-    stop = threading.Event()
+def _for_a_person(options: argparse.Namespace) -> int:
+    from reconciler.agent import console
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    while not stop.is_set():
-        due = device.step(_now())
-        # Never long at a time: the clock may be set back while the agent sleeps.
-        stop.wait(min(max((due - _now()).total_seconds(), 0.0), LONGEST_SLEEP_S))
-    return 0
-
-
-def _once(device: Device) -> int:
-    """Steps that are due now, until the next one lies in the future and the server was reached."""
-    for _ in range(ONCE_STEPS):
-        now = _now()
-        due = device.step(now)
-        if due > now + timedelta(seconds=1):
-            break
-    _print(device)
-    if not device.agent.reached:
-        print(f"edge-agent: {device.agent.unreached_because}", file=sys.stderr)
-        return 3
-    return 0
+    if options.command == "verify":
+        return _verify(options)
+    if options.command == "status":
+        hardware = _hardware(options)
+        return console.show(hardware, hardware.state_folder(), as_json=options.json)
+    settings = _settings(options)
+    hardware = _hardware(options)
+    if options.command == "apply":
+        return _done(options.command, settings, hardware).status
+    if not options.yes:
+        console.ask_first(hardware)
+    wanted, words = console.other_slot(hardware)
+    console.say(f"going back to {words}")
+    return console.gone_back(hardware, wanted, _done(options.command, settings, hardware))
 
 
-def _status(root: str | None, config: Path | None, given: dict[str, str | None]) -> int:
-    """What is on record, without a report and without a lock. Needs no token and no server."""
-    if root is None:
-        root = str(read_settings(config, given).root)
+def _done(command: str, settings: Settings, hardware: Hardware) -> Ended:
+    """Have it done by the agent that runs, or else do it here."""
+    from reconciler.agent import console
+    from reconciler.agent.notify import Notifier
+
+    ended = console.ask_running(hardware.state_folder(), command)
+    if ended is not None:
+        return ended
+    # Quiet towards the service manager: this is not the service.
+    with _lock(settings.root), _opened(settings, Notifier({})) as (life, _):
+        return console.apply_here(life) if command == "apply" else console.rollback_here(life)
+
+
+def _hardware(options: argparse.Namespace) -> Hardware:
+    """The machine, to be looked at. A device as a folder needs nothing but its `--root` for that."""
+    from reconciler.agent.directory import DirectoryHardware
+    from reconciler.agent.opening import open_hardware
+
+    root = options.root
+    if root is None or options.config is not None:
+        settings = _settings(options)
+        if settings.hardware != "directory":
+            return open_hardware(settings)
+        root = settings.root
     if not (Path(root) / "agent").is_dir():
         raise SettingsError(f"{root} is no device's folder; give --root the folder that `run` was given")
-    hardware = DirectoryHardware(Path(root))
-    print(json.dumps(_summary(hardware), indent=2))
-    return 0
+    return DirectoryHardware(Path(root))
 
 
-def _print(device: Device) -> None:
-    print(json.dumps(_summary(device.hardware), indent=2))
+def _verify(options: argparse.Namespace) -> int:
+    from reconciler.agent import console
+    from reconciler.agent.keys import read_keyring
 
-
-def _summary(hardware: DirectoryHardware) -> dict[str, object]:
-    memory = StateFile(hardware.state_folder() / "state.json", Disk()).load()
-    flags, version, intent = hardware.flags(), hardware.version(), memory.intent
-    return {
-        "booted": hardware.booted(),
-        "default": flags.default,
-        "trial": flags.trial,
-        "slots": {
-            name: {"release": slot.release, "digest": slot.digest, "good": slot.good}
-            for name, slot in hardware.slots().items()
-        },
-        "current": version.current,
-        "previous": version.previous,
-        "serial": list(memory.last_serial) if memory.last_serial else None,
-        "intent": {"kind": intent.kind, "key": intent.key} if intent else None,
-        "attempts": dict(memory.attempts),
-        "config": hardware.config_digest(),
-        "apps": dict(hardware.apps()),
-    }
+    path: Path = options.path
+    if not path.exists():
+        raise console.Declined(f"{path} does not exist")
+    if options.keys is not None:
+        return console.verify(path, read_keyring("release", (options.keys,)), ANY_SIZE, as_json=options.json)
+    hardware = _hardware(options)
+    return console.verify(path, hardware.keyring("release"), hardware.slot_bytes(), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from reconciler.agent.timing import Timing
 from reconciler.agent.transport import Server
 from reconciler.protocol.canonical import Malformed, is_name, load
 
-DEFAULT_FILE = Path("/etc/edge/agent.json")
+DEFAULT_FILES = (Path("/etc/edge/agent.json"), Path("/var/lib/edge-agent/agent.json"))
+"""Where settings are looked for; the first that is there. A device that was enrolled has the second."""
 MAX_SETTINGS_BYTES = 64 * 1024
 MAX_TOKEN_BYTES = 4096
 DIRECTORY, PARTITIONS = "directory", "partitions"
@@ -100,7 +101,7 @@ def _machine(values: Mapping[str, Any]) -> tuple[str, Path]:
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:
-    path = file or DEFAULT_FILE
+    path = file or next((path for path in DEFAULT_FILES if path.exists()), DEFAULT_FILES[0])
     try:
         values = load(path.read_bytes(), MAX_SETTINGS_BYTES, str(path))
     except FileNotFoundError:

@@ -139,6 +139,9 @@ class Work:
     def _resume(self, _now: datetime) -> Found:
         """Compare what runs with what was intended. The flags tell a try that failed from one that never was."""
         hardware, intent = self._hardware, self._notes.memory.intent
+        if self._notes.assignment is not None:
+            # So that the first report of this life tells of it.
+            self._looking.is_held(self._notes.assignment)
         if not self._looking.is_lost and hardware.recognise() is not None:
             return Event.UNKNOWN, None
         booted, flags = hardware.booted(), hardware.flags()

@@ -162,10 +162,10 @@ def test_once_brings_the_device_to_what_it_is_assigned(
     finally:
         world.SIGNED = signed
     arguments = _arguments(site, office, tmp_path)
-    assert main(["once", *arguments]) == 0
+    assert main(["once", "--json", *arguments]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["current"], shown["previous"], shown["booted"], shown["intent"]) == ("v2", "v1", "a", None)
-    assert main(["status", "--root", str(site.root)]) == 0
+    assert main(["status", "--json", "--root", str(site.root)]) == 0
     assert json.loads(capsys.readouterr().out) == shown
 
 

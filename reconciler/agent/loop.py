@@ -1,0 +1,147 @@
+"""The agent's loop: the only place that reads the clock and sleeps. Steps the agent when something is due.
+
+Python 3.10, standard library only: runs as root on a device. Between two steps it tells the service manager that it is
+alive, answers whoever asks at the console, and notices that somebody has set the clock. Decides nothing about releases.
+Called by `main` and `console`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from types import FrameType
+from typing import Any
+
+from reconciler.agent import VERSION
+from reconciler.agent.control import Control
+from reconciler.agent.device import Life
+from reconciler.agent.machine import PHASES, State
+from reconciler.agent.notify import Notifier
+from reconciler.protocol.canonical import format_instant
+
+LONGEST_SLEEP_S = 60.0
+SET_CLOCK_S = 2.0
+"""A clock that runs so much apart from the machine's own count of seconds was set. One that is slewed never does."""
+ONCE_STEPS = 1000
+
+
+class Steady:
+    """Notices that the clock was set, by a count that nobody sets."""
+
+    def __init__(self) -> None:
+        self._last: tuple[datetime, float] | None = None
+
+    def moved(self, now: datetime, count_s: float) -> timedelta | None:
+        """By how much the clock was set since the last call; None: it was not. `count_s` only ever rises."""
+        last, self._last = self._last, (now, count_s)
+        if last is None:
+            return None
+        by = (now - last[0]) - timedelta(seconds=count_s - last[1])
+        return by if abs(by) > timedelta(seconds=SET_CLOCK_S) else None
+
+
+def utc_now() -> datetime:
+    """The present instant."""
+    return datetime.now(timezone.utc)
+
+
+def run(life: Life, notifier: Notifier, control: Control | None) -> int:
+    """Until SIGTERM or SIGINT. A step is never cut short by them; the state would survive it, but nothing is gained."""
+    wake, wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    stop = False
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stop
+        stop = True
+
+    before = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    longest = min(LONGEST_SLEEP_S, (notifier.watchdog_s or 2 * LONGEST_SLEEP_S) / 3)
+    steady = Steady()
+    notifier.ready()
+    try:
+        while not stop:
+            now = utc_now()
+            by = steady.moved(now, time.monotonic())
+            if by is not None:
+                life.clock_moved(by)
+            due = life.step(now)
+            notifier.alive()
+            notifier.status(described(life))
+            # Never long at a time: the clock may be set while the agent sleeps.
+            wait_s = min(max((due - utc_now()).total_seconds(), 0.0), longest)
+            listened = [wake] if control is None else [wake, control.fileno()]
+            ready, _, _ = select.select(listened, [], [], 0 if stop else wait_s)
+            if control is not None and control.fileno() in ready:
+                control.serve(lambda question: answer(life, question))
+        notifier.stopping()
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(wake)
+        os.close(wakes)
+    return 0
+
+
+def once(life: Life, notifier: Notifier) -> None:
+    """Steps that are due now, until the next one lies in the future."""
+    for _ in range(ONCE_STEPS):
+        due = life.step(utc_now())
+        notifier.alive()
+        if life.is_over or due > utc_now() + timedelta(seconds=1):
+            return
+
+
+def described(life: Life) -> str:
+    """What the agent does, in a line."""
+    agent, wakes_at = life.agent, life.agent.work_wakes_at
+    work = agent.work
+    text = work.state.name.lower() + (f" {work.target}" if work.target and work.state is not State.IDLE else "")
+    if wakes_at is not None and work.state is State.WRITTEN and wakes_at > utc_now():
+        text += f", reboots not before {format_instant(wakes_at.replace(microsecond=0))}"
+    return text if agent.reached or not agent.exchanges else f"{text}; {agent.unreached_because}"
+
+
+def answer(life: Life, question: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command on the console is told. Unknown questions get an answer too: it may be a newer command."""
+    kind = question.get("ask")
+    if kind == "apply":
+        life.call_in()
+    elif kind == "rollback":
+        why_not = life.agent.work.go_back()
+        if why_not is not None:
+            return {"error": why_not}
+    elif kind != "status":
+        return {"error": f"this agent (version {VERSION}) does not know {str(kind)[:40]!r}"}
+    return standing(life)
+
+
+def standing(life: Life) -> dict[str, Any]:
+    """How the agent stands, as JSON."""
+    agent = life.agent
+    work = agent.work
+    return {
+        "pid": os.getpid(),
+        "version": VERSION,
+        "state": work.state.name.lower(),
+        "phase": PHASES[work.state],
+        "target": work.target if work.state is not State.IDLE else None,
+        "exchanges": agent.exchanges,
+        "reached": agent.reached,
+        "because": None if agent.reached else agent.unreached_because,
+        "reportsAt": _whole(agent.reports_at),
+        "wakesAt": _whole(agent.work_wakes_at),
+        "leaving": agent.leaving,
+        "refusals": [
+            {"code": item.code, "reason": item.reason, "serial": list(item.serial) if item.serial else None}
+            for item in agent.notes.refusals()
+        ],
+    }
+
+
+def _whole(at: datetime | None) -> str | None:
+    return format_instant(at.replace(microsecond=0)) if at is not None else None
