@@ -34,7 +34,8 @@ def bump(
 
     `refreshed` says that pins and snapshot were looked up, so that the same wish has another answer on another day.
     Declined: the release is no release, is taken, or is not higher than its source; or there is nothing to start from.
-    Unchanged: it was looked up, and nothing is newer.
+    Unchanged: it was looked up, and nothing is newer. Of a release that fixes nothing, neither pins nor snapshot, nobody can tell
+    that: it is proposed anew, since the next build takes what the mirrors have then.
     """
     try:
         key = release_key(release)
@@ -55,7 +56,10 @@ def bump(
         )
     spec, origin = images[old], base.path("Image", old)
     edits, moves = _edits(spec, packages, snapshot, origin)
-    if refreshed and not moves:
+    floating = (
+        not spec.packages and not packages and (spec.base is None or spec.base.snapshot is None) and snapshot is None
+    )
+    if refreshed and not moves and not floating:
         raise Unchanged(
             f"nothing is newer than what {old} holds: {_holds(spec)}",
             remedy=f"no release is proposed; `reconciler image bump {release}` without --refresh makes one all the same",
@@ -70,7 +74,9 @@ def bump(
     if spec.withdrawn is not None:
         edits.append(Remove(("spec", "withdrawn")))
         says.append(f"{old} is withdrawn; the new release is not")
-    if not moves:
+    if refreshed and floating:
+        says.append("it fixes no version: its content is what the mirrors have when it is built")
+    elif not moves:
         hints.append(f"same pins and snapshot as {old}; --package NAME=VERSION, --snapshot and --refresh change them")
     # Whoever reviews a refreshed release has not asked for it, and sees no hints.
     comments = f"comments are those of {old}: read them, they may tell of the old release"
@@ -137,4 +143,4 @@ def _holds(spec: ImageSpec) -> str:
     """What a release fixes, in a few words."""
     pins = f"{len(spec.packages)} pin{'s' if len(spec.packages) != 1 else ''}"
     snapshot = spec.base.snapshot if spec.base is not None else None
-    return f"{pins} and the snapshot {snapshot}" if snapshot else f"{pins}, and no snapshot"
+    return f"{pins} and the snapshot {snapshot}" if snapshot else f"{pins}, and no snapshot (the rest is not looked at)"

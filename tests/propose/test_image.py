@@ -41,3 +41,17 @@ def test_a_refreshed_release_without_a_move_is_not_proposed() -> None:
     assert bump(start, "v1.4.0", None, {"curl": "1-1"}, "20251215T000000Z", refreshed=True).dated
     with pytest.raises(Unchanged, match="and no snapshot"):
         bump(base(files()), "v1.4.0", None, {"curl": "1-1"}, refreshed=True)
+
+
+def test_a_release_that_fixes_nothing_is_refreshed_by_the_mirrors_alone() -> None:
+    """Neither pins nor snapshot: another day's build has other packages in it, and no document could tell."""
+    bare = b"apiVersion: fleet/v1\nkind: Image\nmetadata: {name: v1.9.0}\nspec:\n  family: edge-golden\n  recipe: edge-golden/\n"
+    series = b"  base: {distribution: debian, suite: bookworm}\n"
+    for text in (bare, bare + series):
+        start = base(files() | {"images/v1.9.0.yaml": text})
+        change = bump(start, "v1.9.1", None, {}, refreshed=True)
+        assert change.moves == () and any("what the mirrors have when it is built" in line for line in change.says)
+        assert after(start, change).images()["v1.9.1"].packages == {} and change.dated
+    dated = bare + series.replace(b"}", b", snapshot: 20251115T000000Z}")
+    with pytest.raises(Unchanged):
+        bump(base(files() | {"images/v1.9.0.yaml": dated}), "v1.9.1", None, {}, "20251115T000000Z", refreshed=True)
