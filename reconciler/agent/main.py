@@ -110,8 +110,8 @@ def _work(options: argparse.Namespace) -> int:
     from reconciler.agent.control import Control
     from reconciler.agent.notify import Notifier
 
-    settings, notifier = _settings(options), Notifier()
-    with _lock(settings.root), _opened(settings, notifier) as (life, hardware):
+    settings = _settings(options)
+    with closing(Notifier()) as notifier, _lock(settings.root), _opened(settings, notifier) as (life, hardware):
         if options.command == "run":
             control = None
             # Without it the agent works all the same; only nobody can talk to it.
