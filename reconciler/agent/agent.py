@@ -71,7 +71,7 @@ class Agent:
         hardware.begin()
         self.notes = Notes(memory or StateFile(hardware.state_folder() / "state.json", disk))
         supply = supply or DiskSupply(hardware, transport, disk, verify)
-        self.work = Work(identity.device, hardware, transport, self.notes, supply, self._timing)
+        self.work = Work(identity.device, hardware, transport, self.notes, supply, self._timing, pulse)
         self._boot_id = hardware.boot_id()
         self._exchange_at: datetime | None = None
         self._told: Report | None = None

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 from reconciler.agent.disk import Disk
@@ -94,16 +95,34 @@ def prove(
     slot_bytes: int,
     now: datetime,
 ) -> Proven:
-    """Fetch and judge everything but the image itself; writes nothing. Raises Refused, or TransportError to try
-    later."""
-    sums_bytes = _small(sources, manifests.SUMS, MAX_SUMS_BYTES, transport)
-    signature = _small(sources, manifests.SUMS_SIGNATURE, MAX_SIGNATURE_BYTES, transport)
+    """As `proving`, in one go: for whoever has nothing else to do."""
+    steps = proving(target, sources, transport, keyring, verify, slot_bytes, now)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            return cast(Proven, ended.value)
+
+
+def proving(
+    target: ImageTarget,
+    sources: Sequence[str],
+    transport: Transport,
+    keyring: Keyring,
+    verify: Verify,
+    slot_bytes: int,
+    now: datetime,
+) -> Generator[float, None, Proven]:
+    """Fetch and judge everything but the image itself; writes nothing. Yields between requests: each may take minutes, and many
+    addresses must not keep the agent from its reports. Raises Refused, or TransportError to try later."""
+    sums_bytes = yield from _small(sources, manifests.SUMS, MAX_SUMS_BYTES, transport)
+    signature = yield from _small(sources, manifests.SUMS_SIGNATURE, MAX_SIGNATURE_BYTES, transport)
     verify(sums_bytes, signature, keyring.data, keyring.fingerprints, now)
     try:
         sums = parse_sums(sums_bytes)
         if manifests.NAME not in sums:
             raise Refused("artifact-incomplete", "SHA256SUMS names no manifest.json")
-        data = _small(sources, manifests.NAME, manifests.MAX_MANIFEST_BYTES, transport)
+        data = yield from _small(sources, manifests.NAME, manifests.MAX_MANIFEST_BYTES, transport)
         if hashlib.sha256(data).hexdigest() != sums[manifests.NAME]:
             raise Refused("manifest-digest", "manifest.json is not the one that SHA256SUMS names")
         manifest = Manifest.from_bytes(data)
@@ -196,16 +215,21 @@ def _fetch(
     return origins
 
 
-def _small(sources: Sequence[str], name: str, limit: int, transport: Transport) -> bytes:
+def _small(sources: Sequence[str], name: str, limit: int, transport: Transport) -> Generator[float, None, bytes]:
     urls = addresses(sources, name)
     if not urls:
         raise NotFound(f"no address of {name} was given", status=404)
     for url in urls[:-1]:
         try:
-            return transport.read(url, limit)
+            data = transport.read(url, limit)
         except TransportError:
+            yield 0.0
             continue
-    return transport.read(urls[-1], limit)
+        yield 0.0
+        return data
+    data = transport.read(urls[-1], limit)
+    yield 0.0
+    return data
 
 
 def _hex(digest: str) -> str:

@@ -74,8 +74,9 @@ class DiskSupply:
     def fetch_image(self, image: ImageTarget, sources: Sequence[str], now: datetime) -> Job:
         hardware = self._hardware
         keyring = hardware.keyring("release")
-        proven = artifact.prove(image, sources, self._transport, keyring, self._verify, hardware.slot_bytes(), now)
-        yield 0.0
+        proven = yield from artifact.proving(
+            image, sources, self._transport, keyring, self._verify, hardware.slot_bytes(), now
+        )
         yield from artifact.download(proven, image, sources, self._transport, self._cache, self._disk)
 
     def check_slot(self, slot: str, image: ImageTarget) -> Job:
@@ -104,6 +105,7 @@ class DiskSupply:
     def apply_config(self, config: SiteConfig) -> Job:
         self._hardware.apply_config(config)
         yield 0.0
+        yield from self._hardware.activate_config()
 
 
 class ContainerSupply(DiskSupply):

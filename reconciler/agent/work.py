@@ -16,6 +16,7 @@ from reconciler.agent.hardware import Hardware, HardwareError, ImageVersion
 from reconciler.agent.look import Look, Next, config_key
 from reconciler.agent.machine import Effect, Event, State, follow
 from reconciler.agent.notes import Notes
+from reconciler.agent.seed import NotInForce
 from reconciler.agent.state import Intent
 from reconciler.agent.supply import Job, Supply
 from reconciler.agent.timing import Timing
@@ -44,14 +45,16 @@ class Work:
         notes: Notes,
         supply: Supply,
         timing: Timing,
+        pulse: Callable[[], None] = lambda: None,
     ) -> None:
+        """`pulse` is called between the parts of a step that may each take long."""
         self.state = State.BOOTING
         self.leaving = False
         self.sources: Mapping[str, tuple[str, ...]] = {}
         self.registry_token: str | None = None
         self.target: str | None = None
         self._hardware, self._transport, self._notes = hardware, transport, notes
-        self._supply, self._timing = supply, timing
+        self._supply, self._timing, self._pulse = supply, timing, pulse
         self._looking = Look(device, hardware, notes, supply, timing)
         self._job: Job | None = None
         self._image: ImageTarget | None = None
@@ -61,6 +64,8 @@ class Work:
         self._settling_since: datetime | None = None
         self._asked_reboot_at: datetime | None = None
         self._retry_after_s: float | None = None
+        # Of a configuration: put in force by this life; found bad, so that the one before is being put in force.
+        self._activated, self._given_up = False, False
         self._activities: Mapping[State, Callable[[datetime], Found]] = {
             State.BOOTING: self._resume,
             State.RECOGNISING: self._recognise,
@@ -133,6 +138,7 @@ class Work:
 
     def _leave(self) -> None:
         self._job, self._settling_since, self._retry_after_s = None, None, None
+        self._activated, self._given_up = False, False
 
     # ------------------------------------------------------------ booting and rebooting
 
@@ -320,15 +326,21 @@ class Work:
     # ------------------------------------------------------------ configuration
 
     def _configure(self, now: datetime) -> Found:
+        """Fetch, store, have it put in force, judge. What was in force before is put in force again where that goes wrong."""
         intent = self._notes.memory.intent
         try:
             if intent is None:
+                self._activated = True
                 return Event.MORE, self._go_on(self._supply.apply_config(self._fetch_config()), now) or now
             if self._job is not None:
                 return Event.MORE, self._go_on(self._job, now) or now
-            # Cut off before it was in force: nothing to judge or to put back; it is looked for again.
-            if self._hardware.config_digest() != intent.digest:
-                return Event.DONE, None
+            if not self._activated:
+                # Another life began it. How far it came nobody knows, and to begin again is free.
+                self._activated = True
+                return Event.MORE, self._go_on(self._hardware.activate_config(), now) or now
+        except NotInForce as error:
+            self._notes.refuse(self.target or "config", "config-not-in-force", str(error), self._notes.serial)
+            return (Event.WORSE, None) if self._given_up else self._put_back(now)
         except TransportError as error:
             self._notes.refuse(self.target or "config", "not-fetched", str(error), self._notes.serial)
             self._retry_after_s = error.retry_after_s
@@ -339,15 +351,25 @@ class Work:
         except Refused as error:
             self._notes.refuse(self.target or "config", error.code, error.reason, self._notes.serial)
             return Event.REFUSED, None
+        # Put back; or cut off before it was stored: nothing to judge, and it is looked for again.
+        if self._hardware.config_digest() != intent.digest:
+            return (Event.WORSE if self._given_up else Event.DONE), None
         event, wake = self._settle(now)
-        if event is Event.WORSE:
-            self._hardware.restore_config(intent.before)
-        return event, wake
+        return self._put_back(now) if event is Event.WORSE else (event, wake)
+
+    def _put_back(self, now: datetime) -> Found:
+        """Begin to put the configuration before in force."""
+        intent = self._notes.memory.intent
+        self._given_up = True
+        self._hardware.restore_config(intent.before if intent is not None else None)
+        self._job = self._hardware.activate_config()
+        return Event.MORE, now
 
     def _fetch_config(self) -> SiteConfig:
         """The assigned configuration; that it is about to be put in force is written down."""
         assignment, before = self._notes.assignment, self._hardware.config_digest()
         config = SiteConfig.from_bytes(self._transport.config())
+        self._pulse()
         if assignment is None or config.digest != assignment.config:
             wanted = assignment.config if assignment else None
             raise Refused("config-mismatch", f"the server sent configuration {config.digest}, assigned is {wanted}")
