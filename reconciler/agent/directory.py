@@ -9,7 +9,7 @@ the restart of a process are played.
     ROOT/boot/flags.json                    default slot; trial slot and tries left
     ROOT/run/boot.json                      what runs: slot and boot id (written by `boot`, as if by the kernel)
     ROOT/etc/edge-image-version             current=… previous=…
-    ROOT/cidata -> cidata.d/…               site configuration in force, 0700
+    ROOT/cidata/                            site configuration in force, and the one before (`seed`), 0700
     ROOT/apps/NAME/running -> …             the app's release that runs; `previous` beside it
     ROOT/keys/                              keys from enrolment, for an image that carries none
     ROOT/faults/NAME                        makes check NAME `critical` (or the word the file begins with)
@@ -32,6 +32,7 @@ from reconciler.agent import healthcheck, slotfile, slotroot
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import BootFlags, Clock, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
+from reconciler.agent.seed import Seed
 from reconciler.protocol.canonical import clip, dump, is_digest, is_name
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import MAX_CHECKS, Check, Slot
@@ -65,8 +66,9 @@ class DirectoryHardware:
         self._timeout_s = healthcheck_timeout_s
         self._cache = cache or root / "run" / "images"
         self._checked: tuple[object, tuple[Check, ...]] | None = None
-        for name in ("boot", "run", "etc", "apps", "agent", "cidata.d", "keys", "faults"):
-            self.disk.folder(root / name, 0o700 if name in ("agent", "cidata.d", "keys") else 0o755)
+        self._seed = Seed(root / "cidata", self.disk)
+        for name in ("boot", "run", "etc", "apps", "agent", "keys", "faults"):
+            self.disk.folder(root / name, 0o700 if name in ("agent", "keys") else 0o755)
         if not (root / "run" / "boot.json").exists():
             self.boot()
 
@@ -286,48 +288,16 @@ class DirectoryHardware:
     # ------------------------------------------------------------ configuration and apps
 
     def config_digest(self) -> str | None:
-        with suppress(OSError, UnicodeDecodeError):
-            digest = (self.root / "cidata" / "digest").read_text("ascii").strip()
-            if is_digest(digest):
-                return digest
-        return None
+        return self._seed.digest()
 
     def apply_config(self, config: SiteConfig) -> None:
-        if self.config_digest() == config.digest:
-            return
-        folder = self._config_folder(config.digest)
-        temporary = folder.with_name(folder.name + ".new")
-        try:
-            self.disk.remove(temporary)
-            self.disk.folder(temporary, 0o700)
-            for name, data in {**config.files, "digest": config.digest.encode() + b"\n"}.items():
-                self.disk.replace(temporary / name, data, 0o600)
-            before = os.readlink(self.root / "cidata") if (self.root / "cidata").is_symlink() else None
-            self.disk.remove(folder)
-            self.disk.rename(temporary, folder)
-            self.disk.link(f"cidata.d/{folder.name}", self.root / "cidata")
-            keep = {folder.name, Path(before).name if before else ""}
-            for old in sorted((self.root / "cidata.d").iterdir()):
-                if old.name not in keep:
-                    self.disk.remove(old)
-        except OSError as error:
-            raise HardwareError(f"the configuration cannot be stored: {error}") from None
+        self._seed.store(config)
 
     def restore_config(self, digest: str | None) -> None:
-        if self.config_digest() == digest:
-            return
-        try:
-            if digest is None:
-                self.disk.remove(self.root / "cidata")
-            elif self._config_folder(digest).is_dir():
-                self.disk.link(f"cidata.d/{self._config_folder(digest).name}", self.root / "cidata")
-            else:
-                raise HardwareError(f"the configuration {digest} is not on the device any more")
-        except OSError as error:
-            raise HardwareError(f"the configuration cannot be put back: {error}") from None
+        self._seed.put_back(digest)
 
-    def _config_folder(self, digest: str) -> Path:
-        return self.root / "cidata.d" / digest.replace("sha256:", "")
+    def activate_config(self) -> Iterator[float]:
+        return self._seed.activate()
 
     def apps(self) -> Mapping[str, str]:
         found = {}

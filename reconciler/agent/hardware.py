@@ -155,13 +155,18 @@ class Hardware(Protocol):
         """Where the agent keeps its own files: outside the slots."""
 
     def config_digest(self) -> str | None:
-        """Digest of the site configuration in force."""
+        """Digest of the stored site configuration."""
 
     def apply_config(self, config: SiteConfig) -> None:
-        """Put a configuration in force, whole or not at all, and keep the one before."""
+        """Store a configuration, whole or not at all, and keep the one before. `activate_config` puts it in force."""
 
     def restore_config(self, digest: str | None) -> None:
-        """Put the configuration before back in force (None: none). Does nothing where it is in force already."""
+        """Go back to the configuration before (None: it had no digest, or there was none). Does nothing where it is the
+        stored one. `activate_config` puts it in force."""
+
+    def activate_config(self) -> Iterator[float]:
+        """Have the stored configuration put in force, as a job (`supply.Job`): it is when the job ends. May be begun again at
+        any time; what is in force already stays. Raises seed.NotInForce."""
 
     def apps(self) -> Mapping[str, str]:
         """App → digest of the release that runs."""

@@ -281,6 +281,9 @@ class PartitionedHardware:
     def restore_config(self, digest: str | None) -> None:
         self.seed.put_back(digest)
 
+    def activate_config(self) -> Iterator[float]:
+        return self.seed.activate()
+
     def apps(self) -> Mapping[str, str]:
         return self.apps_here.running()
 

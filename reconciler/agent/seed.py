@@ -108,16 +108,21 @@ class Seed:
 
     def activate(self) -> Iterator[float]:
         """Have the current version put in force, as a job (`supply.Job`): yields how long to let pass, ends when it is
-        in force, and may be begun again at any time. Raises NotInForce, or another HardwareError."""
+        in force, and may be begun again at any time. Raises NotInForce."""
         activation = self._activation
         if activation is None:
             return
-        activation.begin()
         ends = time.monotonic() + LONGEST_S
-        while (status := activation.ended()) is None:
-            if time.monotonic() >= ends:
-                raise NotInForce(-1, f"the configuration was not in force after {LONGEST_S:.0f} s")
-            yield POLL_S
+        try:
+            activation.begin()
+            while (status := activation.ended()) is None:
+                if time.monotonic() >= ends:
+                    raise NotInForce(-1, f"the configuration was not in force after {LONGEST_S:.0f} s")
+                yield POLL_S
+        except NotInForce:
+            raise
+        except HardwareError as error:
+            raise NotInForce(-1, f"the configuration was not put in force: {error}") from None
         if status != 0:
             said = activation.meaning(status)
             raise NotInForce(status, f"the configuration was not put in force: exit status {status}, {said}")

@@ -405,6 +405,9 @@ class MemoryHardware:
         self._config = digest
         self.watch.configured(self.name, digest, self.time.at)
 
+    def activate_config(self) -> Iterator[float]:
+        return iter(())
+
     def apps(self) -> Mapping[str, str]:
         return dict(self._apps)
 

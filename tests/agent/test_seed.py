@@ -156,24 +156,24 @@ def _store_and_put_back(seed: Seed) -> None:
     seed.put_back(before)
 
 
-def _begin_with(kind: str, folder: Path) -> dict[str, bytes]:
+def _begin_with(first: str, folder: Path) -> dict[str, bytes]:
     """A folder before the cut: what it shows."""
     plain = {"user-data": b"secret 0\n", "meta-data": b"secret 0\n", "network-config": b"secret 0\n"}
-    if kind == "nothing":
+    if first == "nothing":
         return {}
-    if kind == "plain":
+    if first == "plain":
         _plain(folder, plain)
         return plain
-    first = Seed(folder, Disk())
-    first.store(THREE)
-    first.store(ONE)
+    seed = Seed(folder, Disk())
+    seed.store(THREE)
+    seed.store(ONE)
     return _whole(ONE)
 
 
-@pytest.mark.parametrize("kind", ["nothing", "plain", "stored"])
+@pytest.mark.parametrize("first", ["nothing", "plain", "stored"])
 @pytest.mark.parametrize("what", [_store_two, _store_and_put_back])
 def test_power_cut_before_every_step(
-    what: Callable[[Seed], None], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: Callable[[Seed], None], first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The cut is one of the program: what was written is there, synced or not, and hundreds of syncs would take long.
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
@@ -181,7 +181,7 @@ def test_power_cut_before_every_step(
     while True:
         folder = tmp_path / f"{steps}" / "cidata"
         folder.parent.mkdir()
-        before = _begin_with(kind, folder)
+        before = _begin_with(first, folder)
         shown: list[dict[str, bytes]] = []
 
         def meter(step: str, left: list[int], folder: Path = folder, shown: list[dict[str, bytes]] = shown) -> None:

@@ -214,7 +214,7 @@ def test_configuration_is_fetched_applied_and_reported(site: Site, office: Offic
     assert office.last().config == office.config.digest
     assert (site.root / "cidata" / "user-data").read_bytes() == office.config.files["user-data"]
     assert (site.root / "cidata" / "user-data").stat().st_mode & 0o077 == 0
-    assert (site.root / "cidata.d").stat().st_mode & 0o077 == 0
+    assert (site.root / "cidata").stat().st_mode & 0o077 == 0
     assert b"hunter2" not in (site.root / "agent" / "state.json").read_bytes()
     assert "configuring" in [item.phase for item in office.reports]
 

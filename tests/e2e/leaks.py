@@ -46,7 +46,7 @@ def allowed(root: Path, path: Path) -> bool:
     parts = path.relative_to(root).parts
     if parts[0] in ("secrets", "tokens") or (parts[0] == "keys" and parts[-1] == "passphrase"):
         return True
-    in_seed = parts[0] == "devices" and parts[2] == "cidata.d"
+    in_seed = parts[0] == "devices" and parts[2] == "cidata"
     return in_seed and stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -218,16 +218,22 @@ def test_what_cloud_init_would_not_understand_changes_nothing(text: str, site: S
     site.put_in_force(seed)
 
 
+def await_half(site: Site, wanted: SiteConfig) -> None:
+    """Until cloud-init has begun to write files: it marks a step as done before it does it, and would skip it from here on."""
+    cloud = site.folder / "slot" / "upper" / "var" / "lib" / "cloud"
+    marker = cloud / "instances" / f"{DEVICE}-{wanted.digest[7:23]}" / "sem" / "config_write_files"
+    end = time.monotonic() + 120
+    while not marker.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_one_that_was_killed_halfway_is_put_in_force_by_the_next(site: Site) -> None:
     seed, wanted = site.seed(), config(vpn=IPSEC, cameras=["192.0.2.30"])
     seed.store(wanted)
     job = seed.activate()
     next(job)
-    end = time.monotonic() + 60
-    # cloud-init marks a step as done before it does it: from here on it would skip some.
-    while not site.is_there("/var/lib/cloud/instance/sem/config_write_files"):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    await_half(site, wanted)
     site.device.says("systemctl", "kill", "--signal=KILL", "edge-configure.service")
     with pytest.raises(NotInForce):
         for wait_s in job:
@@ -237,14 +243,10 @@ def test_one_that_was_killed_halfway_is_put_in_force_by_the_next(site: Site) -> 
 
 
 def test_power_cut_while_cloud_init_works_at_boot(site: Site) -> None:
-    seed = site.seed()
-    seed.store(config(cameras=["192.0.2.40"]))
+    seed, wanted = site.seed(), config(cameras=["192.0.2.40"])
+    seed.store(wanted)
     site.boot()
-    marker = site.folder / "slot" / "upper" / "var" / "lib" / "cloud" / "instances"
-    end = time.monotonic() + 120
-    while not list(marker.glob("*/sem/config_write_files")):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    await_half(site, wanted)
     site.boot()
     site.device.wait()
     assert "192.0.2.40" in site.text("/etc/edge/cameras")
