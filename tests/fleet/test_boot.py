@@ -6,6 +6,7 @@ neighbour on the wire. What lies before systemd (boot loader, initrd, data parti
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -250,7 +251,77 @@ def test_fail2ban_shuts_out_who_guesses(lab: Lab, neighbour: list[str], tmp_path
         lab.one.run("fail2ban-client", "set", "sshd", "unbanip", NEIGHBOUR)
 
 
-# ---------------------------------------------------------------- the agent
+# ---------------------------------------------------------------- the agent, and trials
+
+IN_THE_AGENTS_PLACE = """\
+[Unit]
+ConditionPathExists=
+[Service]
+Type=oneshot
+WatchdogSec=0
+Restart=no
+ExecStart=
+ExecStart=-/usr/local/bin/healthcheck.sh --json
+StandardOutput=truncate:/run/health.json
+"""
+
+
+def test_systemd_finds_no_fault_with_our_units(lab: Lab) -> None:
+    ours = sorted(
+        path.name for path in (FLEET / "images/edge-golden/rootfs/etc/systemd/system").glob("*.*") if path.is_file()
+    )
+    assert "edge-agent.service" in ours and "edge-trial.timer" in ours
+    done = lab.one.run("systemd-analyze", "verify", "--recursive-errors=no", "--man=no", *ours)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_healthcheck_says_the_same_within_the_agents_sandbox(lab: Lab) -> None:
+    folder = "/run/systemd/system/edge-agent.service.d"
+    lab.one.says("mkdir", "-p", folder)
+    lab.one.run("tee", f"{folder}/99-health.conf", stdin=IN_THE_AGENTS_PLACE)
+    try:
+        lab.one.says("systemctl", "daemon-reload")
+        lab.one.says("systemctl", "start", "edge-agent.service", within_s=120)
+    finally:
+        lab.one.says("rm", "-r", folder)
+        lab.one.says("systemctl", "daemon-reload")
+    within = {check["name"]: check for check in json.loads(lab.one.says("cat", "/run/health.json"))["checks"]}
+    outside = lab.one.health()
+    assert set(within) == set(outside)
+    # The app is being pulled, over and over: what it is just now may differ.
+    for name in set(outside) - {"video-ingest"}:
+        assert within[name]["status"] == outside[name][0], (within[name], outside[name])
+
+
+@pytest.mark.parametrize(
+    ("environment", "copy", "judged", "says"),
+    [
+        ("edge_default=b\\nedge_trial=\\nedge_tries=0\\n###", "edge_default=b\\n", True, "slot b was found good"),
+        ("edge_default=a\\nedge_trial=b\\nedge_tries=0\\n###", "edge_default=a\\n", False, "going back to slot a"),
+        # Torn: it is the copy that the boot loader goes by.
+        ("", "edge_default=b\\n", True, "slot b was found good"),
+        ("edge_default=\\n", "", False, "going back to slot unknown"),
+    ],
+)
+def test_a_trial_is_judged_by_what_the_boot_loader_will_take(
+    lab: Lab, environment: str, copy: str, judged: bool, says: str
+) -> None:
+    folder = "/run/edge/esp/EFI/edge"
+    try:
+        lab.one.says("sh", "-c", f"mkdir -p {folder} && printf 'slot=b\ndata=memory\n' >/run/edge/storage")
+        lab.one.says("sh", "-c", f"printf '{environment}' >{folder}/grubenv; printf '{copy}' >{folder}/grubenv.bak")
+        done = lab.one.run("/usr/local/lib/edge/trial-judged")
+    finally:
+        lab.one.says("rm", "-r", "/run/edge/storage", "/run/edge/esp")
+    assert (done.returncode == 0) is judged and says in done.stdout + done.stderr
+
+
+def test_without_its_slots_nothing_is_judged_and_nothing_mounted(lab: Lab) -> None:
+    assert lab.one.run("/usr/local/lib/edge/trial-judged").returncode == 1
+    assert lab.one.run("/usr/local/lib/edge/mount-esp").returncode != 0
+    assert (
+        lab.one.run("systemctl", "is-active", "edge-esp.service", "edge-trial.timer").stdout.split() == ["inactive"] * 2
+    )
 
 
 def test_an_enrolled_device_runs_the_agent(lab: Lab) -> None:

@@ -263,15 +263,16 @@ check_agent() {
     report agent skipped "not enrolled: there is no /var/lib/edge-agent/agent.json"
     return
   fi
-  local key text now silence
+  local key text now fed silence
   local -A unit=()
   while IFS='=' read -r key text; do unit[$key]=$text; done < <(timeout 5 systemctl show edge-agent.service \
     --property=ActiveState,SubState,WatchdogTimestampMonotonic,NRestarts 2>/dev/null)
   read -r now _ </proc/uptime
-  silence=$((${now%.*} - ${unit[WatchdogTimestampMonotonic]:-0} / 1000000))
+  fed=$((${unit[WatchdogTimestampMonotonic]:-0} / 1000000)) # 0: a drop-in of somebody's has no watchdog
+  silence=$((${now%.*} - fed))
   if [ "${unit[SubState]:-}" = auto-restart ]; then
     report agent critical "edge-agent.service has failed, ${unit[NRestarts]} times so far: see journalctl -u edge-agent.service"
-  elif [ "${unit[ActiveState]:-}" = active ] && [ $silence -gt $AGENT_SILENCE_S ]; then
+  elif [ "${unit[ActiveState]:-}" = active ] && [ $fed -gt 0 ] && [ $silence -gt $AGENT_SILENCE_S ]; then
     report agent critical "edge-agent.service has not fed its watchdog for $silence s"
   else
     check_service agent edge-agent.service
