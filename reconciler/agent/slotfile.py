@@ -113,7 +113,8 @@ def _stretches(data: bytes) -> Iterator[tuple[int, int, bool]]:
 
 
 def read_from_disk(path: Path, start: int, end: int) -> Iterator[memoryview]:
-    """The bytes from `start`, a multiple of 4096, to `end`, or to the end of the file; each piece is valid until the next.
+    """The bytes from `start`, a multiple of 4096, to `end`, or to the end of the file; each piece is valid until
+    the one after the next is asked for.
 
     They are read past the page cache where the file system can (O_DIRECT): what comes is what the disk gives. Elsewhere
     the pages were dropped when they were synced (`SlotFile.sync`), which the kernel does unless somebody else holds them. A
@@ -124,28 +125,29 @@ def read_from_disk(path: Path, start: int, end: int) -> Iterator[memoryview]:
     try:
         end = min(end, os.lseek(descriptor, 0, os.SEEK_END))
         is_direct, next_data = _past_the_cache(descriptor, True), start
-        with mmap.mmap(-1, PIECE) as buffer, memoryview(buffer) as view:
-            while start < end:
-                length = min(PIECE, end - start)
-                if next_data <= start:
-                    with suppress(OSError):
-                        next_data = data_at(descriptor, start, end)
-                if next_data >= start + length:
-                    yield _ZERO_PIECE[:length]
-                    start += length
-                    continue
-                try:
-                    length = min(os.preadv(descriptor, [view], start), length)
-                except OSError as error:
-                    if error.errno != errno.EINVAL or not is_direct:
-                        raise
-                    is_direct = _past_the_cache(descriptor, False)
-                    continue
-                if length <= 0:
-                    return
-                with view[:length] as piece:
-                    yield piece
+        # Not closed by hand: who took a piece may look at it still. Memory goes with the last who holds it.
+        views = [memoryview(mmap.mmap(-1, PIECE)) for _ in range(2)]
+        while start < end:
+            length = min(PIECE, end - start)
+            if next_data <= start:
+                with suppress(OSError):
+                    next_data = data_at(descriptor, start, end)
+            if next_data >= start + length:
+                yield _ZERO_PIECE[:length]
                 start += length
+                continue
+            try:
+                length = min(os.preadv(descriptor, [views[0]], start), length)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not is_direct:
+                    raise
+                is_direct = _past_the_cache(descriptor, False)
+                continue
+            if length <= 0:
+                return
+            yield views[0][:length]
+            views.reverse()
+            start += length
     finally:
         os.close(descriptor)
 

@@ -1,11 +1,12 @@
 """Writes a proven artifact to the inactive slot and reads it back.
 
 Python 3.10, standard library and the programs zstd and prlimit: runs as root on a device. The packed file is hashed before the
-slot is touched. Then zstd writes the unpacked image straight into the slot, skipping zeros, while what it has written is
-synced, read back from the disk and hashed, a stretch behind it. A slot gets its record only when the digest of what was read
-back is the one that was assigned: it proves the packed file, the unpacking and the disk at once. Where it is not, the artifact
-is looked at again to say which of them is at fault. Unpacking stops at the size that the signed manifest names, so a bomb
-fills nothing. Memory: a piece of 1 MiB, and what zstd takes (a window of 128 MiB at most). Source: design, section 5.
+slot is touched. Then four things go on at once: zstd writes the unpacked image straight into the slot, skipping zeros; a thread
+syncs what it has written; the stretch before that is read back from the disk here, and hashed by another thread. A slot gets
+its record only when the digest of what was read back is the one that was assigned: it proves the packed file, the unpacking and
+the disk at once. Where it is not, the artifact is looked at again to say which of them is at fault. Unpacking stops at the size
+that the signed manifest names, so a bomb fills nothing. Memory: a few pieces of 1 MiB, and what zstd takes (a window of 128 MiB
+at most). Source: design, section 5.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +29,8 @@ from reconciler.protocol.signature import Refused
 CHUNK = 1024 * 1024
 STRETCH = 16 * CHUNK
 """Read back at once, once there is as much. A multiple of 4096."""
+HASHED = 128 * 1024
+"""Read at once of the packed file: it is hashed while it lies in the processor's own cache."""
 STALL_S = 120.0
 _POLL_S = 0.005
 _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -51,16 +55,17 @@ def write_image(proven: Proven, packed: Path, slot: str, hardware: Hardware) -> 
     with _opened(packed) as file:
         yield from _prove_packed(proven, file)
         hardware.forget_slot(slot)
-        back = ReadBack(slot, hardware)
         writer = hardware.open_slot(slot, manifest.image_size)
         try:
-            yield from _fill(proven, file, writer, back)
+            with closing(ReadBack(slot, hardware)) as back:
+                yield from _fill(proven, file, writer, back)
+                digest = back.digest()
         except _Failed as error:
             yield from _blame(proven, file)
             raise HardwareError(f"slot {slot} was not written: {error}") from None
         finally:
             writer.abandon()
-        if back.digest() != manifest.digest:
+        if digest != manifest.digest:
             yield from _blame(proven, file)
             raise Spoiled(f"slot {slot} does not hold what was written to it")
     hardware.record_slot(slot, manifest.release, manifest.digest, manifest.image_size)
@@ -77,46 +82,69 @@ def prove_image(proven: Proven, packed: Path) -> Iterator[float]:
 
 def read_back(slot: str, digest: str, size: int, hardware: Hardware) -> Iterator[float]:
     """Hash `size` bytes of a slot; yields between pieces. Raises Spoiled where they are not `digest`."""
-    back = ReadBack(slot, hardware)
-    yield from back.up_to(size)
-    if back.digest() != digest:
+    with closing(ReadBack(slot, hardware)) as back:
+        yield from back.up_to(size)
+        found = back.digest()
+    if found != digest:
         raise Spoiled(f"slot {slot} does not hold what was written to it")
 
 
 class ReadBack:
-    """The digest of what a slot gives back, from its first byte to `place`."""
+    """The digest of what a slot gives back, from its first byte to `place`. A thread hashes a piece while the next is read."""
 
     def __init__(self, slot: str, hardware: Hardware) -> None:
         self._slot, self._hardware, self._hash, self.place = slot, hardware, hashlib.sha256(), 0
+        self._thread, self._hashing = ThreadPoolExecutor(1, "hash"), list[Future[None]]()
 
     def up_to(self, end: int) -> Iterator[float]:
         """Read on to `end`; yields between pieces. A slot that ends sooner has another digest."""
         for data in self._hardware.read_slot(self._slot, end, self.place):
-            self._hash.update(data)
+            # One piece is hashed at a time, in order: the one before this one stays as it is until the next is asked for.
+            self._settle()
+            self._hashing.append(self._thread.submit(self._hash.update, data))
             yield 0.0
+        self._settle()
         self.place = end
 
     def digest(self) -> str:
         """`sha256:…` of all that was read."""
+        self._settle()
         return f"sha256:{self._hash.hexdigest()}"
+
+    def close(self) -> None:
+        """End the thread. Idempotent."""
+        self._thread.shutdown()
+
+    def _settle(self) -> None:
+        while self._hashing:
+            self._hashing.pop().result()
 
 
 def _fill(proven: Proven, file: BinaryIO, writer: SlotWriter, back: ReadBack) -> Iterator[float]:
     """Write the slot, and read it back a stretch behind; all of it is synced and read when this ends."""
     size = proven.manifest.image_size
     way = _copied if proven.manifest.compression == "none" else _unpacked
-    with closing(way(file, writer, size)) as steps:
+    # The program ends before the thread is waited for, whatever happens here.
+    with ThreadPoolExecutor(1, "sync") as beside, closing(way(file, writer, size)) as steps:
+        # What lies before `end` is synced when `syncing` is done, and no sooner.
+        end, syncing = 0, beside.submit(lambda: None)
         for _ in steps:
             place = writer.place()
             # Zeros are skipped without writing, so only this stops a bomb that is made of them.
             if place > size:
                 raise _Failed(f"the image unpacks to more than {size} bytes")
-            if place - back.place >= STRETCH:
-                writer.sync()
-                yield from back.up_to(place // CHUNK * CHUNK)
+            if place - end >= STRETCH:
+                syncing.result()
+                synced, end = end, place // CHUNK * CHUNK
+                syncing = beside.submit(writer.sync)
+                yield from back.up_to(synced)
             yield 0.0
-    if writer.place() != size:
-        raise _Failed(f"the image unpacks to {writer.place()} bytes, not to {size}")
+        syncing.result()
+        if writer.place() != size:
+            raise _Failed(f"the image unpacks to {writer.place()} bytes, not to {size}")
+        syncing = beside.submit(writer.sync)
+        yield from back.up_to(end)
+        syncing.result()
     writer.finish()
     yield from back.up_to(size)
 
@@ -132,10 +160,10 @@ def _opened(packed: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+def _pieces(file: BinaryIO, length: int = CHUNK) -> Iterator[bytes]:
     try:
         file.seek(0)
-        while data := file.read(CHUNK):
+        while data := file.read(length):
             yield data
     except OSError as error:
         raise HardwareError(f"the downloaded artifact cannot be read: {error}") from None
@@ -144,7 +172,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 def _prove_packed(proven: Proven, file: BinaryIO) -> Iterator[float]:
     """Refused: the packed file is not the one that SHA256SUMS names, any more."""
     digest = hashlib.sha256()
-    for data in _pieces(file):
+    for data in _pieces(file, HASHED):
         digest.update(data)
         yield 0.0
     if digest.hexdigest() != proven.sha256:
@@ -163,7 +191,8 @@ def _copied(file: BinaryIO, writer: SlotWriter, size: int) -> Generator[None, No
 def _unpacked(file: BinaryIO, writer: SlotWriter, size: int) -> Generator[None, None, None]:
     """Let zstd write the image into the slot; yields when there is a stretch to read back, and often enough besides."""
     file.seek(0)
-    with _zstd(["--sparse"], file, writer.descriptor(), size) as process:
+    # zstd's own checksum is left unread, a twelfth of its time: the digest of what is read back proves more.
+    with _zstd(["--sparse", "--no-check"], file, writer.descriptor(), size) as process:
         seen, moved_at, place = 0, time.monotonic(), 0
         while process.poll() is None:
             before, place = place, writer.place()
@@ -223,8 +252,7 @@ def _zstd(options: Sequence[str], file: BinaryIO, output: int, size: int) -> Ite
     # Set by a program and not between fork and exec: that is not safe where threads run.
     limited = [_program("prlimit", "util-linux"), f"--fsize={size}", "--core=0", "--"]
     # A window of 128 MiB at most: what an image asks for in memory is bounded too.
-    # Its own checksum is not asked for: a twelfth of its time, and the image's digest proves more.
-    command = [_program("zstd", "zstd"), "--decompress", "--stdout", "--quiet", "--long=27", "--no-check", *options]
+    command = [_program("zstd", "zstd"), "--decompress", "--stdout", "--quiet", "--long=27", *options]
     try:
         process = subprocess.Popen(
             limited + command,

@@ -212,24 +212,59 @@ def test_a_disk_that_cannot_be_read_is_named(hardware: DirectoryHardware, monkey
         list(hardware.read_slot("b", MIB))
 
 
+@pytest.mark.parametrize("compression", ["zstd", "none"])
 @pytest.mark.usefixtures("short_stretches")
-def test_each_stretch_is_synced_before_it_is_read(hardware: DirectoryHardware, tmp_path: Path) -> None:
-    steps: list[str] = []
-    hardware.disk.on_step = steps.append
-    read = hardware.read_slot
+def test_each_stretch_is_synced_before_it_is_read(
+    hardware: DirectoryHardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    """What lay before the place when a sync began is on the disk when it ends, and only so much is read."""
+    reads: list[tuple[int, int, int]] = []
+    read, sync, synced = hardware.read_slot, SlotFile.sync, 0
 
     def noted(slot: str, end: int, start: int = 0) -> Iterator[memoryview]:
-        steps.append(f"read {start} {end}")
+        reads.append((start, end, synced))
         return read(slot, end, start)
 
+    def slow(slot: SlotFile) -> None:
+        nonlocal synced
+        place = slot.place()
+        time.sleep(0.02)
+        sync(slot)
+        synced = place
+
     hardware.read_slot = noted  # type: ignore[method-assign]
-    run(hardware, *artifact(tmp_path, LARGE, "none"))
-    reads = [step for step in steps if step.startswith("read")]
-    assert len(reads) > 3
-    assert all(steps[steps.index(step) - 1] == "sync slot-b.img" for step in reads)
-    ends = [0, *(int(step.split()[2]) for step in reads)]
-    assert [int(step.split()[1]) for step in reads] == ends[:-1], "each stretch once, none left out"
+    monkeypatch.setattr(SlotFile, "sync", slow)
+    run(hardware, *artifact(tmp_path, LARGE, compression))
+    assert all(end <= synced for _, end, synced in reads), reads
+    ends = [0, *(end for _, end, _ in reads)]
+    assert [start for start, _, _ in reads] == ends[:-1], "each stretch once, none left out"
     assert ends[-1] == len(LARGE)
+    if compression == "none":
+        assert len(reads) > 3
+
+
+def test_a_piece_stays_as_it_is_until_the_one_after_the_next(tmp_path: Path) -> None:
+    """A thread hashes it meanwhile."""
+    path = tmp_path / "slot"
+    path.write_bytes(LARGE)
+    pieces, before = read_from_disk(path, 0, len(LARGE)), memoryview(b"")
+    at = 0
+    for piece in pieces:
+        assert before == LARGE[at - len(before) : at]
+        before, at = piece, at + len(piece)
+    assert before == LARGE[at - len(before) : at]
+    assert at == len(LARGE)
+
+
+def test_no_thread_is_left(hardware: DirectoryHardware, tmp_path: Path) -> None:
+    proven, packed = artifact(tmp_path, LARGE)
+    before = threading.active_count()
+    job = writer.write_image(proven, packed, "b", hardware)
+    for _ in range(12):
+        next(job, None)
+    del job
+    run(hardware, proven, packed)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("at", [0, 3 * MIB, len(LARGE) - 1])
