@@ -66,7 +66,7 @@ class DirectoryHardware:
         self._timeout_s = healthcheck_timeout_s
         self._cache = cache or root / "run" / "images"
         self._checked: tuple[object, tuple[Check, ...]] | None = None
-        self._seed = Seed(root / "cidata", self.disk)
+        self.seed = Seed(root / "cidata", self.disk)
         for name in ("boot", "run", "etc", "apps", "agent", "keys", "faults"):
             self.disk.folder(root / name, 0o700 if name in ("agent", "keys") else 0o755)
         if not (root / "run" / "boot.json").exists():
@@ -288,16 +288,16 @@ class DirectoryHardware:
     # ------------------------------------------------------------ configuration and apps
 
     def config_digest(self) -> str | None:
-        return self._seed.digest()
+        return self.seed.digest()
 
     def apply_config(self, config: SiteConfig) -> None:
-        self._seed.store(config)
+        self.seed.store(config)
 
     def restore_config(self, digest: str | None) -> None:
-        self._seed.put_back(digest)
+        self.seed.put_back(digest)
 
     def activate_config(self) -> Iterator[float]:
-        return self._seed.activate()
+        return self.seed.activate()
 
     def apps(self) -> Mapping[str, str]:
         found = {}
