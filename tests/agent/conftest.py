@@ -48,12 +48,25 @@ def office(keys: Keys, releases: Releases, tmp_path: Path) -> Iterator[Office]:
         yield made
 
 
+# What these say holds for a device with partitions too. Its half takes as long again: slow.
+ON_BOTH = ("test_update", "test_power", "test_refusals", "test_download")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        both = metafunc.module.__name__.rpartition(".")[2] in ON_BOTH
+        partitions = pytest.param("partitions", marks=pytest.mark.slow)
+        metafunc.parametrize("kind", ["directory", partitions] if both else ["directory"])
+
+
 @pytest.fixture
-def new_site(office: Office, releases: Releases, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+def new_site(office: Office, releases: Releases, tmp_path: Path, kind: str) -> Iterator[Callable[..., Site]]:
     made: list[Site] = []
 
     def make(factory: Artifact | None = releases.v1) -> Site:
-        made.append(Site(tmp_path / f"device-{len(made)}", office, factory, releases.root / "unpacked"))
+        if factory is None and kind == "partitions":
+            pytest.skip("a device with partitions boots from an image")
+        made.append(Site(tmp_path / f"device-{len(made)}", office, factory, releases.root / "unpacked", kind))
         return made[-1]
 
     yield make

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reconciler.agent.agent import Identity
 from reconciler.agent.device import Device
 from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.disk import Disk
 from reconciler.agent.factory import install
+from reconciler.agent.hardware import ImageVersion
 from reconciler.agent.timing import Timing
 from reconciler.agent.transport import HttpTransport, Server
 from reconciler.protocol.assignment import AppTarget, Assignment, ImageTarget
@@ -35,6 +36,7 @@ from reconciler.protocol.manifest import Manifest
 from reconciler.protocol.report import Report
 from reconciler.protocol.signature import Verifier
 from reconciler.protocol.sums import format_sums
+from tests.agent.bench import BenchHardware
 from tests.support.gpg import Home
 from tests.support.system import need
 
@@ -274,9 +276,14 @@ def send(request: BaseHTTPRequestHandler, status: int, body: bytes, headers: Map
 
 
 class Site:
-    """A device below a folder, with `factory` installed as v1 in slot a."""
+    """A device below a folder, with `factory` installed as v1 in slot b: `kind` is `directory`, or `partitions`, which are
+    files, with a firmware that is played (`bench`)."""
 
-    def __init__(self, root: Path, office: Office, factory: Artifact | None, cache: Path) -> None:
+    hardware: DirectoryHardware | BenchHardware
+
+    def __init__(
+        self, root: Path, office: Office, factory: Artifact | None, cache: Path, kind: str = "directory"
+    ) -> None:
         self.root, self.office, self.disk = root, office, Disk()
         root.mkdir(parents=True, exist_ok=True)
         (root / "keys").mkdir(exist_ok=True)
@@ -284,19 +291,19 @@ class Site:
         for kind, fingerprint in (("assignment", keys.assignment), ("release", keys.release)):
             (root / "keys" / f"{kind}.gpg").write_bytes(keys.ring(fingerprint))
             (root / "keys" / f"{kind}.fpr").write_text(fingerprint + "\n")
-        self.hardware = DirectoryHardware(
-            root, site=SITE, slot_bytes=1024 * 1024, cache=cache, healthcheck_always=False, disk=self.disk
-        )
-        if factory is not None:
-            (root / "factory.img").write_bytes(factory.image)
-            install(self.hardware, root / "factory.img", factory.release)
-            (root / "factory.img").unlink()
+        if kind == "partitions":
+            assert factory is not None, "a device with partitions boots from an image"
+            self.hardware = _partitions(root, factory, cache, self.disk)
+        else:
+            self.hardware = _directory(root, factory, cache, self.disk)
         self.transport = HttpTransport(Server(office.url, TOKEN, timeout_s=5))
         self.device = self.new_device()
 
     def new_device(self, timing: Timing = QUICK) -> Device:
         verifier = self.office.keys.verifier
-        return Device(Identity(DEVICE, SITE), self.hardware, self.transport, timing=timing, verify=verifier)
+        # The bench has what a Device needs beside the port: a disk, and a boot that is played.
+        hardware = cast("DirectoryHardware", self.hardware)
+        return Device(Identity(DEVICE, SITE), hardware, self.transport, timing=timing, verify=verifier)
 
     @property
     def now(self) -> datetime:
@@ -334,6 +341,23 @@ class Site:
         """The digest of what really lies in a slot."""
         data = (self.root / f"slot-{slot}.img").read_bytes()[:size]
         return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _directory(root: Path, factory: Artifact | None, cache: Path, disk: Disk) -> DirectoryHardware:
+    made = DirectoryHardware(root, site=SITE, slot_bytes=1024 * 1024, cache=cache, healthcheck_always=False, disk=disk)
+    if factory is not None:
+        (root / "factory.img").write_bytes(factory.image)
+        install(made, root / "factory.img", factory.release)
+        (root / "factory.img").unlink()
+    return made
+
+
+def _partitions(root: Path, factory: Artifact, cache: Path, disk: Disk) -> BenchHardware:
+    made = BenchHardware(root, default="b", image=factory.image, cache=cache, disk=disk)
+    # In its first life it finds out what it runs; these tests are about the lives after it.
+    list(made.recognise() or ())
+    made.set_version(ImageVersion(factory.release))
+    return made
 
 
 @contextmanager
