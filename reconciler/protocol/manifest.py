@@ -22,6 +22,8 @@ NAME = "manifest.json"
 SUMS = "SHA256SUMS"
 SUMS_SIGNATURE = "SHA256SUMS.gpg"
 
+MAX_PARTS = 4096
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -64,6 +66,21 @@ class Manifest:
         beside = (self.extra.get(key) for key in ("chunks", "sbom"))
         names = (entry.get("file") for entry in beside if isinstance(entry, Mapping))
         return frozenset((NAME, self.file, *(name for name in names if isinstance(name, str))))
+
+    @property
+    def parts(self) -> tuple[int, tuple[str, ...]] | None:
+        """Bytes of a part of the packed file, the last may be short, and the sha256 of each part (64 hex digits): with these a
+        device hashes the file on several processors. None: `extra` has no `parts`, or not such that they are all of the
+        file; then it is hashed as a whole."""
+        value = self.extra.get("parts")
+        size, hashes = (value.get("size"), value.get("sha256")) if isinstance(value, Mapping) else (None, None)
+        if type(size) is not int or size < 1 or not isinstance(hashes, (list, tuple)):
+            return None
+        if len(hashes) != -(-self.size // size) or len(hashes) > MAX_PARTS:
+            return None
+        if not all(isinstance(item, str) and _SHA256.fullmatch(item) for item in hashes):
+            return None
+        return size, tuple(hashes)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:

@@ -324,6 +324,72 @@ def test_a_packed_file_that_changes_after_it_was_proven_is_refused(
     refuses(hardware, proven, packed, "artifact-digest")
 
 
+def in_parts(proven: Proven, packed: Path, length: int) -> Proven:
+    """With a manifest that names the packed file's parts."""
+    data = packed.read_bytes()
+    hashes = [hashlib.sha256(data[at : at + length]).hexdigest() for at in range(0, len(data), length)]
+    return replace(proven, manifest=replace(proven.manifest, extra={"parts": {"size": length, "sha256": hashes}}))
+
+
+@pytest.mark.parametrize("length", [1000 * 1000, MIB, 64 * MIB])
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_a_packed_file_is_proven_by_its_parts(
+    hardware: DirectoryHardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, length: int
+) -> None:
+    proven, packed = artifact(tmp_path, LARGE, compression)
+    monkeypatch.setattr(writer, "_pieces", None if compression == "zstd" else writer._pieces)
+    run(hardware, in_parts(proven, packed, length), packed)
+    assert held(hardware) == LARGE
+
+
+@pytest.mark.parametrize("damage", ["first", "middle", "last", "longer", "shorter", "swapped", "empty"])
+def test_a_part_gone_bad_costs_no_slot(hardware: DirectoryHardware, tmp_path: Path, damage: str) -> None:
+    proven, packed = artifact(tmp_path, LARGE)
+    proven, data = in_parts(proven, packed, MIB), packed.read_bytes()
+    at = {"first": 0, "middle": MIB + 17, "last": len(data) - 1}.get(damage, -1)
+    bad = {
+        "longer": data + b"\0",
+        "shorter": data[:-1],
+        "swapped": data[MIB : 2 * MIB] + data[:MIB] + data[2 * MIB :],
+        "empty": b"",
+    }.get(damage) or (data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if at >= 0 else b"")
+    packed.write_bytes(bad)
+    before, threads = held(hardware), threading.active_count()
+    with pytest.raises(Refused) as found:
+        run(hardware, proven, packed)
+    assert found.value.code == "artifact-digest"
+    assert held(hardware) == before
+    assert hardware.slots()["b"].release == "v0"
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"size": 0, "sha256": []},
+        {"size": -1, "sha256": []},
+        {"size": True, "sha256": ["0" * 64]},
+        {"size": MIB, "sha256": ["0" * 64]},
+        {"size": 64 * MIB, "sha256": ["0" * 63]},
+        {"size": 64 * MIB, "sha256": "0"},
+        {"size": 64 * MIB, "sha256": ["0" * 64, "0" * 64]},
+        {"size": 64 * MIB},
+        [],
+        "many",
+        None,
+    ],
+)  # fmt: skip
+def test_parts_that_are_none_leave_the_one_digest(hardware: DirectoryHardware, tmp_path: Path, parts: object) -> None:
+    proven, packed = artifact(tmp_path, LARGE)
+    assert len(packed.read_bytes()) > 2 * MIB
+    told = replace(proven, manifest=replace(proven.manifest, extra={"parts": parts}))
+    assert told.manifest.parts is None
+    run(hardware, told, packed)
+    packed.write_bytes(packed.read_bytes()[:-1] + b"?")
+    with pytest.raises(Refused):
+        run(hardware, told, packed)
+
+
 def test_another_file_under_its_name_is_not_looked_at(hardware: DirectoryHardware, tmp_path: Path) -> None:
     proven, packed = artifact(tmp_path, LARGE)
 

@@ -130,6 +130,7 @@ def test_the_manifest_says_all_that_a_device_and_a_person_ask(tmp_path: Path) ->
         "packages": {"chrony": "4.3-2"},
         "serial": 20251115,
         "sha256": hashlib.sha256(raw).hexdigest(),
+        "parts": {"size": 16 << 20, "sha256": [hashlib.sha256(raw).hexdigest()]},
         "minSlotSize": len(raw),
         "chunks": {
             "file": f"{NAME}.chunks",
@@ -140,6 +141,20 @@ def test_the_manifest_says_all_that_a_device_and_a_person_ask(tmp_path: Path) ->
     }
     read = chunks.ChunkIndex.from_bytes(index)
     assert (read.digest, read.image_size, read.mapped_bytes) == (manifest.digest, len(raw), 4196)
+
+
+@pytest.mark.parametrize("size", [1, (16 << 20) - 1, 16 << 20, (16 << 20) + 1, 35 << 20])
+def test_the_parts_are_all_of_the_file(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    (tmp_path / "packed").write_bytes(data)
+    for most in (4096, 1):
+        monkeypatch.setattr(pack, "MAX_PARTS", most)
+        parts = pack.hashed_parts(tmp_path / "packed")
+        part = parts["size"]
+        hashes = [hashlib.sha256(data[at : at + part]).hexdigest() for at in range(0, size, part)]
+        assert parts["sha256"] == hashes
+        assert len(hashes) <= most
+        assert Manifest("v1", "f", size, "zstd", size, "d", {"parts": parts}).parts == (part, tuple(hashes))
 
 
 def test_the_sums_list_what_the_manifest_names_and_every_byte_agrees(tmp_path: Path) -> None:
