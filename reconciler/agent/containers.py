@@ -69,7 +69,10 @@ class Containers:
         """`runtime` and `systemctl` are commands; `private` holds a registry token while a pull lasts, and should be memory."""
         self._folder, self._disk, self._systemctl = folder, disk, tuple(systemctl)
         self._limits = limits or Limits()
-        self._runtime = Runtime(runtime, private=private, answer_s=self._limits.answer_s, pull_s=self._limits.pull_s)
+        answer_s, pull_s = self._limits.answer_s, self._limits.pull_s
+        self._runtime = Runtime(
+            runtime, private=private, own=folder.parent / "docker", answer_s=answer_s, pull_s=pull_s
+        )
         self._seen: tuple[float, Mapping[str, Container]] | None = None
         # Tags are for people: the assignment's, where it was heard of in this life.
         self._targets: dict[tuple[str, str], AppTarget] = {}

@@ -47,7 +47,7 @@ _REFUSALS: tuple[tuple[str, re.Pattern[str]], ...] = (
         "app-digest",
         re.compile(
             r"manifest verification failed|does not match provided manifest digest|layer verification failed"
-            r"|digest did not match|manifest digest .* does not match",
+            r"|digest did not match|digest .* does not match expected",
             re.IGNORECASE,
         ),
     ),
@@ -59,6 +59,13 @@ _REFUSALS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("app-malformed", re.compile(r"unsupported manifest|invalid manifest|unknown layer|invalid tar", re.IGNORECASE)),
 )
+_SENTENCES = {
+    "no-room": "there is no room for it",
+    "app-platform": "it has no part for this machine",
+    "app-digest": "the registry sent something else",
+    "registry-denied": "the registry does not give it to this device",
+    "app-malformed": "it is no image that can be used",
+}
 _NOT_FOUND = re.compile(r"manifest unknown|name unknown|not found", re.IGNORECASE)
 _FOREIGN_CA = re.compile(r"x509|certificate", re.IGNORECASE)
 
@@ -92,10 +99,11 @@ class Runtime:
     HardwareError: the runtime cannot be run, does not answer within `answer_s`, or is not there.
     """
 
-    def __init__(self, command: Sequence[str], *, private: Path, answer_s: float, pull_s: float) -> None:
+    def __init__(self, command: Sequence[str], *, private: Path, own: Path, answer_s: float, pull_s: float) -> None:
         """`command` is the program, by name or path, with options of its own before every other. Tokens lie below `private`
-        for as long as a pull lasts."""
-        self._command, self._private, self._answer_s, self._pull_s = tuple(command), private, answer_s, pull_s
+        for as long as a pull lasts; `own` holds the device's own `config.json`, if it has access to the registry by itself."""
+        self._command, self._private, self._own = tuple(command), private, own
+        self._answer_s, self._pull_s = answer_s, pull_s
         self.name = os.path.basename(command[0])
 
     def containers(self) -> Generator[float, None, dict[str, Container]]:
@@ -143,7 +151,7 @@ class Runtime:
         with self._credentials(host, token) as environment:
             ended = yield from play([*self._command, "pull", "--quiet", *told, name], self._pull_s, environment)
         if ended.status != 0:
-            raise self._why_not(ended, name, token)
+            raise self._why_not(ended, f"{host}/{repository}", token)
         found = yield from self.images(name)
         if not found or found[0].by_digest(digest) is None:
             raise Refused("app-digest", f"{self.name} holds something else than {digest} after it was pulled")
@@ -171,7 +179,7 @@ class Runtime:
         for left in self._private.glob("auth-*"):
             shutil.rmtree(left, ignore_errors=True)
         if token is None:
-            yield {}
+            yield _reading(self._own) if (self._own / "config.json").is_file() else {}
             return
         user, colon, password = token.partition(":")
         pair = token if colon and user and password else f"{REGISTRY_USER}:{token}"
@@ -185,25 +193,31 @@ class Runtime:
             descriptor = os.open(folder / "config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 json.dump(entry, file)
-            yield {"DOCKER_CONFIG": str(folder), "REGISTRY_AUTH_FILE": str(folder / "config.json")}
+            yield _reading(folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _why_not(self, ended: Ended, name: str, token: str | None) -> Exception:
+    def _why_not(self, ended: Ended, place: str, token: str | None) -> Exception:
         """What a failed pull means. Neither the token nor a presigned address gets into the sentence."""
         words = _QUERY.sub("?…", ended.last_words())
         for secret in (token, token.partition(":")[2] if token else None):
             words = words.replace(secret, "…") if secret else words
-        reason = f"{name} cannot be pulled: {clip(words, 300)}"
         for code, pattern in _REFUSALS:
             if pattern.search(words):
-                return Refused(code, reason)
+                machine = f" ({_here()})" if code == "app-platform" else ""
+                return Refused(code, f"{place}: {_SENTENCES[code]}{machine}: {clip(words, 300)}")
+        reason = f"{place}: it cannot be pulled: {clip(words, 300)}"
         if _AWAY.search(words):
             return HardwareError(f"{self.name} does not answer: {clip(words, 300)}")
         if _FOREIGN_CA.search(words):
-            host = name.partition("/")[0]
+            host = place.partition("/")[0]
             return TransportError(f"{reason}; an authority of one's own belongs into /etc/docker/certs.d/{host}/ca.crt")
         return NotFound(reason, status=404) if _NOT_FOUND.search(words) else TransportError(reason)
+
+
+def _reading(folder: Path) -> Mapping[str, str]:
+    """What makes Docker, and podman, read their access to registries from a folder."""
+    return {"DOCKER_CONFIG": str(folder), "REGISTRY_AUTH_FILE": str(folder / "config.json")}
 
 
 def _here() -> str:

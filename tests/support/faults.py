@@ -98,7 +98,9 @@ class FaultProxy:
                 if fault is not None and fault.do == "answer":
                     self._answer(fault.status, fault.headers, fault.body)
                     return
-                status, headers, content = proxy._forward(self.command, self.path, dict(self.headers), body)
+                # A header that comes more than once, `Accept` for one, means all of its values.
+                asked = {name: ", ".join(self.headers.get_all(name, [])) for name in self.headers}
+                status, headers, content = proxy._forward(self.command, self.path, asked, body)
                 if fault is not None and fault.do == "lost":
                     self.close_connection = True
                     return
