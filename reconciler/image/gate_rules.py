@@ -71,7 +71,8 @@ FORMS: tuple[Rule, ...] = (
     ),
     Rule(
         "unread",
-        "packed data that could not be looked into whole: more than 1 GiB unpacked, or packed more than three times over",
+        "packed data that could not be looked into whole: more than 1 GiB unpacked, packed more than three times over, more than "
+        "100 000 members, or minutes of work",
         "the gate passes nothing that it did not see",
         "unpack it in setup.sh, or ship it as a package",
     ),

@@ -78,6 +78,13 @@ def _encoded(match: re.Match[bytes], strict: bool) -> bool:
     return False
 
 
+def _wide(match: re.Match[bytes], strict: bool) -> bool:
+    """An armoured private key in UTF-16, of either byte order: every other byte is zero."""
+    clear = match.string[match.start() : match.start() + 2 * _BODY].replace(b"\0", b"")
+    inner = _ARMOUR.match(clear)
+    return inner is not None and _armoured(inner, strict)
+
+
 def _web_key(match: re.Match[bytes], strict: bool) -> bool:
     """The private part of a JSON web key, which says its type in the same object."""
     before = match.string[max(0, match.start() - 4000) : match.start()].rpartition(b"{")[2]
@@ -106,9 +113,17 @@ def _not_placeholder(match: re.Match[bytes]) -> bool:
     return not (
         value[:1] in (b"$", b"%", b"<", b"{", b"[", b"(", b"/", b"*", b"!", b"@", b"`")
         or len(value) < 6
+        or value.startswith((b"-", b"..."))
+        or (value.isupper() and value.replace(b"_", b"").isalpha())  # a usage's PASSWORD
         or value.lower() in (b"disabled", b"enabled", b"optional", b"required", b"default", b"string")
         or value in (b"compat", b"systemd", b"winbind")  # nsswitch.conf
     )
+
+
+def _commented(match: re.Match[bytes]) -> bool:
+    """Whether the line up to the find is a comment, of a shell, a unit or an ini file."""
+    before = match.string[max(0, match.start() - 1000) : match.start("value")].rpartition(b"\n")[2]
+    return before.lstrip()[:1] in (b"#", b";")
 
 
 def _real_login(match: re.Match[bytes], strict: bool) -> bool:
@@ -131,6 +146,7 @@ def _form(
 _ARMOUR = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 # "-----BEGIN " in base64, at each of the three places that a byte may have in it.
 _B64 = "LS0tLS1CRUdJTi|0tLS0tQkVHSU4|tLS0tLUJFR0lOI"
+_WIDE = b"-\0-\0-\0-\0-\0B\0E\0G\0I\0N\0 \0"
 _KEY32 = r"[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=(?![A-Za-z0-9+/=])"
 _IS = r"[\"']?\s*[=:]\s*[\"']?"
 _CRYPT = (
@@ -146,6 +162,7 @@ _CRYPT = (
 FORMS: tuple[Form, ...] = (
     Form("private-key", "a private key", (b"-----BEGIN ",), _ARMOUR, _armoured),
     _form("private-key", "a private key in base64", _B64, rf"(?:{_B64})[A-Za-z0-9+/=\s\\]{{64,{_BODY}}}", _encoded),
+    Form("private-key", "a private key in UTF-16", (_WIDE,), re.compile(re.escape(_WIDE)), _wide),
     _form("private-key", "a PuTTY private key", "PuTTY-User-Key-File-",
           r"PuTTY-User-Key-File-\d:[^\0]{0,4096}?Private-Lines: *\d+\s+[A-Za-z0-9+/]{16}"),
     _form("private-key", "an age secret key", "AGE-SECRET-KEY-", r"AGE-SECRET-KEY-(?:PQ-)?1[A-Z0-9]{40}"),
@@ -200,6 +217,10 @@ _SETTING = (
         + rb"[\"']?[ \t]*[=:][ \t]*(?P<value>\S+)"
     ),
     re.compile(rb'[{,]\s*"[\w.-]*' + _NAME + rb'"\s*:\s*"(?P<value>[^"\n]+)"'),
+    # An argument of a command: `--password X`, `--db-token=X`. `--password-file X` and `--password-stdin` are none.
+    re.compile(rb"[\s\"']--(?:[A-Za-z0-9]+-)*" + _NAME + rb"(?:=|[ \t]+)[\"']?(?P<value>[^\s\"'&;|]+)"),
+    # The same without dashes, in the middle of a line: `host=db password=X`.
+    re.compile(rb"[^\n][\s\"',;?&](?:[A-Za-z0-9]+_)*" + _NAME + rb"=[\"']?(?P<value>[^\s\"'&;|]+)"),
 )
 SETTINGS = re.compile(
     rb"etc/.*|opt/aws/.*|usr/local/etc/.*|usr/(?:local/)?lib/(?:systemd|edge)/.*|var/spool/cron/.*|"
@@ -237,7 +258,10 @@ class Scanner:
         key = ("password", "a password or token in a setting")
         if self.settings and key not in self.found:
             found = [
-                match.start("value") for form in _SETTING for match in form.finditer(text) if _not_placeholder(match)
+                match.start("value")
+                for form in _SETTING
+                for match in form.finditer(text)
+                if _not_placeholder(match) and not _commented(match)
             ]
             if found:
                 self.found[key] = start + min(found)

@@ -199,13 +199,14 @@ TRACES: tuple[Rule, ...] = (
     ),
     Rule(
         "leftover",
-        "temporary files, swap, what an editor left, and files that a repair of the file system found",
+        "temporary files, swap, what an editor or a clone left (.git), and files that a repair of the file system found",
         "they are the builder's, and nobody knows what is in them",
-        "empty /tmp, /var/tmp and lost+found in sysprep.sh",
+        "empty /tmp, /var/tmp and lost+found in sysprep.sh; leave out a clone's .git, which holds all that was ever in it",
         (
             Look(("tmp/**", "var/tmp/**"), exists("a temporary file"), whatever=True),
             Look(("lost+found/**",), anything("something without a name"), whatever=True),
             Look(("**/.nfs*",), holds("a deleted file")),
+            Look(("**/.git/HEAD", "**/.git", "**/.hg/requires", "**/.svn/wc.db"), holds("a clone with its history")),
             Look(("**/.*.sw[op]",), holds("what an editor left")),
         ),
     ),

@@ -108,6 +108,29 @@ def cpio(data: bytes = b"") -> bytes:
     return out + b"\0" * (-len(out) % 512)
 
 
+def ar(members: dict[str, bytes]) -> bytes:
+    """An ar archive."""
+    out = b"!<arch>\n"
+    for name, data in members.items():
+        out += (
+            f"{name + '/':<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode()
+            + data
+            + b"\n" * (len(data) % 2)
+        )
+    return out
+
+
+def deb(data: bytes) -> bytes:
+    """A Debian package with this as its data."""
+    return ar(
+        {
+            "debian-binary": b"2.0\n",
+            "control.tar.xz": lzma.compress(tarred("control", b"Package: x\n")),
+            "data.tar.xz": data,
+        }
+    )
+
+
 # What is planted → the rules that name it. Each image holds nothing else.
 PLANTS: dict[str, tuple[str, dict[str | bytes, Planted]]] = {
     "an SSH host key": ("ssh-host-key private-key", {"etc/ssh/ssh_host_ed25519_key": File(OPENSSH_KEY.encode(), 0o600)}),
@@ -246,6 +269,21 @@ PLANTS: dict[str, tuple[str, dict[str | bytes, Planted]]] = {
     "a file that anybody may write": ("world-writable", {"etc/cron.d/x": File(b"# x\n", 0o666)}),
     "a folder that anybody may write": ("world-writable", {"srv/drop": Folder(0o777)}),
     "a readable password file": ("world-writable", {"etc/shadow": File(b"root:*:1::::::\n", 0o644)}),
+    "a clone": ("leftover", {"opt/app/.git/HEAD": "ref: refs/heads/main\n", "opt/app/.git/objects/ab/cd": b"x"}),
+    "a work tree of a clone": ("leftover", {"srv/app/.git": "gitdir: /home/me/app/.git/worktrees/app\n"}),
+    "a password as an argument in a unit": ("password",
+        {"etc/systemd/system/a.service": "[Service]\nExecStart=/usr/bin/app --user x --password hunter22x\n"}),
+    "a token as an argument in a crontab": ("password",
+        {"etc/cron.d/push": "5 * * * * root push --api-token=hunter22x >/dev/null\n"}),
+    "a password in a crontab's address": ("password",
+        {"var/spool/cron/crontabs/root": "5 * * * * psql 'host=db password=hunter22x'\n"}),
+    "a password in a script of /etc": ("password", {"etc/cron.daily/dump": '#!/bin/sh\nmysqldump --password="hunter22x" app\n'}),
+    "a private key in lzma": ("private-key", {"opt/x.lzma": lzma.compress(OPENSSH_KEY.encode(), lzma.FORMAT_ALONE)}),
+    "a private key in a package that is no .deb by name": ("private-key",
+        {"opt/kept": deb(lzma.compress(tarred("etc/k.pem", RSA_KEY.encode())))}),
+    "a private key in an ar archive": ("private-key", {"opt/x.a": ar({"k.pem": RSA_KEY.encode()})}),
+    "a private key in UTF-16": ("private-key", {"srv/k.pem": RSA_KEY.encode("utf-16")}),
+    "a private key in UTF-16 of the other order": ("private-key", {"srv/k.pem": b"x" + RSA_KEY.encode("utf-16-be")}),
     "lz4": ("unread", {"opt/x.lz4": b"\x04\x22\x4d\x18abcdef"}),
     "lz4 in gzip": ("unread", {"boot/initrd.img": gzip.compress(b"\x04\x22\x4d\x18abcdef")}),
     "a name with a line end": ("ssh-user", {b"home/ed\nge/.ssh/id_x": "key\n"}),
@@ -312,6 +350,22 @@ NEAR_MISSES: dict[str, dict[str | bytes, Planted]] = {
     "a link out of the image": {"etc/ssh/ssh_host_rsa_key": Link("/data/ssh/ssh_host_rsa_key"), "var/log": Link("/data/log")},
     "links in a ring": {"srv/a": Link("b"), "srv/b": Link("a"), "srv/here": Link("."), "srv/up": Link("../..")},
     "a link to the root": {"srv/root": Link("/")},
+    "a clone's settings and an empty folder": {"opt/app/.gitignore": "*.o\n", "opt/app/.git": Folder(), "srv/a.git/HEAD": "x"},
+    "arguments without a secret": {
+        "etc/systemd/system/a.service": "[Service]\nExecStart=a --password-file /run/p --token ${TOKEN} --password-stdin\n"
+        "ExecStart=b --secret=%d/secret --password --verbose\n# ExecStart=c --password hunter22x\n",
+        "etc/cron.d/a": "# x --password=hunter22x\n5 * * * * root a --token \"$(cat /run/token)\" --passphrase-fd 3\n",
+        "etc/init.d/a": "echo 'usage: a --password PASSWORD --token <token> --api-key=...'\n",
+        "usr/local/bin/a": "#!/bin/sh\nparse --password argument\n",
+    },
+    "packages and archives without a secret": {
+        "opt/x.a": ar({"a.o": b"\x7fELF"}), "opt/y": deb(b"x"), "opt/z.a": b"!<arch>\ndamaged",
+        "opt/l": b"\x5d\0\0\x80\0" + b"\xff" * 9,
+        "opt/n.a": b"!<arch>\n" + b"x/".ljust(48) + b"-60       `\n",
+    },
+    "a public key in UTF-16": {
+        "srv/k": RSA_KEY.replace("PRIVATE", "PUBLIC").encode("utf-16"), "srv/w": "-----BEGIN ".encode("utf-16"),
+    },
     "packed text": {"opt/x.gz": gzip.compress(b"nothing\n"), "opt/y.zip": zipped("a", "b"), "opt/z.gz": b"\x1f\x8b\x08 damaged"},
     "a script with a zip's mark": {"usr/local/bin/z": b"#!/bin/sh\necho x\n"},
     "journald's settings": {"etc/systemd/journald.conf.d/x.conf": "[Journal]\nStorage=volatile\n"},
