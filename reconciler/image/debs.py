@@ -35,13 +35,13 @@ _UNTRUSTED = re.compile(
     r"NO_PUBKEY|(?:EXP|REV)KEYSIG|EXPSIG|BADSIG|is not valid yet|expired|[Cc]ertificate verification failed"
 )
 _ABSENT = re.compile(
-    r"\b40[0-9] |does not have a Release file|is not signed|Malformed (?:line|entry|stanza)|Unable to find expected entry|File not found"
+    r"\b40[0-79] |does not have a Release file|is not signed|Malformed (?:line|entry|stanza)|Unable to find expected entry|File not found"
     r"|The method driver \S+ could not be found"
 )
 # What comes and goes with a mirror or its line. apt may add that nothing is signed, where it had no file to read.
 _PASSING = re.compile(
     r"Could not (?:resolve|connect)|Temporary failure|Connection (?:failed|refused|reset|timed out)|Cannot initiate"
-    r"|Network is unreachable|\b(?:429|50[0-9]) |Hash Sum mismatch|unexpected size|No space left"
+    r"|Network is unreachable|\b(?:408|429|50[0-9]) |Hash Sum mismatch|unexpected size|No space left"
 )
 
 
