@@ -35,8 +35,8 @@ _UNTRUSTED = re.compile(
     r"NO_PUBKEY|(?:EXP|REV)KEYSIG|EXPSIG|BADSIG|is not valid yet|expired|[Cc]ertificate verification failed"
 )
 _ABSENT = re.compile(
-    r"\b40[0-79] |does not have a Release file|is not signed|Malformed (?:line|entry|stanza)|Unable to find expected entry|File not found"
-    r"|The method driver \S+ could not be found"
+    r"\b40[0-79] |does not have a Release file|is not signed|Malformed (?:line|entry|stanza)|Unable to find expected entry"
+    r"|File not found|The method driver \S+ could not be found"
 )
 # What comes and goes with a mirror or its line. apt may add that nothing is signed, where it had no file to read.
 _PASSING = re.compile(
