@@ -20,16 +20,24 @@ from reconciler.image.disk import MIB, Disk, make_disk, plan_layout
 from reconciler.image.disk_boot import GRUB, SHIM
 from reconciler.image.disk_data import read_seed
 from reconciler.image.disk_slot import check_signature, open_source
+from reconciler.image.enrolment import settings_text
+from reconciler.model.desired import FleetSpec, SiteSpec
 from reconciler.ports import TerminalError, TransientError
 from reconciler.protocol import grubenv
 from reconciler.protocol.manifest import NAME, SUMS, SUMS_SIGNATURE, Manifest
 from reconciler.protocol.sums import format_sums
+from reconciler.repo.render import render_site, resolve
 from tests.support.gpg import Home, make_home
 from tests.support.system import need
 
 pytestmark = pytest.mark.system
 SIZES = {"slot_size": 32 * MIB, "data_size": 64 * MIB}
 SEED = {"user-data": b"#cloud-config\nkey: secret\n", "meta-data": b"instance-id: x\n"}
+PAPERS = {"agent.json": b"{}\n", "token": b"edge_token\n"}
+FLEET = FleetSpec(registry="registry.example")
+VPN = {"type": "wireguard", "secretRef": "edge/SITE-1/vpn"}
+SPEC = SiteSpec.model_validate({"timezone": "Europe/Berlin", "devices": ["SITE-1-1", "SITE-1-2"], "vpn": VPN})
+MASKED = render_site("SITE-1", SPEC, FLEET)
 BOOT = {"/boot/vmlinuz-6": b"kernel", "/boot/initrd.img-6": b"initrd", SHIM: b"MZ shim"}
 LINKS = {"/boot/vmlinuz": "vmlinuz-6", "/boot/initrd.img": "initrd.img-6"}
 GRUB_BYTES = {GRUB: b"MZ grub \0/EFI/debian\0"}
@@ -59,7 +67,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Disk:
-    return make_disk(open_source(image), tmp_path_factory.mktemp("disk") / "disk.img", seed=SEED, **SIZES)
+    out = tmp_path_factory.mktemp("disk") / "disk.img"
+    return make_disk(open_source(image), out, seed=SEED, enrolment=PAPERS, **SIZES)
 
 
 def sha256(path: Path) -> str:
@@ -124,18 +133,36 @@ def test_the_boot_loader_comes_out_of_the_image(made: Disk) -> None:
     assert esp(made, "EFI/edge/grubenv.bak") == grubenv.encode({"edge_default": "a"})
 
 
-def test_the_seed_lies_where_the_image_looks_and_is_read_by_root_alone(made: Disk) -> None:
-    assert "User:     0   Group:     0" in (folder := data_file(made, "/cidata")) and "Mode:  0700" in folder
-    for name, content in SEED.items():
-        said = data_file(made, f"/cidata/{name}")
+@pytest.mark.parametrize(("where", "files"), [("/cidata", SEED), ("/edge", PAPERS)])
+def test_what_is_the_devices_lies_where_the_image_looks_and_is_read_by_root_alone(
+    where: str, files: Mapping[str, bytes], made: Disk
+) -> None:
+    assert "User:     0   Group:     0" in (folder := data_file(made, where)) and "Mode:  0700" in folder
+    for name, content in files.items():
+        said = data_file(made, f"{where}/{name}")
         assert "Mode:  0600" in said and "User:     0   Group:     0" in said and f"Size: {len(content)}" in said
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
+
+
+def test_a_disk_of_nobody_has_neither_and_may_be_read_by_all(image: Path, tmp_path: Path) -> None:
+    plain = make_disk(open_source(image), tmp_path / "plain.img", **SIZES)
+    said = subprocess.run(
+        [need("debugfs", "e2fsprogs"), "-R", "ls -p /", f"{plain.path}?offset={plain.layout.data.start}"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "lost+found" in said and "cidata" not in said and "/edge/" not in said
+    assert stat.S_IMODE(plain.path.stat().st_mode) & 0o044
+    enrolled = make_disk(open_source(image), tmp_path / "enrolled.img", enrolment=PAPERS, **SIZES)
+    assert stat.S_IMODE(enrolled.path.stat().st_mode) == 0o600
+    assert enrolled.digest != plain.digest
 
 
 def test_the_same_inputs_give_the_same_disk_elsewhere_and_later(made: Disk, image: Path, tmp_path: Path) -> None:
     copy = tmp_path / "another name.img"
     shutil.copyfile(image, copy)
-    again = make_disk(open_source(copy), tmp_path / "d?offset=1.img", seed=dict(reversed(SEED.items())), **SIZES)
+    again = make_disk(
+        open_source(copy), tmp_path / "d?offset=1.img", seed=dict(reversed(SEED.items())), enrolment=PAPERS, **SIZES
+    )
     assert again.digest == made.digest == sha256(again.path)
     other = make_disk(open_source(copy), tmp_path / "other.img", seed={**SEED, "digest": b"d"}, **SIZES)
     with other.path.open("rb") as one, made.path.open("rb") as two:
@@ -143,19 +170,19 @@ def test_the_same_inputs_give_the_same_disk_elsewhere_and_later(made: Disk, imag
 
 
 def test_a_packed_disk_unpacks_to_the_same_bytes(made: Disk, image: Path, tmp_path: Path) -> None:
-    packed = make_disk(open_source(image), tmp_path / "disk.img.zst", seed=SEED, **SIZES)
+    packed = make_disk(open_source(image), tmp_path / "disk.img.zst", seed=SEED, enrolment=PAPERS, **SIZES)
     raw = tmp_path / "raw"
     subprocess.run(["zstd", "-q", "-d", "-o", str(raw), str(packed.path)], check=True)
     assert packed.digest == made.digest == sha256(raw)
     assert packed.file_digest == hashlib.sha256(packed.path.read_bytes()).hexdigest()
     assert packed.file_size == packed.path.stat().st_size < 2 * MIB
-    twice = make_disk(open_source(image), tmp_path / "twice.img.zst", seed=SEED, **SIZES)
+    twice = make_disk(open_source(image), tmp_path / "twice.img.zst", seed=SEED, enrolment=PAPERS, **SIZES)
     assert twice.file_digest == packed.file_digest
 
 
 def test_an_artifact_is_checked_against_its_papers(made: Disk, image: Path, tmp_path: Path) -> None:
     folder = artifact(image, tmp_path / "whole")
-    disk = make_disk(open_source(folder), tmp_path / "disk.img", seed=SEED, **SIZES)
+    disk = make_disk(open_source(folder), tmp_path / "disk.img", seed=SEED, enrolment=PAPERS, **SIZES)
     assert disk.digest == made.digest
     packed = next(folder.glob("*.zst"))
     packed.write_bytes(packed.read_bytes()[:-1] + b"x")
@@ -298,6 +325,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(image: Path, tmp_path: Path, mon
         ({"user-data": "#cloud-config\n", "meta-data": "local-hostname: x\n"}, "has no instance-id"),
         ({"user-data": "hello", "meta-data": "instance-id: x\n"}, "does not begin with #cloud-config"),
         ({"user-data": "#cloud-config\n", "meta-data": "instance-id: x\n", "user-data~": ""}, "'user-data~'"),
+        ({**MASKED.files()}, "names a secret where its value should stand.*--secrets or --config"),
     ],
 )
 def test_a_seed_that_cloud_init_would_not_take_is_refused(tmp_path: Path, files: dict[str, str], said: str) -> None:
@@ -332,11 +360,31 @@ def test_the_command_says_what_it_made(made: Disk, image: Path, tmp_path: Path) 
     result = invoke(*arguments, "--output", "json")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
-    assert said["sha256"] == made.digest and said["size"] == out.stat().st_size
+    assert said["sha256"] == sha256(out) != made.digest and said["size"] == out.stat().st_size
     assert [part["number"] for part in said["partitions"]] == [1, 2, 3, 4]
     assert "only you may read it" in result.stderr and "boot loader" in result.stderr
     text = invoke(*arguments).stdout
-    assert f"sha256 {made.digest}" in text and "edge-data 64 MiB; boots by the debian shim" in text
+    assert f"sha256 {said['sha256']}" in text and "edge-data 64 MiB; boots by the debian shim" in text
+
+
+def test_an_enrolment_goes_onto_the_disk_of_its_own_device_alone(image: Path, tmp_path: Path) -> None:
+    enrol, seed, out = tmp_path / "enrol", tmp_path / "seed", tmp_path / "disk.img"
+    for folder in (enrol, seed):
+        folder.mkdir(mode=0o700)
+    (enrol / "agent.json").write_bytes(settings_text("SITE-1-2", "SITE-1", "https://h.example", authority=False))
+    (enrol / "token").write_text("edge_" + "t" * 43 + "\n")
+    (enrol / "token").chmod(0o600)
+    arguments = (image, "--out", out, "--slot-size", "32MiB", "--data-size", "64MiB", "--seed", seed, "--enrol", enrol)
+    for device in ("SITE-1-1", "SITE-1-2"):
+        for name, data in resolve(render_site("SITE-1", SPEC, FLEET, device), lambda _: "[Interface]\n").items():
+            (seed / name).write_bytes(data)
+        result = invoke(*arguments)
+        if device == "SITE-1-1":
+            assert isinstance(result.exception, TerminalError) and not out.exists()
+            assert "for host site-1-1, and the enrolment for device SITE-1-2" in str(result.exception)
+    assert result.exit_code == 0, result.output
+    assert "and the enrolment of SITE-1-2, its token included: only you may read it" in result.stderr
+    assert "edge_t" not in result.output
 
 
 def test_the_command_refuses_wrong_usage(image: Path, tmp_path: Path) -> None:
