@@ -126,6 +126,7 @@ class Look:
             reason = f"{key} failed under this assignment; a newer one is needed to try again"
             self._notes.refuse_once(key, "attempt-failed", reason, failed)
             return False, None
+        self._notes.withdraw(key, "attempt-failed")
         until = self._notes.waiting(key, now)
         return until is None, until
 

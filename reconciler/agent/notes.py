@@ -75,6 +75,11 @@ class Notes:
         if subject not in self._refusals:
             self.refuse(subject, code, reason, serial)
 
+    def withdraw(self, subject: str, code: str) -> None:
+        """What was refused by this code is no longer; what else is kept on the subject stays."""
+        if subject in self._refusals and self._refusals[subject].code == code:
+            del self._refusals[subject]
+
     def settle(self, subject: str) -> None:
         """It works now, or is no longer wanted."""
         self._refusals.pop(subject, None)
