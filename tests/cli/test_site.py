@@ -12,7 +12,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from reconciler.cli.main import cli
+from reconciler.image.enrolment import settings_text
 from reconciler.ports import TerminalError
+from tests.support.system import need
 
 FLEET = Path(__file__).parents[2] / "fleet"
 
@@ -115,3 +117,67 @@ def test_a_seed_for_a_first_installation_holds_the_secrets_and_is_nobody_elses(t
     secret.unlink()
     gone = render(*arguments, "--output", seed)
     assert isinstance(gone.exception, TerminalError) and "no secret edge/SITE-2847/vpn" in str(gone.exception)
+
+
+def test_a_site_without_a_secret_gets_its_whole_seed_without_one(tmp_path: Path) -> None:
+    seed = tmp_path / "seed"
+    result = render("LAB-0001", "--fleet", FLEET, "--output", seed)
+    assert result.exit_code == 0, result.stderr
+    digest = (seed / "digest").read_text().strip()
+    assert yaml.safe_load((seed / "meta-data").read_text())["instance-id"] == f"LAB-0001-1-{digest[7:23]}"
+    assert {path.stat().st_mode & 0o777 for path in seed.iterdir()} == {0o600}
+
+
+def test_files_to_look_at_are_not_taken_for_a_seed(tmp_path: Path) -> None:
+    seed = tmp_path / "seed"
+    seed.mkdir()
+    (seed / "digest").write_text("sha256:of-an-earlier-one")
+    result = render("SITE-1033", "--fleet", FLEET, "--output", seed)
+    assert result.exit_code == 0 and "to look at, and no seed" in result.stderr
+    assert not (seed / "digest").exists(), "it would vouch for files that are masked"
+
+
+def _vault(folder: Path) -> Path:
+    secret = folder / "secrets" / "edge" / "SITE-1033" / "vpn"
+    secret.parent.mkdir(parents=True, mode=0o700)
+    (folder / "secrets").chmod(0o700)
+    secret.write_text("[Interface]\nPrivateKey = sentinel\n")
+    secret.chmod(0o600)
+    return folder / "secrets"
+
+
+def _enrolment(folder: Path, device: str) -> Path:
+    made = folder / f"enrol-{device}"
+    made.mkdir(mode=0o700)
+    (made / "agent.json").write_bytes(settings_text(device, "SITE-1033", "https://h.example", authority=False))
+    (made / "token").write_text("edge_" + "t" * 43 + "\n")
+    (made / "token").chmod(0o600)
+    return made
+
+
+@pytest.mark.system
+def test_a_seed_medium_carries_the_seed_and_the_devices_enrolment(tmp_path: Path) -> None:
+    xorriso = need("xorriso")
+    iso, vault = tmp_path / "seed.iso", _vault(tmp_path)
+    arguments = ("SITE-1033", "--fleet", FLEET, "--secrets", vault, "--iso", iso)
+    result = render(*arguments, "--enrol", _enrolment(tmp_path, "SITE-1033-1"), "--output", tmp_path / "seed")
+    assert result.exit_code == 0, result.output
+    assert "sentinel" not in result.output and "edge_t" not in result.output
+    assert iso.stat().st_mode & 0o777 == 0o600
+    out = tmp_path / "out"
+    subprocess.run([xorriso, "-osirrox", "on", "-indev", iso, "-extract", "/", out], capture_output=True, check=True)
+    assert {path.name for path in (out / "enrol").iterdir()} == {"agent.json", "token"}
+    for path in (tmp_path / "seed").iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert b"sentinel" in (out / "user-data").read_bytes()
+    foreign = render(*arguments, "--enrol", _enrolment(tmp_path, "SITE-1033-2"))
+    assert isinstance(foreign.exception, TerminalError) and "for host site-1033-1" in str(foreign.exception)
+
+
+def test_a_medium_needs_its_secrets_and_an_enrolment_a_medium(tmp_path: Path) -> None:
+    iso = tmp_path / "seed.iso"
+    result = render("SITE-1033", "--fleet", FLEET, "--iso", iso)
+    assert result.exit_code == 2 and "holds the secret edge/SITE-1033/vpn: say where its value is" in result.stderr
+    result = render("LAB-0001", "--fleet", FLEET, "--enrol", tmp_path)
+    assert result.exit_code == 2 and "--enrol goes onto the medium of --iso" in result.stderr
+    assert not iso.exists()
