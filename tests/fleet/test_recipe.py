@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.image.gate_secrets import SETTINGS, Scanner
 from tests.support.system import need
 
 RECIPE = Path(__file__).parents[2] / "fleet" / "images" / "edge-golden"
@@ -142,6 +143,15 @@ def test_setup_names_the_step_that_failed(tmp_path: Path) -> None:
     done = setup(tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "setup: failed in step: files"
+
+
+def test_no_file_of_the_recipe_looks_like_a_secret_to_the_images_gate() -> None:
+    for path in (RECIPE / "rootfs").rglob("*"):
+        if path.is_file():
+            name = str(path.relative_to(RECIPE / "rootfs")).encode()
+            scanner = Scanner(name.startswith(b"usr/"), SETTINGS.fullmatch(name) is not None)
+            scanner.feed(0, path.read_bytes())
+            assert not scanner.found, f"{path}: {scanner.found}; the build would end at its gate, minutes later"
 
 
 # ---------------------------------------------------------------- healthcheck.sh
