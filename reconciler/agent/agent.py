@@ -79,6 +79,7 @@ class Agent:
         """When the work wants to go on, whatever becomes due of reports; None: with the next report."""
         self._report_every_s = FIRST_REPORT_EVERY_S
         self._failures = 0
+        self._is_stuck = False
         self.exchanges = 0
         """How often it was tried to reach the server, in this life."""
         self.reached = False
@@ -121,8 +122,14 @@ class Agent:
 
     def _step(self, now: datetime) -> datetime:
         # The boot is judged before the first report, so that no report speaks of a state that is not known yet.
-        if not self.wake(now):
-            return self.work_wakes_at or now
+        try:
+            if not self.wake(now):
+                return self.work_wakes_at or now
+        except (HardwareError, OSError) as error:
+            return self._tell_of_fault(error, now)
+        if self._is_stuck:
+            self._is_stuck = False
+            self.notes.settle("device")
         if self._is_due(now):
             self._exchange(now)
             self._pulse()
@@ -133,6 +140,17 @@ class Agent:
             self._exchange_at = now
         due = self._exchange_at or now
         return due if wake is None else min(due, wake)
+
+    def _tell_of_fault(self, error: Exception, now: datetime) -> datetime:
+        """How this life begins cannot be found out, of boot flags that nobody can read for one. Nothing is done until it can,
+        but the device is there, and says why."""
+        self._is_stuck = True
+        self.notes.refuse("device", "device-fault", str(error))
+        if self._is_due(now):
+            self._exchange(now)
+            self._pulse()
+        self.work_wakes_at = now + timedelta(seconds=FAULT_WAIT_S)
+        return min(self.work_wakes_at, self._exchange_at or self.work_wakes_at)
 
     def _is_due(self, now: datetime) -> bool:
         """Whether to report. An instant further ahead than any wait is one of a clock that has been set back since."""
@@ -245,7 +263,10 @@ class Agent:
         slots, booted, version = hardware.slots(), hardware.booted(), hardware.version()
         checks = hardware.healthcheck()
         image = slots[booted].release
-        phase = PHASES[work.state]
+        phase, intent = PHASES[work.state], memory.intent
+        # What could not be judged yet is no update that has succeeded.
+        if work.state is State.BOOTING and intent is not None and intent.slot == booted:
+            phase = "trial"
         return Report(
             device=self.identity.device,
             site=self.identity.site,

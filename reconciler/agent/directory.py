@@ -118,6 +118,10 @@ class DirectoryHardware:
         tries = value.get("tries")
         return BootFlags(str(default), trial, tries if isinstance(tries, int) and trial else 0)
 
+    def passed_over(self) -> bool:
+        """Its boot loader boots the default, whatever it holds."""
+        return False
+
     def arm(self, slot: str) -> None:
         self._write_flags(BootFlags(self.flags().default, slot, 1))
 

@@ -97,6 +97,9 @@ class Hardware(Protocol):
     def flags(self) -> BootFlags:
         """The boot flags as they are now."""
 
+    def passed_over(self) -> bool:
+        """Whether the slot runs only because the boot loader could not load the default one."""
+
     def arm(self, slot: str) -> None:
         """Boot `slot` once, next time; the default stays."""
 

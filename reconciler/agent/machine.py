@@ -43,6 +43,7 @@ class Event(Enum):
     NOT_TRIED = "the intent is open, and the armed slot was never tried"
     FELL_BACK = "the armed slot was tried, and the old one is booted"
     STRAY = "a slot is booted that is neither default nor intended"
+    PASSED_OVER = "the default slot could not be loaded, and one that was good runs instead"
     APP_OPEN = "an app's restart was begun and not finished"
     CONFIG_OPEN = "a configuration was begun and not finished"
 
@@ -104,6 +105,8 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
     # would be taken for never tried, and the failure lost.
     (_S.BOOTING, _E.FELL_BACK): Transition(_S.IDLE, (_F.COUNT_FAILURE, _F.DISARM, _F.SET_VERSION)),
     (_S.BOOTING, _E.STRAY): Transition(_S.RETURNING),
+    # A reboot would end where it began, for ever. It was good before, so nothing is judged.
+    (_S.BOOTING, _E.PASSED_OVER): Transition(_S.BOOTING, (_F.MARK_GOOD,)),
     (_S.BOOTING, _E.APP_OPEN): Transition(_S.RESTARTING, (_F.SET_VERSION,)),
     (_S.BOOTING, _E.CONFIG_OPEN): Transition(_S.CONFIGURING, (_F.SET_VERSION,)),
     (_S.IDLE, _E.NOTHING): Transition(_S.IDLE),
@@ -163,8 +166,8 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
 """What follows from what."""
 
 _AT_BOOT = frozenset(
-    (_E.UNKNOWN, _E.CLEAN, _E.ON_TRIAL, _E.FINISHED, _E.NOT_TRIED, _E.FELL_BACK, _E.STRAY, _E.APP_OPEN, _E.CONFIG_OPEN)
-)
+    (_E.UNKNOWN, _E.CLEAN, _E.ON_TRIAL, _E.FINISHED, _E.NOT_TRIED, _E.FELL_BACK, _E.STRAY, _E.PASSED_OVER)
+) | {_E.APP_OPEN, _E.CONFIG_OPEN}
 _AT_REST = frozenset((_E.NOTHING, _E.FETCH, _E.WRITE, _E.SWITCH, _E.BACK, _E.CONFIGURE, _E.PULL, _E.RESTART))
 _AT_WORK = frozenset((_E.MORE, _E.DONE, _E.FAILED, _E.SPOILED, _E.REFUSED, _E.OBSOLETE, _E.WORSE))
 

@@ -35,6 +35,8 @@ from reconciler.protocol.report import Check, Slot
 
 HEALTHCHECK = "usr/local/bin/healthcheck.sh"
 RELEASE_FILE, VERSION_FILE = "etc/edge-release", "etc/edge-image-version"
+TRIAL = "edge.trial=1"
+"""What GRUB says to the kernel of a slot that it tries."""
 _SUPERBLOCK_AT, _SUPERBLOCK_BYTES = 1024, 1024
 PATH = "/usr/bin:/bin"
 _SMALL = 64 * 1024
@@ -90,6 +92,7 @@ class PartitionedHardware:
         self._records = Records(places.state / "slots.json", self.disk)
         self._restart, self._timeout_s = restart or systemctl_reboot, healthcheck_timeout_s
         self._booted = booted_slot(places.command_line)
+        self._is_tried = TRIAL in _words(places.command_line)
 
     # ------------------------------------------------------------ booting
 
@@ -108,6 +111,10 @@ class PartitionedHardware:
 
     def flags(self) -> BootFlags:
         return self._loader.flags()
+
+    def passed_over(self) -> bool:
+        # The boot loader itself says what it tries; a slot that is neither tried nor default was its last resort.
+        return not self._is_tried and self._loader.flags().default != self._booted
 
     def arm(self, slot: str) -> None:
         self._must_remember()
@@ -296,15 +303,18 @@ class PartitionedHardware:
 
 def booted_slot(command_line: Path) -> str:
     """The slot that the kernel's command line names. HardwareError: none."""
-    words = _read(command_line).decode("utf-8", "replace").split()
     # The initrd takes the last one too.
-    named = [word.partition("=")[2] for word in words if word.startswith("edge.slot=")]
+    named = [word.partition("=")[2] for word in _words(command_line) if word.startswith("edge.slot=")]
     if not named or named[-1] not in ("a", "b"):
         raise HardwareError(
             f"{command_line} names no slot (edge.slot=a or b): this machine was not booted from an install disk;"
             " set 'hardware' to 'directory' and give a 'root', or install it with `reconciler image disk`"
         )
     return named[-1]
+
+
+def _words(command_line: Path) -> list[str]:
+    return _read(command_line).decode("utf-8", "replace").split()
 
 
 def storage(path: Path) -> Mapping[str, str]:

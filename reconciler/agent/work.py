@@ -151,6 +151,12 @@ class Work:
         if not self._looking.is_lost and hardware.recognise() is not None:
             return Event.UNKNOWN, None
         booted, flags = hardware.booted(), hardware.flags()
+        is_last_resort = hardware.passed_over()
+        if is_last_resort and (intent is None or intent.slot != booted):
+            reason = f"slot {flags.default} boots by default and could not be loaded; slot {booted} runs instead"
+            self._notes.refuse("device", "device-fault", reason)
+            if hardware.slots()[booted].good:
+                return Event.PASSED_OVER, None
         if intent is not None and intent.kind == "image":
             self.target = intent.key
             if booted == intent.slot:
@@ -160,8 +166,9 @@ class Work:
                 self._notes.refuse(intent.key, "fell-back", reason, intent.serial)
                 return Event.FELL_BACK, None
             return Event.NOT_TRIED, None
-        # A trial without an intent was judged and found worse; the reboot that should have followed did not.
-        if booted != flags.default:
+        # A trial without an intent was judged and found worse; the reboot that should have followed did not. One that has
+        # followed, and led here again, is not repeated for ever.
+        if booted != flags.default and not is_last_resort:
             return Event.STRAY, None
         if intent is None:
             return Event.CLEAN, None

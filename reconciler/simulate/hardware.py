@@ -230,6 +230,10 @@ class MemoryHardware:
         """Records are never lost."""
         return None
 
+    def passed_over(self) -> bool:
+        """Its boot loader boots the default, whatever it holds."""
+        return False
+
     def boot_id(self) -> str:
         return self._first_boot if self._boots == 0 and self._first_boot else f"{self.name}.{self._boots}"
 

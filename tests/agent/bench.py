@@ -29,7 +29,7 @@ from reconciler.agent.partitions import FileSlots
 from reconciler.agent.seed import Seed
 from reconciler.protocol.canonical import is_digest, is_name
 from reconciler.protocol.report import MAX_CHECKS, Check
-from tests.agent.firmware import choose, default_of, new_esp
+from tests.agent.firmware import armed, choose, default_of, new_esp
 
 
 class LinkedApps:
@@ -104,6 +104,7 @@ class BenchHardware(PartitionedHardware):
 
     def boot(self) -> str:
         """From power on to the agent's start. Returns the slot."""
+        trial = armed(self.root / "esp")
         slot = choose(self.root / "esp", lambda name: slotroot.is_bootable(self.slot_file(name)))
         # A bench without an image runs all the same.
         slot = slot or default_of(self.root / "esp")
@@ -116,7 +117,8 @@ class BenchHardware(PartitionedHardware):
             with suppress(OSError):
                 self._stack(slot, slotroot.unpack(self.slot_file(slot), digest, self._cache))
         (run / "live").symlink_to(f"../layers/{slot}")
-        (run / "cmdline").write_text(f"BOOT_IMAGE=x root=PARTLABEL=root-{slot} ro edge.slot={slot} panic=5\n")
+        tried = " edge.trial=1" if slot == trial else ""
+        (run / "cmdline").write_text(f"BOOT_IMAGE=x root=PARTLABEL=root-{slot} ro edge.slot={slot} panic=5{tried}\n")
         (run / "boot_id").write_text(f"{uuid.uuid4()}\n")
         if not (run / "storage").exists():
             (run / "storage").write_text(f"slot={slot}\ndata=/dev/sda4\n")

@@ -50,13 +50,16 @@ def office(keys: Keys, releases: Releases, tmp_path: Path) -> Iterator[Office]:
 
 # What these say holds for a device with partitions too. Its half takes as long again: slow.
 ON_BOTH = ("test_update", "test_power", "test_refusals", "test_download")
+ON_PARTITIONS = ("test_boot_faults",)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kind" in metafunc.fixturenames:
-        both = metafunc.module.__name__.rpartition(".")[2] in ON_BOTH
-        partitions = pytest.param("partitions", marks=pytest.mark.slow)
-        metafunc.parametrize("kind", ["directory", partitions] if both else ["directory"])
+        module = metafunc.module.__name__.rpartition(".")[2]
+        kinds: list[object] = ["partitions" if module in ON_PARTITIONS else "directory"]
+        if module in ON_BOTH:
+            kinds.append(pytest.param("partitions", marks=pytest.mark.slow))
+        metafunc.parametrize("kind", kinds)
 
 
 @pytest.fixture

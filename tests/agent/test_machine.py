@@ -50,7 +50,13 @@ def test_from_boot_no_walk_marks_a_slot_good_without_a_judgement(events: list[Ev
         transition = follow(state, event)
         for effect in transition.effects:
             if effect is Effect.MARK_GOOD:
-                assert (state, event) in {(State.TRIAL, Event.DONE), (State.BOOTING, Event.FINISHED)}
+                # One that was passed to was good before: its record says so.
+                judged = {
+                    (State.TRIAL, Event.DONE),
+                    (State.BOOTING, Event.FINISHED),
+                    (State.BOOTING, Event.PASSED_OVER),
+                }
+                assert (state, event) in judged
             if effect is Effect.ARM:
                 assert state is State.WRITTEN
                 assert transition.effects.index(Effect.RECORD_INTENT) < transition.effects.index(Effect.ARM)
@@ -67,7 +73,7 @@ def test_a_failure_is_counted_before_the_flags_that_prove_it_are_cleared() -> No
 
 def test_a_mark_comes_before_the_end_of_its_intent() -> None:
     for transition in TABLE.values():
-        if Effect.MARK_GOOD in transition.effects:
+        if {Effect.MARK_GOOD, Effect.CLEAR_INTENT} <= set(transition.effects):
             order = [transition.effects.index(item) for item in (Effect.MARK_GOOD, Effect.CLEAR_INTENT)]
             assert order == sorted(order)
 

@@ -288,9 +288,9 @@ class Site:
         root.mkdir(parents=True, exist_ok=True)
         (root / "keys").mkdir(exist_ok=True)
         keys = office.keys
-        for kind, fingerprint in (("assignment", keys.assignment), ("release", keys.release)):
-            (root / "keys" / f"{kind}.gpg").write_bytes(keys.ring(fingerprint))
-            (root / "keys" / f"{kind}.fpr").write_text(fingerprint + "\n")
+        for purpose, fingerprint in (("assignment", keys.assignment), ("release", keys.release)):
+            (root / "keys" / f"{purpose}.gpg").write_bytes(keys.ring(fingerprint))
+            (root / "keys" / f"{purpose}.fpr").write_text(fingerprint + "\n")
         if kind == "partitions":
             assert factory is not None, "a device with partitions boots from an image"
             self.hardware = _partitions(root, factory, cache, self.disk)
