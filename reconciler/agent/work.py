@@ -313,10 +313,13 @@ class Work:
 
     # ------------------------------------------------------------ judging by the healthcheck
 
-    def _settle(self, now: datetime) -> Found:
-        """DONE once no check is worse than before, WORSE when one still is after the time to settle."""
+    def _settle(self, now: datetime, wrong: str = "") -> Found:
+        """DONE once no check is worse than before, nor anything else `wrong`; WORSE when it still is after the time to settle."""
         intent = self._notes.memory.intent
-        worse = worse_checks(intent.checks if intent else (), self._hardware.healthcheck())
+        worse = [
+            *worse_checks(intent.checks if intent else (), self._hardware.healthcheck()),
+            *([wrong] if wrong else []),
+        ]
         if not worse:
             if self.target is not None:
                 self._notes.settle(self.target)
@@ -411,13 +414,18 @@ class Work:
             checks, before = self._hardware.healthcheck(), running.get(name)
             intent = Intent("app", self.target, app.digest, self._notes.serial, app=name, before=before, checks=checks)
             self._notes.record_intent(intent)
-            return self._start(self._supply.start_app(name, app.digest), intent, now)
-        if intent.app is None or running.get(intent.app) != intent.digest:
+        elif intent.app is None:
             return Event.OBSOLETE, None
-        event, wake = self._settle(now)
-        if event is Event.WORSE:
-            self._hardware.run_app(intent.app, intent.before)
-        return event, wake
+        elif self._activated:
+            # An app that ended since it was started is judged like a check that became worse.
+            runs = running.get(intent.app) == intent.digest
+            event, wake = self._settle(now, "" if runs else f"{intent.app} does not run any more")
+            if event is Event.WORSE:
+                self._hardware.run_app(intent.app, intent.before)
+            return event, wake
+        # Where another life began it, how far it came nobody knows, and to begin again is free.
+        self._activated = True
+        return self._start(self._supply.start_app(intent.app or "", intent.digest), intent, now)
 
     def _start(self, job: Job, intent: Intent, now: datetime) -> Found:
         """Go on with the start of an app; what ran before runs again where it fails."""
