@@ -7,6 +7,7 @@ of it is there and synced. Source: OCI distribution-spec (pull), image-spec (man
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ class _Place:
         self._base, self._transport = base.rstrip("/"), transport
         self._layout = split(base).scheme == "file"
         self._repository = repository
-        self._headers = {"Authorization": f"Bearer {token}"} if token and not self._layout else {}
+        self._headers = {"Authorization": _authorization(token)} if token and not self._layout else {}
 
     def _url(self, kind: str, digest: str) -> str:
         if self._layout:
@@ -134,6 +135,11 @@ def _fetch_blob(place: _Place, digest: str, size: int, staging: Path, disk: Disk
         disk.remove(part)
         raise Refused("app-digest", f"the registry sent other bytes than {digest}")
     disk.rename(part, target)
+
+
+def _authorization(token: str) -> str:
+    """`user:password` is HTTP Basic's; a bearer token holds no colon (RFC 6750)."""
+    return f"Basic {base64.b64encode(token.encode()).decode('ascii')}" if ":" in token else f"Bearer {token}"
 
 
 def _document(data: bytes) -> Mapping[str, Any]:

@@ -30,7 +30,8 @@ class Answer:
 
     `sources["image"]` are addresses of the assigned artifact: one that ends with `/` is a folder to which file names
     are appended, any other is that of the file its path ends with (a presigned URL). `sources["registry"]` are
-    addresses of the registry (`http://host:port`); `registry_token` a short-lived bearer token for it.
+    addresses of the registry (`https://host:port`); `registry_token` a short-lived credential for it: `user:password` for HTTP
+    Basic, as Amazon ECR's decoded authorization token is (`AWS:…`), or a token without a colon.
     `report_every_s` is 1 to 86400.
     """
 
