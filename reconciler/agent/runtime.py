@@ -54,7 +54,8 @@ _REFUSALS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "registry-denied",
         re.compile(
-            r"unauthorized|authentication required|no basic auth|denied|forbidden|token .*expired", re.IGNORECASE
+            r"unauthorized|authentication required|no basic auth|access .*denied|denied:|forbidden|token .*expired",
+            re.IGNORECASE,
         ),
     ),
     ("app-malformed", re.compile(r"unsupported manifest|invalid manifest|unknown layer|invalid tar", re.IGNORECASE)),
@@ -202,13 +203,13 @@ class Runtime:
         words = _QUERY.sub("?…", ended.last_words())
         for secret in (token, token.partition(":")[2] if token else None):
             words = words.replace(secret, "…") if secret else words
+        if _AWAY.search(words):
+            return HardwareError(f"{self.name} does not answer: {clip(words, 300)}")
         for code, pattern in _REFUSALS:
             if pattern.search(words):
                 machine = f" ({_here()})" if code == "app-platform" else ""
                 return Refused(code, f"{place}: {_SENTENCES[code]}{machine}: {clip(words, 300)}")
         reason = f"{place}: it cannot be pulled: {clip(words, 300)}"
-        if _AWAY.search(words):
-            return HardwareError(f"{self.name} does not answer: {clip(words, 300)}")
         if _FOREIGN_CA.search(words):
             host = place.partition("/")[0]
             return TransportError(f"{reason}; an authority of one's own belongs into /etc/docker/certs.d/{host}/ca.crt")
