@@ -110,7 +110,8 @@ def running_podman() -> Iterator[Path]:
     try:
         yield wrapper
     finally:
-        for kind in ("ps --all --quiet", "images --quiet"):
+        # Another runtime may be somebody's own: only what these tests make is removed.
+        for kind in ("ps --all --quiet --filter label=edge.app", "images --quiet --filter reference=*/*/video-ingest"):
             listed = subprocess.run(
                 [wrapper, *kind.split()], capture_output=True, text=True, check=False
             ).stdout.split()
@@ -136,7 +137,7 @@ class Units:
         self._wanted, self.state, self.starts = False, "inactive", 0
         self._lock, self._over = threading.RLock(), threading.Event()
         self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(os.path.relpath(folder / "s"))
+        self._server.bind(str(folder / "s"))
         self._server.listen()
         self.systemctl = folder / "systemctl"
         self.systemctl.write_text(
