@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -47,6 +48,7 @@ class UnusableSecret(ValueError):
     """A secret's value cannot be used for the file that needs it. The message names the reference, never the value."""
 
 
+_SAVE_CONFIG = re.compile(r"(?im)^[ \t]*SaveConfig[ \t]*=[ \t]*true\b")
 _MASK = "filled in when the device fetches this file"
 
 
@@ -209,6 +211,11 @@ def _usable(reference: str, value: str, device: str | None) -> str:
     if any(ord(char) < 32 and char not in "\t\r\n" for char in value):
         raise UnusableSecret(
             f"the secret {reference} holds control characters; store the tunnel's configuration as plain text"
+        )
+    if _SAVE_CONFIG.search(value):
+        # wg-quick would write the old tunnel's state over a new configuration when it ends the old one.
+        raise UnusableSecret(
+            f"the secret {reference} sets SaveConfig; remove that line: a device must not write over it"
         )
     return value if value.endswith("\n") else value + "\n"
 

@@ -256,6 +256,47 @@ def test_power_cut_while_cloud_init_works_at_boot(site: Site) -> None:
     assert site.text("/run/cloud-init/status.json") == stages, "the boot had put it in force"
 
 
+# The host's kernel need not know a medium's file system: finding and mounting it are played.
+FAKES = {
+    "blkid": "case $* in *LABEL=CIDATA*) [ ! -e /data/medium ] || echo /dev/medium ;; esac",
+    "mount": 'for place; do :; done; cp -r /data/medium/. "$place"; : >/data/mounted',
+    "umount": 'rm -rf "$1"',
+}
+
+
+def test_a_first_seed_and_an_enrolment_are_taken_from_a_medium_once(site: Site) -> None:
+    bin_folder, medium, first, second = (
+        site.data / "bin",
+        site.data / "medium",
+        config(),
+        config(cameras=["192.0.2.50"]),
+    )
+    bin_folder.mkdir()
+    for name, script in FAKES.items():
+        (bin_folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (bin_folder / name).chmod(0o755)
+    (medium / "enrol").mkdir(parents=True)
+    (medium / "enrol" / "agent.json").write_text("{}")
+    (medium / "enrol" / "token").write_text("edge_sentinel")
+    for name, data in {**first.files, "digest": first.digest.encode(), "README": b"not ours"}.items():
+        (medium / name).write_bytes(data)
+    shutil.rmtree(site.data / "cidata")
+    (site.data / "cidata").mkdir(mode=0o700)
+    prepare = ["env", "PATH=/data/bin:/usr/sbin:/usr/bin:/sbin:/bin", "/usr/local/lib/edge/configure", "prepare"]
+    assert "the seed was taken from the medium /dev/medium" in site.device.says(*prepare)
+    taken = {path.name: path for path in (site.data / "cidata").iterdir()}
+    assert {name: path.read_bytes() for name, path in taken.items()} == {**first.files, "digest": first.digest.encode()}
+    enrolled = [site.data / "edge" / name for name in ("agent.json", "token")]
+    assert [path.read_text() for path in enrolled] == ["{}", "edge_sentinel"]
+    assert {path.stat().st_mode & 0o777 for path in (*taken.values(), *enrolled)} == {0o600}
+    for name, data in second.files.items():
+        (medium / name).write_bytes(data)
+    (site.data / "mounted").unlink()
+    site.device.says(*prepare)
+    assert not (site.data / "mounted").exists(), "a device that has its seed looks at no medium"
+    assert site.seed().digest() == first.digest
+
+
 def test_going_back_to_no_configuration_at_all(site: Site) -> None:
     seed = site.seed()
     shutil.rmtree(site.data / "cidata")

@@ -180,6 +180,7 @@ def test_devices_may_have_entries_of_their_own_in_one_secret() -> None:
         ("{" * 100_000, "begins like a JSON object"),
         ('{"a":' * 100_000, "begins like a JSON object"),
         ("sentinel\x00", "control characters"),
+        ("[Interface]\nPrivateKey = sentinel\n saveconfig=TRUE\n", "sets SaveConfig"),
     ],
 )
 def test_an_unusable_secret_is_named_and_not_quoted(value: str, says: str) -> None:
