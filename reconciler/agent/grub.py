@@ -68,9 +68,7 @@ class GrubLoader:
 
     def mark_good(self, slot: str) -> None:
         _known(slot)
-        if not self._variables()[0]:
-            # The copy is all that GRUB has; it is not touched while it is.
-            self._put(self.flags().default)
+        # Where `grubenv` is torn already, both may be for a moment; GRUB then takes one of two slots that are both good.
         self._put(slot)
 
     def mend(self, running: str | None = None) -> None:

@@ -77,7 +77,9 @@ def _machine(values: Mapping[str, Any]) -> tuple[str, Path]:
     root = values.get("root")
     if root is not None and (not isinstance(root, str) or not root):
         raise SettingsError(f"root is {root!r}, not a folder; give --root DIR, or 'root' in the {_FILE}")
-    hardware = values.get("hardware", DIRECTORY if root is not None else None)
+    hardware = values.get("hardware")
+    if hardware is None and root is not None:
+        hardware = DIRECTORY
     if hardware == DIRECTORY:
         if root is None:
             raise SettingsError(

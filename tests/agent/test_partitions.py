@@ -44,8 +44,8 @@ class Sysfs:
     def part(self, disk: str, number: int) -> Path:
         return self.root / "sys" / "devices" / "pci" / "block" / disk / f"{disk}{number}"
 
-    def runs_on(self, target: Path) -> None:
-        number = self.root.stat().st_dev
+    def runs_on(self, target: Path, mount: Path | None = None) -> None:
+        number = (mount or self.root).stat().st_dev
         link = self.root / "sys" / "dev" / "block" / f"{os.major(number)}:{os.minor(number)}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
@@ -129,6 +129,15 @@ def test_the_esp_is_the_one_of_the_running_disk(sysfs: Sysfs) -> None:
     assert slots.is_esp(sysfs.root)
     assert not slots.is_esp(sysfs.root / "none")
     assert not slots.is_esp(Path("/proc"))
+
+
+def test_the_esp_of_another_disk_is_not_taken_for_ones_own(sysfs: Sysfs) -> None:
+    esp = Path("/proc")
+    sysfs.disk("sdb", "esp", "root-a")
+    sysfs.runs_on(sysfs.part("sda", 1), esp)
+    assert sysfs.slots().is_esp(esp)
+    sysfs.runs_on(sysfs.part("sdb", 1), esp)
+    assert not sysfs.slots().is_esp(esp)
 
 
 def test_a_file_is_one_hole_after_it_was_opened(tmp_path: Path) -> None:
