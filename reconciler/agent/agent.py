@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from reconciler.agent import VERSION
 from reconciler.agent.disk import Disk
-from reconciler.agent.hardware import Hardware, HardwareError
+from reconciler.agent.hardware import Clock, Hardware, HardwareError
 from reconciler.agent.judge import Verify, judge
 from reconciler.agent.machine import PHASES, State
 from reconciler.agent.notes import Notes
@@ -27,7 +27,7 @@ from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.bundle import Bundle
 from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.exchange import Answer
-from reconciler.protocol.report import Report, overall
+from reconciler.protocol.report import DeviceClock, Report, overall
 from reconciler.protocol.signature import Refused, verify_detached
 
 FIRST_REPORT_EVERY_S = 60
@@ -194,7 +194,7 @@ class Agent:
 
     def _exchange(self, now: datetime) -> None:
         """One report up, one answer down. What cannot be sent is sent later; what is refused changes nothing."""
-        report = self.report()
+        report = self.report(now)
         self.exchanges += 1
         self._pulse()
         try:
@@ -252,13 +252,14 @@ class Agent:
 
     def has_news(self) -> bool:
         """Whether a report would say anything now that the last one answered did not."""
-        return self._told is None or self._report(self._told.sequence) != self._told
+        told = self._told
+        return told is None or told.clock is None or self._report(told.sequence, told.clock.at) != told
 
-    def report(self) -> Report:
+    def report(self, now: datetime) -> Report:
         """What the device is now. Takes a sequence number."""
-        return self._report(self.notes.next_sequence())
+        return self._report(self.notes.next_sequence(), now)
 
-    def _report(self, sequence: int) -> Report:
+    def _report(self, sequence: int, now: datetime) -> Report:
         hardware, memory, work = self._hardware, self.notes.memory, self.work
         slots, booted, version = hardware.slots(), hardware.booted(), hardware.version()
         checks = hardware.healthcheck()
@@ -287,7 +288,13 @@ class Agent:
             attempts=memory.attempts,
             refusals=self.notes.refusals(),
             agent=VERSION,
+            clock=_clock(hardware.clock(), now),
         )
+
+
+def _clock(clock: Clock, now: datetime) -> DeviceClock:
+    ahead_ms = round(clock.skew_s * 1000) if clock.skew_s is not None else None
+    return DeviceClock(now, clock.synchronised, ahead_ms)
 
 
 def _serial_of(bundle: Bundle) -> tuple[int, int] | None:

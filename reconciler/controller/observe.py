@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
+from reconciler.controller.told import clock_seen, refusals_seen
 from reconciler.controller.worse import attempted, changes, worse
 from reconciler.model.observed import NO_CONFIG, Boot, DeviceObservation, Health, RunningApp
 from reconciler.protocol.report import Report, overall
@@ -73,6 +74,8 @@ def fold(
         "apps": _apps(before, report, at),
         "config": report.config or NO_CONFIG,
         "serial": report.serial if report.serial is not None else before.serial,
+        "clock": clock_seen(before, report, received_at),
+        "refusals": refusals_seen(before, report, at),
         **_boots(before, report, at, stale, rebooted=rebooted),
         **of_image,
         **attempts,

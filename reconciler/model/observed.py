@@ -113,6 +113,25 @@ class Attempt(Part):
     checks: CheckChanges
 
 
+class ClockSeen(Part):
+    """A device's clock that is not right."""
+
+    synchronised: Flag = Field(default=False, description="Whether its time service says that it is right")
+    ahead_s: int = Field(description="By how many seconds it was ahead of the recorder's at the last report")
+
+
+MOST_REFUSALS = 4
+
+
+class RefusalSeen(Part):
+    """Something that a device would not do, or that went wrong on it: its code and sentence, and since when it says so."""
+
+    code: Annotated[str, Field(min_length=1, max_length=64)]
+    reason: Annotated[str, Field(max_length=MOST_MESSAGE)] = ""
+    serial: tuple[int, int] | None = Field(default=None, description="Serial of the assignment that it was about")
+    since: Instant
+
+
 class DeviceObservation(Part):
     """What is known of one device. Times are those of the recorder's clock."""
 
@@ -153,6 +172,10 @@ class DeviceObservation(Part):
     config: Digest | None = None
     serial: tuple[int, int] | None = Field(
         default=None, description="Serial (epoch, n) of the last assignment accepted"
+    )
+    clock: ClockSeen | None = Field(default=None, description="Its clock, where that is not right")
+    refusals: Annotated[tuple[RefusalSeen, ...], Field(max_length=MOST_REFUSALS)] = Field(
+        default=(), description="What it refused or could not do, the newest last"
     )
     conflict: Flag = Field(default=False, description="The recorder saw two devices claim this name")
     boot: Boot | None = Field(default=None, description="The boot that the device reports from")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from reconciler.model.observed import NO_CONFIG, Attempt, CheckChange
+from reconciler.model.observed import NO_CONFIG, Attempt, CheckChange, ClockSeen, RefusalSeen
 from reconciler.model.plan import Action, Reason, Why
 from reconciler.model.scalars import format_instant
 from reconciler.planner.explain_device import said_of
@@ -128,6 +128,10 @@ class DeviceExplanation:
     last_seen: datetime | None
     checks: tuple[CheckChange, ...]
     """Those that are worse than before the last update."""
+    clock: ClockSeen | None
+    """Its clock, where that is not right."""
+    refusals: tuple[RefusalSeen, ...]
+    """What it refused or could not do, as it says itself."""
     attempt: Attempt | None
     """What was worse during the last attempt at a release, if that attempt failed or still runs."""
     parts: tuple[Part, ...]
@@ -156,6 +160,8 @@ class DeviceExplanation:
             "commit": self.commit,
             "lastSeen": format_instant(self.last_seen) if self.last_seen else None,
             "checks": [_check(check) for check in self.checks],
+            "clock": self.clock and self.clock.model_dump(mode="json", by_alias=True),
+            "refusals": [item.model_dump(mode="json", by_alias=True) for item in self.refusals],
             "attempt": self.attempt
             and {
                 "release": self.attempt.release,
@@ -176,7 +182,22 @@ class DeviceExplanation:
             of = plain(self.attempt.release)
             out += [f"  checks that were worse during the last attempt at {of}"]
             out += map(_check_line, self.attempt.checks)
+        if self.clock is not None:
+            out.append(f"  clock: {_clock_line(self.clock)}")
+        out += [
+            f"  it says {item.code}, since {format_instant(item.since)}: {plain(item.reason)}" for item in self.refusals
+        ]
         return out + [line for part in self.parts for line in part.lines(places or {})]
+
+
+def _clock_line(clock: ClockSeen) -> str:
+    way = "ahead of" if clock.ahead_s >= 0 else "behind"
+    service = (
+        ""
+        if clock.synchronised
+        else ", and its time service does not say that it is synchronised: it begins in no window"
+    )
+    return f"{abs(clock.ahead_s)} s {way} the recorder's{service}"
 
 
 def _check(check: CheckChange) -> dict[str, Any]:
@@ -203,6 +224,8 @@ def explain_device(view: View, row: int) -> DeviceExplanation:
         commit=view.roster.desired.commit,
         last_seen=None if seen == NONE else instant(seen),
         checks=report.checks if report is not None else (),
+        clock=report.clock if report is not None else None,
+        refusals=report.refusals if report is not None else (),
         attempt=report.attempt if report is not None else None,
         parts=tuple(explain_part(view, number, row) for number in tracks),
         actions=tuple(action for action in device_actions(view.state) if action.fields.get("device") == name),

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from reconciler.protocol import PROTOCOL
-from reconciler.protocol.canonical import Fields, Malformed, dump, is_digest, load
+from reconciler.protocol.canonical import Fields, Malformed, dump, format_instant, is_digest, load
 
 MAX_REPORT_BYTES = 64 * 1024
 MAX_CHECKS = 64
@@ -54,6 +55,19 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class DeviceClock:
+    """What a device knows of its clock: the instant that it showed when the report was made, whether its time service says
+    that it is synchronised, and by how many milliseconds that one takes it to be ahead (None: nobody knows).
+
+    `at` takes no part in comparisons: a report that differs by it alone says nothing new.
+    """
+
+    at: datetime = field(compare=False)
+    synchronised: bool
+    ahead_ms: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Something the device would not do: a code, one sentence, and the serial of the assignment where it is known."""
 
@@ -89,6 +103,8 @@ class Report:
     attempts: Mapping[str, int] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     agent: str = ""
+    clock: DeviceClock | None = None
+    """None from an agent that does not tell."""
 
     @property
     def inactive(self) -> Slot:
@@ -121,6 +137,7 @@ class Report:
                 "config": self.config,
                 "apps": dict(self.apps),
                 "attempts": dict(self.attempts),
+                **({"clock": _clock_out(self.clock)} if self.clock is not None else {}),
                 "refusals": [
                     {"code": item.code, "reason": item.reason, "serial": _serial(item.serial)} for item in self.refusals
                 ],
@@ -160,6 +177,20 @@ def overall(checks: Sequence[Check]) -> str:
 
 def _serial(serial: Serial | None) -> list[int] | None:
     return list(serial) if serial is not None else None
+
+
+def _clock_out(clock: DeviceClock) -> dict[str, Any]:
+    return {"at": format_instant(clock.at), "synchronised": clock.synchronised, "aheadMs": clock.ahead_ms}
+
+
+def _clock_in(fields: Fields) -> DeviceClock | None:
+    if fields.value.get("clock") is None:
+        return None
+    part = Fields(fields.value["clock"], "report `clock`")
+    ahead = part.value.get("aheadMs")
+    if ahead is not None and (not isinstance(ahead, int) or isinstance(ahead, bool)):
+        raise part.bad("aheadMs", "a whole number of milliseconds")
+    return DeviceClock(part.instant("at"), part.flag("synchronised"), ahead)
 
 
 def _checks_out(checks: Sequence[Check]) -> list[dict[str, str]]:
@@ -238,4 +269,5 @@ def _parse(fields: Fields) -> Report:
         attempts=attempts,
         refusals=_refusals_in(fields),
         agent=fields.text("agent", 64, empty=True, default=""),
+        clock=_clock_in(fields),
     )

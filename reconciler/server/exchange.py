@@ -12,6 +12,7 @@ import structlog
 from starlette.concurrency import run_in_threadpool
 
 from reconciler.controller.reports import Received, Recorded, answer_to, plain_answer
+from reconciler.controller.told import ahead_s
 from reconciler.ports import AssignmentRow, PortError
 from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.exchange import Answer
@@ -53,6 +54,9 @@ async def exchange(
     except PortError as error:
         raise refusal_of(error) from None
     metrics.report("taken" if recorded.taken else "late")
+    ahead = ahead_s(report, received_at)
+    if ahead is not None and report.clock is not None:
+        metrics.clock(ahead, synchronised=report.clock.synchronised)
     if recorded.taken:
         options.reported()
     if recorded.assignment is None:

@@ -19,6 +19,7 @@ from reconciler.ports import PortError, Store
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SKEWS = (0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3600.0, 86400.0)
 _BATCHES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 _COUNTS = ("devices", "onRelease", "healthy", "failed", "offline", "inFlight")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -42,6 +43,17 @@ class Metrics:
         self._reports = Counter(
             "reconciler_reports", "Reports, by what came of them", ("outcome",), registry=self.registry
         )
+        self._clocks = Histogram(
+            "reconciler_device_clock_skew_seconds",
+            "How far the clock of a device was off, either way, when it reported",
+            buckets=_SKEWS,
+            registry=self.registry,
+        )
+        self._unsynchronised = Counter(
+            "reconciler_reports_unsynchronised",
+            "Reports of devices whose time service does not say that their clock is right",
+            registry=self.registry,
+        )
         self._batches = Histogram(
             "reconciler_report_batch_size", "Reports in one transaction", buckets=_BATCHES, registry=self.registry
         )
@@ -59,6 +71,12 @@ class Metrics:
     def report(self, outcome: str) -> None:
         """One report was `taken`, `late` or `refused`."""
         self._reports.labels(outcome).inc()
+
+    def clock(self, ahead_s: float, *, synchronised: bool) -> None:
+        """The clock of a device that reported."""
+        self._clocks.observe(abs(ahead_s))
+        if not synchronised:
+            self._unsynchronised.inc()
 
     def batch(self, size: int) -> None:
         """A transaction recorded this many reports."""

@@ -332,6 +332,20 @@ def test_a_device_lists_its_worse_checks_with_what_they_say() -> None:
     )
 
 
+def test_a_device_says_what_its_clock_is_and_what_it_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = {"code": "clock-unsynchronised", "reason": "x\x1b[2J", "serial": [1, 7], "since": "2026-01-10T02:20:00Z"}
+    monkeypatch.setitem(ILL, "clock", {"synchronised": False, "aheadS": -90})
+    monkeypatch.setitem(ILL, "refusals", [refusal])
+    snapshot, state = ill("SITE-0002-1")
+    said = device(state, "SITE-0002-1", snapshot)
+    lines = [line for line in said.lines() if "clock" in line]
+    assert lines[0].startswith("  clock: 90 s behind the recorder's, and its time service does not say")
+    assert lines[1] == "  it says clock-unsynchronised, since 2026-01-10T02:20:00Z: 'x\\x1b[2J'"
+    told = json.loads(json.dumps(said.to_dict()))
+    assert (told["clock"], told["refusals"]) == ({"synchronised": False, "aheadS": -90}, [refusal])
+    assert device(state, "SITE-0003-1", snapshot).to_dict()["clock"] is None
+
+
 def test_who_waits_is_told_what_the_failed_device_says() -> None:
     snapshot, state = ill("SITE-0002-1")
     last = part(state, "SITE-0003-1", "image", snapshot).chain[-1].statement

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from reconciler.adapters.images_dir import DirectoryImageStore
 from reconciler.ports import TerminalError, TransientError
+from reconciler.protocol.report import DeviceClock
 from reconciler.server.answers import Refusal
 from reconciler.server.options import Limits
 from reconciler.server.tokens import hash_token, make_token
@@ -47,6 +49,21 @@ def test_operators_read_plan_and_status_and_devices_do_not(tmp_path: Path) -> No
         assert service.client.get("/v1/plan", headers=device).status_code == 401
         # Nor is an operator a device.
         assert service.send(report("A-1"), headers).status_code == 401
+
+
+def test_metrics_tell_of_clocks_without_naming_a_device(tmp_path: Path) -> None:
+    with running(tmp_path, metrics_open=True) as service:
+        token, now = service.enrol("A-1"), NOW
+        wrong = DeviceClock(now - timedelta(minutes=5), synchronised=False)
+        service.send(report("A-1", clock=wrong), token)
+        service.send(report("A-1", 2, clock=DeviceClock(now, synchronised=True)), token)
+        text = service.client.get("/metrics").text
+        seen = service.store.observed(["A-1"])["A-1"][0]
+    assert 'reconciler_device_clock_skew_seconds_bucket{le="0.5"} 1.0' in text
+    assert 'reconciler_device_clock_skew_seconds_bucket{le="600.0"} 2.0' in text
+    assert "reconciler_reports_unsynchronised_total 1.0" in text
+    assert "A-1" not in text
+    assert seen.clock is None, "the last report's was right"
 
 
 def test_metrics_say_where_the_rollout_stands_and_name_no_device(tmp_path: Path) -> None:
