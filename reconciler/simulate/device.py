@@ -15,11 +15,12 @@ from reconciler.agent.judge import Keyring, Verify
 from reconciler.agent.machine import State
 from reconciler.agent.timing import Timing
 from reconciler.protocol.report import overall
-from reconciler.simulate.hardware import NOBODY, Condition, MemoryHardware, Watch
+from reconciler.simulate.hardware import Condition, MemoryHardware
 from reconciler.simulate.network import Far, Link
 from reconciler.simulate.signing import verify as verify_simulated
 from reconciler.simulate.supply import Depot, MemorySupply
 from reconciler.simulate.timings import SPREAD_S
+from reconciler.simulate.watch import NOBODY, Watch
 
 TIMING = Timing(spread_s=SPREAD_S, report_jitter=0)
 """As on a real device, but in step: the forecast has to know when a report comes."""

@@ -15,10 +15,11 @@ from reconciler.model.observed import DeviceObservation, Health
 from reconciler.ports import AssignmentRow
 from reconciler.protocol.assignment import Assignment, ImageTarget
 from reconciler.simulate.device import SimDevice
-from reconciler.simulate.hardware import Condition, Watch
+from reconciler.simulate.hardware import Condition
 from reconciler.simulate.network import Far
 from reconciler.simulate.start import DeviceStart, Doing, Ill, Start, leaves_out
 from reconciler.simulate.supply import Depot
+from reconciler.simulate.watch import Watch
 
 ILL = "as it was"
 """The check that shows what was wrong with a device before the run."""

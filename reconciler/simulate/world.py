@@ -9,8 +9,8 @@ from datetime import datetime
 
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.simulate.controller import SimController
-from reconciler.simulate.hardware import Watch
 from reconciler.simulate.oracle import Oracle
+from reconciler.simulate.watch import Watch
 
 
 class World(Watch):

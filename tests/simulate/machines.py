@@ -15,10 +15,10 @@ from reconciler.protocol.exchange import Answer, SiteConfig
 from reconciler.protocol.report import Report
 from reconciler.simulate.device import SimDevice
 from reconciler.simulate.fleet import Machines
-from reconciler.simulate.hardware import Watch
 from reconciler.simulate.network import Far
 from reconciler.simulate.signing import SimulatedSigner
 from reconciler.simulate.supply import Depot
+from reconciler.simulate.watch import Watch
 
 START = datetime(2030, 1, 15, 1, 0, tzinfo=UTC)
 EVERY_S = 60
