@@ -49,7 +49,7 @@ def office(keys: Keys, releases: Releases, tmp_path: Path) -> Iterator[Office]:
 
 
 # What these say holds for a device with partitions too. Its half takes as long again: slow.
-ON_BOTH = ("test_update", "test_power", "test_refusals", "test_download")
+ON_BOTH = ("test_update", "test_power", "test_refusals", "test_download", "test_configuration")
 ON_PARTITIONS = ("test_boot_faults",)
 
 
