@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reconciler.agent import healthcheck, slotfile, slotroot
+from reconciler.agent import healthcheck, keys, slotfile, slotroot
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import BootFlags, Clock, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
@@ -39,9 +38,8 @@ from reconciler.protocol.report import MAX_CHECKS, Check, Slot
 
 DEFAULT_SLOT_BYTES = 4 * 1024**3
 CHUNK = 1024 * 1024
-KEYS_IN_IMAGE = "etc/edge/keys"
+KEYS_IN_IMAGE = keys.IN_IMAGE
 HEALTHCHECK_IN_IMAGE = "usr/local/bin/healthcheck.sh"
-_FINGERPRINT = re.compile(r"[0-9A-Fa-f]{40}")
 
 
 class DirectoryHardware:
@@ -269,18 +267,8 @@ class DirectoryHardware:
 
     def keyring(self, kind: str) -> Keyring:
         root = self.running_root()
-        folders = ([root / KEYS_IN_IMAGE] if root is not None else []) + [self.root / "keys"]
-        for folder in folders:
-            if (folder / f"{kind}.gpg").is_file():
-                try:
-                    data = (folder / f"{kind}.gpg").read_bytes()
-                    words = (folder / f"{kind}.fpr").read_text("ascii").split()
-                except (OSError, UnicodeDecodeError) as error:
-                    raise HardwareError(f"the {kind} keys cannot be read: {error}") from None
-                if not words or not all(_FINGERPRINT.fullmatch(word) for word in words):
-                    raise HardwareError(f"{kind}.fpr must hold fingerprints of 40 hexadecimal digits, one a line")
-                return Keyring(data, tuple(words))
-        raise HardwareError(f"there is no {kind}.gpg in the image or in keys/; put it there with {kind}.fpr")
+        folders = [root / KEYS_IN_IMAGE] if root is not None else []
+        return keys.read_keyring(kind, [*folders, self.root / "keys"])
 
     def clock(self) -> Clock:
         """That of whoever runs it, which is taken for right."""
