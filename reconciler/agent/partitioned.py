@@ -229,9 +229,9 @@ class PartitionedHardware:
 
     def version(self) -> ImageVersion:
         for path in (self._truth(), self._places.root / VERSION_FILE):
-            if path.is_file():
-                values = _pairs(_read(path))
-                return ImageVersion(values.get("current") or None, values.get("previous") or None)
+            values = _pairs(_read(path)) if path.is_file() else {}
+            if values.get("current"):
+                return ImageVersion(values["current"], values.get("previous") or None)
         return ImageVersion()
 
     def set_version(self, version: ImageVersion) -> None:

@@ -305,6 +305,14 @@ def test_versions_outlive_the_layer_of_a_slot(machine: BenchHardware, releases: 
     assert etc.read_text() == "current=v2\nprevious=v1\n"
 
 
+def test_a_truth_that_says_nothing_gives_way_to_what_the_slot_says(machine: BenchHardware) -> None:
+    (machine.root / "etc" / "edge-image-version").write_text("current=v1\nprevious=v0\n")
+    (machine.root / "agent" / "image-version").write_bytes(b"")
+    assert machine.version() == ImageVersion("v1", "v0")
+    machine.begin()
+    assert (machine.root / "agent" / "image-version").read_text() == "current=v1\nprevious=v0\n"
+
+
 def test_a_copy_of_the_version_that_cannot_be_written_holds_nothing_up(machine: BenchHardware) -> None:
     (machine.root / "etc" / "edge-image-version").mkdir()
     machine.set_version(ImageVersion("v2", "v1"))
