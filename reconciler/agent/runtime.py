@@ -58,7 +58,10 @@ _REFUSALS: tuple[tuple[str, re.Pattern[str]], ...] = (
             re.IGNORECASE,
         ),
     ),
-    ("app-malformed", re.compile(r"unsupported manifest|invalid manifest|unknown layer|invalid tar", re.IGNORECASE)),
+    (
+        "app-malformed",
+        re.compile(r"unsupported manifest|invalid manifest|unknown layer|invalid tar|invalid character", re.IGNORECASE),
+    ),
 )
 _SENTENCES = {
     "no-room": "there is no room for it",

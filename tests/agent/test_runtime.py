@@ -61,6 +61,7 @@ def runtime(tmp_path: Path) -> Callable[..., Runtime]:
         ("error pulling image configuration: unexpected EOF", TransportError, ""),
         ("Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is it running?", HardwareError, ""),
         ("dial unix /var/run/docker.sock: connect: permission denied", HardwareError, ""),
+        ("Error response from daemon: invalid character '|' after object key:value pair", REFUSED, "app-malformed"),
         ("x509: certificate signed by unknown authority", TransportError, ""),
         # podman 4.3
         ("no image found in image index for architecture amd64, variant, OS linux", REFUSED, "app-platform"),

@@ -34,9 +34,8 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apps]:
             data = index_of(*(made[part] for part in parts))
             digests[name] = registry.push_manifest(REPOSITORY, data)
         versions = {name: f"2.{number}.0" for number, name in enumerate(digests)}
-        yield Apps(
-            registry, **{name: AppTarget(REPOSITORY, "lab", digest, versions[name]) for name, digest in digests.items()}
-        )
+        targets = {name: AppTarget(REPOSITORY, "lab", digest, versions[name]) for name, digest in digests.items()}
+        yield Apps(registry, **targets, manifest_of_three=made["three"].manifest)
 
 
 @pytest.fixture

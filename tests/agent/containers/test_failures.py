@@ -12,6 +12,7 @@ import pytest
 from reconciler.agent.machine import State
 from tests.agent.containers.world import APP, SOON, AppDevice, Apps, reason, refused, runs
 from tests.support.faults import FaultProxy
+from tests.support.registry import OCI_MANIFEST
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -58,6 +59,7 @@ def test_what_is_not_what_was_assigned_or_cannot_be_had_is_refused_by_code_and_w
 ) -> None:
     device.until(lambda report: runs(report, apps.one))
     starts = device.units.starts
+    other = {"status": 200, "body": apps.manifest_of_three, "headers": {"Content-Type": OCI_MANIFEST}}
     registry, nobody = device.registry, "http://127.0.0.1:9"
     absent = replace(apps.two, digest="sha256:" + "0" * 64)
     for number, (app, address, fault, code, words) in enumerate(
@@ -65,7 +67,7 @@ def test_what_is_not_what_was_assigned_or_cannot_be_had_is_refused_by_code_and_w
             (apps.foreign_index, registry, None, "app-platform", "linux/amd64"),
             (apps.foreign, registry, None, "app-platform", "for linux/arm64"),
             (absent, registry, None, "not-fetched", "manifest unknown"),
-            (apps.two, registry, ("wrong", "/manifests/"), "app-digest", ""),
+            (apps.two, registry, ("answer", "/manifests/"), "app-digest", ""),
             (apps.two, registry, ("wrong", "/blobs/"), "app-digest", ""),
             (apps.two, nobody, None, "not-fetched", "connection refused"),
             (apps.two, "http://registry.example", None, "not-fetched", "needs https"),
@@ -75,7 +77,7 @@ def test_what_is_not_what_was_assigned_or_cannot_be_had_is_refused_by_code_and_w
     ):
         proxy.mend()
         if fault is not None:
-            proxy.next(fault[0], "GET", fault[1], times=9)
+            proxy.next(fault[0], "", fault[1], times=9, **(other if fault[0] == "answer" else {}))
         device.office.registry = address
         # Another version each time: what was put off under the last one's name is not waited for.
         wanted = replace(app, version=f"9.{number}.0")

@@ -42,6 +42,7 @@ class Apps:
     foreign: AppTarget
     index: AppTarget
     foreign_index: AppTarget
+    manifest_of_three: bytes
 
 
 class ContainerHardware(DirectoryHardware):
