@@ -7,15 +7,16 @@ method that makes them is replaced by the true rule; everything about digests is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 
 @contextmanager
-def moto_server() -> Iterator[str]:
-    """The URL of a fresh moto server."""
+def moto_server(watched: Callable[[Any], Any] | None = None) -> Iterator[str]:
+    """The URL of a fresh moto server. `watched` puts something before its WSGI application."""
     from moto.ecr import models
     from moto.server import ThreadedMotoServer
 
@@ -26,6 +27,9 @@ def moto_server() -> Iterator[str]:
         patch.setattr(models.Image, "get_image_digest", true_digest)
         server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()
+        if watched is not None:
+            assert server._server is not None
+            server._server.app = watched(server._server.app)
         try:
             host, port = server.get_host_and_port()
             yield f"http://{host}:{port}"

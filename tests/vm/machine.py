@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,9 @@ from typing import Any, Self
 from tests.support.system import need
 
 FIRMWARE = Path("/usr/share/OVMF")
+FORWARD = Path(__file__).with_name("forward.py")
+GATEWAY = "10.0.2.100"
+"""Where a machine finds the ports of this machine's loopback that it was given."""
 # Measured: two threads and a large translation cache; a plain CPU model, whose features are cheap to emulate.
 TCG = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq")
 SHELL_UNIT = """\
@@ -89,7 +93,8 @@ def with_shell(user_data: str) -> str:
 class Machine:
     """One machine with the disk image `disk` (raw, written to) and its own firmware variables below `folder`.
 
-    `secure_boot`: firmware with Microsoft's keys enrolled, which starts nothing that they have not signed.
+    `secure_boot`: firmware with Microsoft's keys enrolled, which starts nothing that they have not signed. `ports`: TCP ports of
+    this machine's loopback that it reaches at `GATEWAY`, and nothing else; they stand in its serial number.
     """
 
     def __init__(
@@ -101,11 +106,13 @@ class Machine:
         memory_mib: int = 2048,
         secure_boot: bool = False,
         read_only: bool = False,
+        ports: Sequence[int] = (),
         more: Sequence[str] = (),
     ) -> None:
         self._qemu = need("qemu-system-x86_64", "qemu-system-x86")
         self._disk, self._folder, self._bus, self._memory = disk, folder, bus, memory_mib
         self._secure, self._read_only, self._more = secure_boot, read_only, tuple(more)
+        self._ports = tuple(ports)
         self._child: subprocess.Popen[bytes] | None = None
         self._qmp: socket.socket | None = None
         self._shell: socket.socket | None = None
@@ -154,7 +161,9 @@ class Machine:
             "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE / code}",
             "-drive", f"if=pflash,format=raw,unit=1,file={kept}",
             "-drive", drive, "-device", f"{device},bootindex=1",
-            "-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,romfile=",
+            "-netdev", ",".join(["user,id=net,restrict=on", *self._forwards()]),
+            "-device", "virtio-net-pci,netdev=net,romfile=",
+            *(("-smbios", f"type=1,serial={'.'.join(map(str, self._ports))}") if self._ports else ()),
             "-device", "virtio-rng-pci",
             "-chardev", f"file,id=console,path={self.log},append=on", "-serial", "chardev:console",
             "-chardev", f"socket,id=shell,path={self._sockets}/shell,server=on,wait=off", "-serial", "chardev:shell",
@@ -162,6 +171,11 @@ class Machine:
             *self._more,
         ]
         # fmt: on
+
+    def _forwards(self) -> list[str]:
+        """A program for each connection: what QEMU itself forwards to, it connects to once."""
+        program = f"{sys.executable} -ISE {FORWARD}"
+        return [f"guestfwd=tcp:{GATEWAY}:{port}-cmd:{program} {port}" for port in self._ports]
 
     def _connect(self, name: str) -> socket.socket:
         end = time.monotonic() + 20
