@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from reconciler.agent.agent import Agent, Identity
-from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import Hardware
 from reconciler.agent.judge import Verify
@@ -20,6 +19,9 @@ from reconciler.agent.supply import Supply
 from reconciler.agent.timing import Timing
 from reconciler.agent.transport import Transport
 from reconciler.protocol.signature import verify_detached
+
+if TYPE_CHECKING:
+    from reconciler.agent.directory import DirectoryHardware
 
 
 class Life(Protocol):

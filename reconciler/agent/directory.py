@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -89,7 +87,7 @@ class DirectoryHardware:
             if slotroot.is_bootable(self._slot_file(flags.trial)):
                 slot = flags.trial
         self._prune_images()
-        value = {"slot": slot, "bootId": str(uuid.uuid4())}
+        value = {"slot": slot, "bootId": os.urandom(16).hex()}
         self.disk.replace(self.root / "run" / "boot.json", dump(value))
         return slot
 
@@ -100,6 +98,8 @@ class DirectoryHardware:
         held = {(slot.digest or "").replace("sha256:", "") for slot in self.slots().values()}
         for path in self._cache.iterdir():
             if path.name not in held:
+                import shutil
+
                 shutil.rmtree(path, ignore_errors=True)
 
     def boot_id(self) -> str:

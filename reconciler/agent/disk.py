@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -104,6 +103,8 @@ class Disk:
         if path.is_symlink() or path.exists():
             self.on_step(f"remove {path.name}")
             if path.is_dir() and not path.is_symlink():
+                import shutil
+
                 shutil.rmtree(path)
             else:
                 os.unlink(path)

@@ -26,6 +26,10 @@ class HardwareError(Exception):
     """The machine did not do what it was asked. One sentence for a person."""
 
 
+class Spoiled(Exception):
+    """What stands in the slot is not what should: the disk, not the artifact, is at fault."""
+
+
 @dataclass(frozen=True)
 class BootFlags:
     """What the boot loader reads. `trial` is booted while `tries` is above 0; a trial with 0 tries left was tried."""

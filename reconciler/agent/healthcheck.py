@@ -7,9 +7,10 @@ its exit status is read together with its output, and the worse of the two count
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
-import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,33 +27,55 @@ def run(script: Path, arguments: Sequence[str], environment: Mapping[str, str], 
     raises."""
     if not script.is_file():
         return _critical(f"the image has no {script.name}")
-    with tempfile.TemporaryFile() as output:
-        try:
-            process = subprocess.Popen(
-                [str(script), "--json", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
-                env={
-                    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                    "LC_ALL": "C",
-                    **environment,
-                },
-                start_new_session=True,
-            )
-        except OSError as error:
-            return _critical(f"{script.name} cannot be run: {error.strerror}")
-        try:
-            status = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            # The whole session: a check that hangs is often a child of the script.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return _critical(f"{script.name} gave no answer within {timeout_s:g} s")
-        output.seek(0)
-        data = output.read(MAX_OUTPUT + 1)
+    try:
+        process = subprocess.Popen(
+            [str(script), "--json", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={
+                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "LC_ALL": "C",
+                **environment,
+            },
+            start_new_session=True,
+        )
+    except OSError as error:
+        return _critical(f"{script.name} cannot be run: {error.strerror}")
+    ends = time.monotonic() + timeout_s
+    try:
+        data = _output(process, ends)
+        status = process.wait(max(ends - time.monotonic(), 0.0))
+    except (subprocess.TimeoutExpired, TimeoutError):
+        # The whole session: a check that hangs is often a child of the script.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return _critical(f"{script.name} gave no answer within {timeout_s:g} s")
+    finally:
+        if process.stdout is not None:
+            process.stdout.close()
     return read(data, status)
+
+
+def _output(process: subprocess.Popen[bytes], ends: float) -> bytes:
+    """What a program writes until it ends, a byte more than may be read of it at most. TimeoutError: it does not end.
+
+    By hand, since a file for it would have to lie somewhere, and the modules that make one are large for an agent at rest.
+    """
+    assert process.stdout is not None
+    data, descriptor = b"", process.stdout.fileno()
+    while (left := ends - time.monotonic()) > 0:
+        ready, _, _ = select.select([descriptor], [], [], min(left, 0.2))
+        if ready:
+            piece = os.read(descriptor, 65536)
+            if not piece:
+                return data
+            data = (data + piece)[: MAX_OUTPUT + 1]
+        elif process.poll() is not None:
+            # The script has ended; what it left running holds the pipe, and is no part of it.
+            return data
+    raise TimeoutError
 
 
 def read(data: bytes, status: int) -> tuple[Check, ...]:

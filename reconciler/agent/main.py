@@ -15,18 +15,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from reconciler.agent import VERSION
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import Hardware, HardwareError
-from reconciler.agent.settings import DEFAULT_FILES, Settings, SettingsError, read_settings
+from reconciler.agent.settings import DEFAULT_FILES, DIRECTORY, Settings, SettingsError, read_settings
 from reconciler.agent.state import StateError
 from reconciler.protocol.signature import verify_detached
 
 if TYPE_CHECKING:
     from reconciler.agent.console import Ended
     from reconciler.agent.device import Life
+    from reconciler.agent.directory import DirectoryHardware
     from reconciler.agent.notify import Notifier
     from reconciler.agent.transport import HttpTransport
 
@@ -106,7 +107,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _work(options: argparse.Namespace) -> int:
     """`run` and `once`."""
-    from reconciler.agent import console, loop
+    from reconciler.agent import loop
     from reconciler.agent.control import Control
     from reconciler.agent.notify import Notifier
 
@@ -123,6 +124,8 @@ def _work(options: argparse.Namespace) -> int:
                 if control is not None:
                     control.close()
         loop.once(life, notifier)
+        from reconciler.agent import console
+
         console.show(hardware, hardware.state_folder(), as_json=options.json)
         if not life.agent.reached:
             print(f"edge-agent: {life.agent.unreached_because}", file=sys.stderr)
@@ -134,7 +137,6 @@ def _work(options: argparse.Namespace) -> int:
 def _opened(settings: Settings, notifier: Notifier) -> Iterator[tuple[Life, Hardware]]:
     """The present life of this device. A damaged state file ends the program here, not at the first report."""
     from reconciler.agent.device import Device, Resident
-    from reconciler.agent.directory import DirectoryHardware
     from reconciler.agent.opening import open_hardware, open_supply
     from reconciler.agent.transport import HttpTransport
 
@@ -145,8 +147,8 @@ def _opened(settings: Settings, notifier: Notifier) -> Iterator[tuple[Life, Hard
         supply = open_supply(settings, hardware, transport, disk, verify_detached)
         parts = {"timing": settings.timing, "verify": verify_detached, "supply": supply, "pulse": notifier.alive}
         life: Life
-        if isinstance(hardware, DirectoryHardware):
-            life = Device(settings.identity, hardware, transport, **parts)  # type: ignore[arg-type]
+        if settings.hardware == DIRECTORY:
+            life = Device(settings.identity, cast("DirectoryHardware", hardware), transport, **parts)  # type: ignore[arg-type]
         else:
             life = Resident(settings.identity, hardware, transport, disk=disk, **parts)  # type: ignore[arg-type]
         try:

@@ -8,9 +8,7 @@ process.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +31,10 @@ def unpack(image: Path, digest: str, cache: Path) -> Path:
     folder = cache / digest.replace("sha256:", "")
     if folder.is_dir():
         return folder
+    # Imported once in a slot's life: an agent at rest has to be small.
+    import shutil
+    import tempfile
+
     program = shutil.which("debugfs", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if program is None:
         raise OSError("debugfs is not installed (apt-get install e2fsprogs)")

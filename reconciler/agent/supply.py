@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from reconciler.agent import artifact, oci, writer
-from reconciler.agent.containers import Containers
+from reconciler.agent import artifact
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import Hardware
 from reconciler.agent.judge import Verify
@@ -20,6 +19,11 @@ from reconciler.agent.transport import Transport
 from reconciler.protocol.assignment import AppTarget, ImageTarget
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.signature import Refused
+
+# An agent that has nothing to do holds nothing in memory that is for work: what writes slots and pulls apps is imported
+# when it is needed.
+if TYPE_CHECKING:
+    from reconciler.agent.containers import Containers
 
 Job = Iterator[float]
 """Work in pieces. What is yielded is how many seconds to let pass before it is gone on with (0.0: at once). Gone on with
@@ -29,7 +33,7 @@ sooner, it does what it can and says again. It may be dropped between any two pi
 class Supply(Protocol):
     """Releases: what of them is on the device, and how they get there.
 
-    A job may raise Refused (not what was assigned), TransportError (later, perhaps), writer.Spoiled (the disk does not
+    A job may raise Refused (not what was assigned), TransportError (later, perhaps), hardware.Spoiled (the disk does not
     give back what was written), HardwareError or OSError.
     """
 
@@ -80,9 +84,13 @@ class DiskSupply:
         yield from artifact.download(proven, image, sources, self._transport, self._cache, self._disk)
 
     def check_slot(self, slot: str, image: ImageTarget) -> Job:
+        from reconciler.agent import writer
+
         return writer.read_back(slot, image.digest, self._hardware.slot_size(slot), self._hardware)
 
     def write_image(self, image: ImageTarget, slot: str) -> Job:
+        from reconciler.agent import writer
+
         found = self._cache.find(image)
         # It was here a step ago. Gone meanwhile, it is fetched again; nothing was written.
         if found is None:
@@ -96,6 +104,8 @@ class DiskSupply:
         return (self._hardware.app_folder(name) / app.digest.replace("sha256:", "")).is_dir()
 
     def pull_app(self, name: str, app: AppTarget, sources: Sequence[str], token: str | None) -> Job:
+        from reconciler.agent import oci
+
         return oci.pull(app, sources, self._transport, token, self._hardware.app_folder(name), self._disk)
 
     def start_app(self, name: str, digest: str) -> Job:

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
-from reconciler.agent import writer
-from reconciler.agent.hardware import Hardware, HardwareError, ImageVersion
+from reconciler.agent.hardware import Hardware, HardwareError, ImageVersion, Spoiled
 from reconciler.agent.look import Look, Next, config_key
 from reconciler.agent.machine import Effect, Event, State, follow
 from reconciler.agent.notes import Notes
@@ -249,7 +248,7 @@ class Work:
             self._notes.refuse(subject, "not-fetched", str(error), self._notes.serial)
             self._retry_after_s = error.retry_after_s
             return Event.FAILED, None
-        except writer.Spoiled as error:
+        except Spoiled as error:
             self._notes.refuse(subject, "slot-spoiled", str(error), self._notes.serial)
             return Event.SPOILED, None
         except (HardwareError, OSError) as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from reconciler.agent.artifact import Proven
-from reconciler.agent.hardware import Hardware, HardwareError, SlotWriter
+from reconciler.agent.hardware import Hardware, HardwareError, SlotWriter, Spoiled
 from reconciler.protocol.signature import Refused
 
 CHUNK = 1024 * 1024
@@ -39,10 +39,6 @@ _PAUSE_S = 0.02
 _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Large pages for zstd's window, where kernel and C library know them: a tenth of its time. Elsewhere nobody reads it."""
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Spoiled(Exception):
-    """What stands in the slot is not what should: the disk, not the artifact, is at fault."""
 
 
 class _Failed(Exception):

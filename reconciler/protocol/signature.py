@@ -16,9 +16,7 @@ import binascii
 import hashlib
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -238,6 +236,10 @@ def _keyring(source: bytes | Path) -> bytes:
 
 def _run_gpgv(data: bytes, packet: bytes, keyring: bytes, timeout_s: float) -> list[list[str]]:
     """Run gpgv in an empty home of its own and return its status lines, each split into tokens."""
+    # Imported when a signature is judged, which an agent seldom does: it has to be small while it does nothing.
+    import shutil
+    import tempfile
+
     program = shutil.which("gpgv", path=os.environ.get("PATH", "") + ":/usr/bin:/bin")
     if program is None:
         raise Refused("verifier-missing", "gpgv is not installed")

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from reconciler.agent.hardware import HardwareError
+from reconciler.agent.hardware import HardwareError, Spoiled
 from reconciler.agent.supply import Job
 from reconciler.agent.transport import NotFound, TransportError
-from reconciler.agent.writer import Spoiled
 from reconciler.model.desired import Desired
 from reconciler.protocol.assignment import AppTarget, ImageTarget
 from reconciler.protocol.exchange import SiteConfig

@@ -88,3 +88,18 @@ def test_a_script_that_is_missing_or_no_program(tmp_path: Path) -> None:
     assert "has no healthcheck.sh" in run(tmp_path / "healthcheck.sh", [], {}, 5)[0].message
     (tmp_path / "healthcheck.sh").write_text("no program")
     assert "cannot be run" in run(tmp_path / "healthcheck.sh", [], {}, 5)[0].message
+
+
+def test_a_script_that_writes_for_ever_is_ended_and_fills_nothing(tmp_path: Path) -> None:
+    started = time.monotonic()
+    (check,) = run(_script(tmp_path, "exec yes\n"), [], {}, 0.5)
+    assert time.monotonic() - started < 10
+    assert "no answer within" in check.message
+
+
+def test_what_a_script_leaves_running_is_not_waited_for(tmp_path: Path) -> None:
+    """It holds the script's output open."""
+    line = 'printf \'{"checks":[{"name":"a","status":"ok","message":""}]}\'\n'
+    started = time.monotonic()
+    assert run(_script(tmp_path, line + "sleep 30 &\n"), [], {}, 20) == (Check("a", "ok", ""),)
+    assert time.monotonic() - started < 10

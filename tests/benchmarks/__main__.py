@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.benchmarks import imaging, loading, planning, reviewing, simulating, starting, ticking, validating
+from tests.benchmarks import idling, imaging, loading, planning, reviewing, simulating, starting, ticking, validating
 
 Row = tuple[str, float, str, float, float]
 MEMORY = "from tests.benchmarks.planning import memory; print(memory())"
@@ -27,6 +27,7 @@ def rows() -> Iterator[Row]:
         for row in loading.measure(Path(folder)):
             yield tuple(row)
     yield from simulating.measure()
+    yield from idling.measure()
     yield from imaging.measure()
 
 
