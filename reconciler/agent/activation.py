@@ -15,7 +15,7 @@ from reconciler.agent.hardware import HardwareError
 UNIT = "edge-configure.service"
 _ANSWER_S = 10.0
 # As `/usr/local/lib/edge/configure` of the image says them.
-_MEANINGS = {
+MEANINGS = {
     1: "it failed by itself",
     10: "the seed is not one that cloud-init can read",
     11: "cloud-init failed",
@@ -59,7 +59,7 @@ class UnitActivation:
         return int(answer) if answer.isdigit() and answer != "0" else -1
 
     def meaning(self, status: int) -> str:
-        said = _MEANINGS.get(status, "it was ended, or could not be started")
+        said = MEANINGS.get(status, "it was ended, or could not be started")
         return f"{said}; see `journalctl -u {self._unit}`"
 
     def _ask(self, *words: str) -> str:

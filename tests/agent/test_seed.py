@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from reconciler.agent.activation import UnitActivation
+from reconciler.agent.activation import MEANINGS, UnitActivation
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import HardwareError
 from reconciler.agent.seed import NotInForce, Seed
@@ -284,3 +285,12 @@ def test_without_systemd_the_machine_is_at_fault(folder: Path) -> None:
     seed = Seed(folder, Disk(), UnitActivation(systemctl=("/nonexistent/systemctl",)))
     with pytest.raises(HardwareError, match="cannot be started"):
         _drain(seed)
+
+
+def test_the_image_the_agent_and_the_page_know_the_same_exit_statuses() -> None:
+    root = Path(__file__).parents[2]
+    script = (root / "fleet/images/edge-golden/rootfs/usr/local/lib/edge/configure").read_text()
+    page = (root / "docs/reference/device.md").read_text().split("## The site's configuration")[1].split("\n## ")[0]
+    ends = {int(number) for number in re.findall(r"\bfail (\d+) ", script)}
+    told = {int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert ends == told - {0} == set(MEANINGS)
