@@ -103,7 +103,7 @@ def _machine(values: Mapping[str, Any]) -> tuple[str, Path]:
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:
-    path = file or next((path for path in DEFAULT_FILES if path.exists()), DEFAULT_FILES[0])
+    path = file or next(filter(_is_there, DEFAULT_FILES), DEFAULT_FILES[0])
     try:
         values = load(path.read_bytes(), MAX_SETTINGS_BYTES, str(path))
     except FileNotFoundError:
@@ -111,13 +111,22 @@ def _from_file(file: Path | None) -> dict[str, Any]:
             return {}
         raise SettingsError(f"{path} does not exist; give the path of a {_FILE} with --config") from None
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+        remedy = "; run this as root" if isinstance(error, PermissionError) else ""
+        raise SettingsError(f"{path} cannot be read: {error.strerror}{remedy}") from None
     except Malformed as error:
         raise SettingsError(error.reason) from None
     for key in values:
         if key not in _KEYS:
             raise SettingsError(f"{path}: unknown key {key!r}; known are {', '.join(_KEYS)}")
     return values
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        # It may be; opening it says what is the matter.
+        return True
 
 
 def _server(values: Mapping[str, Any]) -> Server:

@@ -20,6 +20,8 @@ def _codes() -> set[str]:
             found |= set(CODE.findall(call))
     refusing = (ROOT / "protocol" / "signature.py").read_text().split("_REFUSING = (")[1].split("\n)\n")[0]
     found |= set(re.findall(r'"[A-Z_]+", "([a-z-]+)"', refusing))
+    # What a registry says is sorted by a table.
+    found |= set(re.findall(r'^    "([a-z]+-[a-z-]+)": "', (ROOT / "agent" / "runtime.py").read_text(), re.M))
     # Made of a part and what is the matter with it.
     return found | {"keyring-unreadable", "keyring-too-large", "data-too-large", "status-too-large"}
 

@@ -119,7 +119,9 @@ def _quiet() -> None:
     """The service's log is not what is measured."""
     import logging
 
-    logging.disable(logging.CRITICAL)
+    import structlog
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def once(exchanges: int = EXCHANGES, *, secure: bool) -> dict[str, float]:
