@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import tarfile
@@ -118,10 +119,20 @@ def running_podman() -> Iterator[Path]:
             remove = ["rm", "--force"] if kind.startswith("ps") else ["rmi", "--force"]
             if listed:
                 subprocess.run([wrapper, *remove, *dict.fromkeys(listed)], capture_output=True, check=False)
+        _end_processes_of(folder)
         # A rootless storage holds files of other users.
         if not other and os.getuid() != 0:
             subprocess.run(["podman", "unshare", "rm", "-rf", folder / "storage"], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_processes_of(folder: Path) -> None:
+    """What a `podman run` that was killed half-way has left behind: nobody else names this folder."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                if os.fsencode(folder) + b"/" in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
 
 
 class Units:
