@@ -159,17 +159,24 @@ def test_a_trial_with_half_an_initrd_comes_back(disk: Disk, golden_image: Path, 
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("part", [0, 2], ids=["empty", "half"])
-def test_a_trial_with_half_a_kernel_is_not_started(disk: Disk, golden_image: Path, tmp_path: Path, part: int) -> None:
+def test_a_trial_with_an_empty_kernel_is_not_started(disk: Disk, golden_image: Path, tmp_path: Path) -> None:
     path = boot_file(golden_image, "vmlinuz")
-    whole = disks.file_of(golden_image, path)
-    spoil(
-        disk, Spoilt((f"rm {path}", f"write kernel {path}"), "", {"kernel": whole[: len(whole) // part if part else 0]})
-    )
+    spoil(disk, Spoilt((f"rm {path}", f"write kernel {path}"), "", {"kernel": b""}))
     with Machine(disk.path, tmp_path / "vm", more=CARD).start() as machine:
         machine.wait_for("edge: slot b does not start", BOOT_S)
         assert machine.wait_for(STARTS, BOOT_S)[1] == "a"
     assert disks.environment(disk)["edge_tries"] == "0"
+
+
+@pytest.mark.full
+def test_a_trial_with_half_a_kernel_comes_back(disk: Disk, golden_image: Path, tmp_path: Path) -> None:
+    path = boot_file(golden_image, "vmlinuz")
+    whole = disks.file_of(golden_image, path)
+    spoil(disk, Spoilt((f"rm {path}", f"write kernel {path}"), "", {"kernel": whole[: len(whole) // 2]}))
+    with Machine(disk.path, tmp_path / "vm", more=CARD).start() as machine:
+        # Without Secure Boot GRUB starts it, and the processor runs into nothing: a reset.
+        machine.wait_for("edge: trial of slot b", BOOT_S)
+        assert machine.wait_for(STARTS, BOOT_S)[1] == "a"
 
 
 @pytest.mark.full
