@@ -10,10 +10,10 @@ VM_PACKAGES := $(TEST_PACKAGES) qemu-system-x86 ovmf openssh-client
 # The pure parts. Which tests prove them, and are counted: tests/conftest.py.
 PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol
 
-.PHONY: help setup demo test test-vm check bench lock schemas docs packages
+.PHONY: help setup demo test test-vm test-vm-full check bench lock schemas docs packages
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 setup:  ## make .venv with the command `reconciler`
 	@.ci/setup
@@ -30,6 +30,10 @@ test:  ## the whole suite but for virtual machines
 test-vm:  ## tests that need root or virtual machines
 	@.ci/setup --system $(VM_PACKAGES)
 	@.ci/test-vm
+
+test-vm-full:  ## all of them, the long ones too: an hour or two
+	@.ci/setup --system $(VM_PACKAGES)
+	@.ci/test-vm full
 
 check:  ## lint, types, unit tests: under a minute
 	@.ci/setup

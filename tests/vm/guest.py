@@ -11,11 +11,11 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from reconciler.image.disk import MIB, Disk, make_disk
+from reconciler.image.disk import MIB, Disk, Partition, make_disk
 from reconciler.image.disk_data import read_seed
 from reconciler.image.disk_slot import open_source
 from reconciler.image.enrolment import read_enrolment
@@ -33,6 +33,7 @@ TIMING = {"settle_s": 240, "recheck_s": 5, "report_jitter": 0}
 """Services start slowly under emulation; nothing else is changed of the agent's times."""
 
 
+BLOCK = 4096
 SIGNATURE = b"# GRUB Environment Block\n"
 
 
@@ -129,6 +130,9 @@ class Guest:
         assert len(found) == 2, f"the ESP holds {len(found)} kinds of GRUB's variables"
         return found[True], found[False]
 
+    def _partition(self, slot: str) -> Partition:
+        return self.disk.layout.root_a if slot == "a" else self.disk.layout.root_b
+
     def cut_when(self, what: str, condition: Callable[[], bool], timeout_s: float = BOOT_S) -> None:
         """Pull the plug the moment a condition holds."""
         wait_until(f"{self.name}: {what}", condition, timeout_s, self._tell, every_s=0.01)
@@ -137,35 +141,36 @@ class Guest:
     def _tell(self) -> str:
         return f"{self._office.tell()}\n{self.machine.tail()}"
 
-    def written(self, slot: str) -> int:
-        """How many bytes of a slot's partition have been written to, as the disk's file has them allocated."""
-        part = self.disk.layout.root_a if slot == "a" else self.disk.layout.root_b
-        descriptor = os.open(self.disk.path, os.O_RDONLY)
-        try:
-            at, end, total = part.start, part.start + part.size, 0
-            while at < end:
-                try:
-                    at = os.lseek(descriptor, at, os.SEEK_DATA)
-                except OSError:
-                    break
-                hole = min(os.lseek(descriptor, at, os.SEEK_HOLE), end)
-                if at >= end:
-                    break
-                total += hole - at
-                at = hole
-            return total
-        finally:
-            os.close(descriptor)
+    def filled(self, slot: str, samples: Sequence[int]) -> float:
+        """What part of the blocks at `samples` (see `data_blocks`) a slot holds: 1.0 where none is zeros."""
+        part = self._partition(slot)
+        with self.disk.path.open("rb") as file:
+            held = 0
+            for at in samples:
+                file.seek(part.start + at)
+                held += any(file.read(BLOCK))
+            return held / len(samples)
 
     def slot_digest(self, slot: str, size: int) -> str:
         """`sha256:…` of what a slot holds."""
-        part = self.disk.layout.root_a if slot == "a" else self.disk.layout.root_b
+        part = self._partition(slot)
         return "sha256:" + disks.digest_of(self.disk, part, size)
 
     def copy_disk(self, to: Path) -> None:
         """Keep the disk as it is; the machine must be off."""
         assert not self.machine.is_on()
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(self.disk.path), str(to)], check=True)
+
+
+def data_blocks(raw: Path, count: int = 200) -> tuple[int, ...]:
+    """Places of so many blocks of an image that hold something, spread over its data and in its order."""
+    found, step = [], raw.stat().st_size // (4 * count) // BLOCK * BLOCK
+    with raw.open("rb") as file:
+        for at in range(0, raw.stat().st_size, step):
+            file.seek(at)
+            if any(file.read(BLOCK)):
+                found.append(at)
+    return tuple(found[:: max(1, len(found) // count)])
 
 
 def _variables(file: BinaryIO, at: int) -> dict[str, str]:

@@ -22,6 +22,7 @@ from reconciler.model.observed import DeviceObservation
 from tests.support import golden
 from tests.support.gitrepo import Repo
 from tests.support.gpg import Home, make_home
+from tests.support.podman import app_image
 from tests.support.registry import RunningRegistry, running_registry
 from tests.support.settings import write_settings
 from tests.vm import releases, servers
@@ -84,16 +85,15 @@ spec:
   recipe: edge-golden/
   base: {{distribution: debian, suite: bookworm}}
 """
-APP_DOCUMENT = """\
+APP_DOCUMENT = f"""\
 apiVersion: fleet/v1
 kind: App
-metadata: {{name: {app}}}
+metadata: {{{{name: {APP}}}}}
 spec:
-  repository: {app}
+  repository: {APP}
   window: any
   releases:
-{rows}
-"""
+{{rows}}"""
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,25 @@ class Office:
             f"Promote {release} in {', '.join(waves)}",
             {"waves.yaml": text},
         )
+
+    def offer_app(self, *versions: str) -> dict[str, str]:
+        """Push releases of the app, and merge its document with them; their digests by version."""
+        digests = {}
+        for version in versions:
+            image = app_image(version)
+            self.registry.push_image(APP, image)
+            digests[version] = image.digest
+        rows = "".join(f"    {version}: {digest}\n" for version, digest in digests.items())
+        self.merge(
+            "offer-app", f"Name {APP} {', '.join(versions)}", {f"apps/{APP}.yaml": APP_DOCUMENT.format(rows=rows)}
+        )
+        return digests
+
+    def promote_app(self, version: str) -> str:
+        """Raise both waves to a release of the app; the merge commit."""
+        text = re.sub(r"\n      apps: .*", "", (self.fleet / "waves.yaml").read_text())
+        text = re.sub(r"(\n      image: \S+)", rf"\g<1>\n      apps: {{{APP}: {version}}}", text)
+        return self.merge(f"app-{version}-{self.repo.head()[:8]}", f"Promote {APP} {version}", {"waves.yaml": text})
 
     def revert(self, merge: str) -> str:
         """`git revert` of a merge, on main; the commit."""
