@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from reconciler.agent import control, loop, record
-from reconciler.agent.agent import Agent
 from reconciler.agent.device import Life
 from reconciler.agent.hardware import Hardware
 from reconciler.agent.judge import Keyring
-from reconciler.agent.machine import State
 from reconciler.agent.transport import TransportError
 from reconciler.protocol.signature import Refused, verify_detached
 
@@ -106,7 +104,7 @@ def _follow(folder: Path, live: dict[str, Any], has_begun: Callable[[Mapping[str
         if live["leaving"]:
             say("the device reboots; after that the agent judges what it has booted: see `edge-agent status`")
             return Ended(FINE, True)
-        if not first and has_begun(live) and _rests(live):
+        if not first and has_begun(live) and live["atRest"]:
             return Ended(_ending(live))
         first = False
         time.sleep(POLL_S)
@@ -115,12 +113,6 @@ def _follow(folder: Path, live: dict[str, Any], has_begun: Callable[[Mapping[str
         except control.NotRunning:
             say("the agent has ended: the device reboots, or somebody stopped it; see `edge-agent status`")
             return Ended(FINE, True)
-
-
-def _rests(live: Mapping[str, Any]) -> bool:
-    """Whether nothing goes on before a report or a window is due."""
-    waits = live["state"] == State.WRITTEN.name.lower() and live["wakesAt"] is not None
-    return live["state"] == State.IDLE.name.lower() or waits
 
 
 def _ending(live: Mapping[str, Any]) -> int:
@@ -173,14 +165,9 @@ def _steps(life: Life) -> None:
         if line != said:
             say(line)
             said = line
-        if _at_rest(life.agent, (due - loop.utc_now()).total_seconds()):
+        if loop.at_rest(life.agent, loop.utc_now()) and due > loop.utc_now() + timedelta(seconds=1):
             return
         time.sleep(min(max((due - loop.utc_now()).total_seconds(), 0.0), POLL_S * 20))
-
-
-def _at_rest(agent: Agent, wait_s: float) -> bool:
-    state = agent.work.state
-    return wait_s > 1 and (state is State.IDLE or (state is State.WRITTEN and agent.work_wakes_at is not None))
 
 
 # ---------------------------------------------------------------- going back, and proving

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from reconciler.agent import VERSION
+from reconciler.agent.agent import Agent
 from reconciler.agent.control import Control
 from reconciler.agent.device import Life
 from reconciler.agent.machine import PHASES, State
@@ -120,6 +121,14 @@ def answer(life: Life, question: Mapping[str, Any]) -> dict[str, Any]:
     return standing(life)
 
 
+def at_rest(agent: Agent, now: datetime) -> bool:
+    """Whether nothing goes on before a report, or an instant that lies ahead, is due."""
+    wakes_at, state = agent.work_wakes_at, agent.work.state
+    if state is State.WRITTEN and wakes_at is None:
+        return False
+    return state in (State.IDLE, State.WRITTEN) and (wakes_at is None or wakes_at > now + timedelta(seconds=1))
+
+
 def standing(life: Life) -> dict[str, Any]:
     """How the agent stands, as JSON."""
     agent = life.agent
@@ -135,6 +144,7 @@ def standing(life: Life) -> dict[str, Any]:
         "because": None if agent.reached else agent.unreached_because,
         "reportsAt": _whole(agent.reports_at),
         "wakesAt": _whole(agent.work_wakes_at),
+        "atRest": at_rest(agent, utc_now()),
         "leaving": agent.leaving,
         "refusals": [
             {"code": item.code, "reason": item.reason, "serial": list(item.serial) if item.serial else None}

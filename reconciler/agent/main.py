@@ -8,12 +8,12 @@ running agent did not answer.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +25,8 @@ from reconciler.agent.state import StateError
 from reconciler.protocol.signature import verify_detached
 
 if TYPE_CHECKING:
+    import argparse
+
     from reconciler.agent.console import Ended
     from reconciler.agent.device import Life
     from reconciler.agent.directory import DirectoryHardware
@@ -42,16 +44,30 @@ COMMANDS = {
 ANY_SIZE = 1 << 62
 
 
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    command: str = "run"
+    path: Path | None = None
+    config: Path | None = None
+    root: str | None = None
+    server: str | None = None
+    token_file: str | None = None
+    device: str | None = None
+    site: str | None = None
+    json: bool = False
+    yes: bool = False
+    keys: Path | None = None
+
+
 class Busy(Exception):
     """Another agent works on this root."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if (options.path is not None) != (options.command == "verify"):
-        parser.error("verify takes the path of an artifact, and nothing else does")
+    options = _options(sys.argv[1:] if arguments is None else arguments)
     try:
         if options.command in ("run", "once"):
             return _work(options)
@@ -69,7 +85,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _options(words: Sequence[str]) -> Options:
+    # What the service says needs no parser: it would stay in memory, a MiB of it, for as long as the agent runs.
+    if len(words) == 3 and words[0] == "run" and words[1] == "--config" and not words[2].startswith("-"):
+        return Options(config=Path(words[2]))
+    parser = _parser()
+    options = Options(**vars(parser.parse_args(words)))
+    if (options.path is not None) != (options.command == "verify"):
+        parser.error("verify takes the path of an artifact, and nothing else does")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="edge-agent",
         description="Brings this device to what it is assigned.",
@@ -91,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: Options) -> Settings:
     given = {
         "device": options.device,
         "site": options.site,
@@ -105,7 +134,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 # ---------------------------------------------------------------- the agent
 
 
-def _work(options: argparse.Namespace) -> int:
+def _work(options: Options) -> int:
     """`run` and `once`."""
     from reconciler.agent import loop
     from reconciler.agent.control import Control
@@ -179,7 +208,7 @@ def _lock(root: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- for a person
 
 
-def _for_a_person(options: argparse.Namespace) -> int:
+def _for_a_person(options: Options) -> int:
     from reconciler.agent import console
 
     if options.command == "verify":
@@ -211,27 +240,28 @@ def _done(command: str, settings: Settings, hardware: Hardware) -> Ended:
         return console.apply_here(life) if command == "apply" else console.rollback_here(life)
 
 
-def _hardware(options: argparse.Namespace) -> Hardware:
+def _hardware(options: Options) -> Hardware:
     """The machine, to be looked at. A device as a folder needs nothing but its `--root` for that."""
     from reconciler.agent.directory import DirectoryHardware
     from reconciler.agent.opening import open_hardware
 
-    root = options.root
+    root = Path(options.root) if options.root is not None else None
     if root is None or options.config is not None:
         settings = _settings(options)
-        if settings.hardware != "directory":
+        if settings.hardware != DIRECTORY:
             return open_hardware(settings)
         root = settings.root
-    if not (Path(root) / "agent").is_dir():
+    if not (root / "agent").is_dir():
         raise SettingsError(f"{root} is no device's folder; give --root the folder that `run` was given")
-    return DirectoryHardware(Path(root))
+    return DirectoryHardware(root)
 
 
-def _verify(options: argparse.Namespace) -> int:
+def _verify(options: Options) -> int:
     from reconciler.agent import console
     from reconciler.agent.keys import read_keyring
 
-    path: Path = options.path
+    path = options.path
+    assert path is not None
     if not path.exists():
         raise console.Declined(f"{path} does not exist")
     if options.keys is not None:
