@@ -181,14 +181,14 @@ def test_a_trial_with_half_a_kernel_comes_back(disk: Disk, golden_image: Path, t
 
 @pytest.mark.full
 def test_a_trial_that_ends_in_emergency_mode_is_ended_by_its_time(disk: Disk, tmp_path: Path) -> None:
-    soon = b"[Timer]\nOnBootSec=\nOnBootSec=90s\n"
+    soon = b"[Timer]\nOnBootSec=\nOnBootSec=120s\n"
     folder = "/etc/systemd/system/edge-trial.timer.d"
     spoil(
         disk,
         Spoilt(
             ("rm /etc/fstab", "write fstab /etc/fstab", f"mkdir {folder}", f"write soon {folder}/soon.conf"),
             "",
-            {"fstab": b"/nowhere /var/log none bind 0 0\n", "soon": soon},
+            {"fstab": b"none /var/log nosuchfs defaults 0 0\n", "soon": soon},
         ),
     )
     with Machine(disk.path, tmp_path / "vm", more=CARD).start() as machine:
