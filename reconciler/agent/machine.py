@@ -98,7 +98,8 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
     (_S.RECOGNISING, _E.FAILED): Transition(_S.BOOTING),
     (_S.BOOTING, _E.CLEAN): Transition(_S.IDLE, (_F.DISARM, _F.SET_VERSION)),
     (_S.BOOTING, _E.ON_TRIAL): Transition(_S.TRIAL),
-    (_S.BOOTING, _E.FINISHED): Transition(_S.IDLE, (_F.MARK_GOOD, _F.SET_VERSION, _F.CLEAR_INTENT, _F.DROP_CACHE)),
+    # The intent is closed last: what a power cut leaves undone is done by the next life as long as it is open.
+    (_S.BOOTING, _E.FINISHED): Transition(_S.IDLE, (_F.MARK_GOOD, _F.SET_VERSION, _F.DROP_CACHE, _F.CLEAR_INTENT)),
     # The slot is whole, only the boot was not armed: closing the intent leads back here by way of IDLE and CHECKING.
     (_S.BOOTING, _E.NOT_TRIED): Transition(_S.IDLE, (_F.DISARM, _F.CLEAR_INTENT)),
     # Counted before the flags are cleared: flags without an intent are cleared by CLEAN, an intent without flags
@@ -143,7 +144,7 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
     (_S.REBOOTING, _E.MORE): Transition(_S.REBOOTING),
     (_S.REBOOTING, _E.FAILED): Transition(_S.IDLE, (_F.DISARM, _F.CLEAR_INTENT, _F.BACK_OFF)),
     (_S.TRIAL, _E.MORE): Transition(_S.TRIAL),
-    (_S.TRIAL, _E.DONE): Transition(_S.IDLE, (_F.MARK_GOOD, _F.SET_VERSION, _F.CLEAR_INTENT, _F.DROP_CACHE)),
+    (_S.TRIAL, _E.DONE): Transition(_S.IDLE, (_F.MARK_GOOD, _F.SET_VERSION, _F.DROP_CACHE, _F.CLEAR_INTENT)),
     (_S.TRIAL, _E.WORSE): Transition(_S.RETURNING, (_F.COUNT_FAILURE,)),
     (_S.RETURNING, _E.MORE): Transition(_S.RETURNING),
     (_S.RETURNING, _E.FAILED): Transition(_S.RETURNING),

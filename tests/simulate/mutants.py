@@ -18,7 +18,7 @@ PLANNER, AGENT, CONTROLLER, WORLD = (
     "reconciler.controller",
     "reconciler.simulate",
 )
-_GOOD = (Effect.MARK_GOOD, Effect.SET_VERSION, Effect.CLEAR_INTENT, Effect.DROP_CACHE)
+_GOOD = (Effect.MARK_GOOD, Effect.SET_VERSION, Effect.DROP_CACHE, Effect.CLEAR_INTENT)
 _SUPPLY = f"{WORLD}.supply:MemorySupply"
 _WORK = f"{AGENT}.work:Work"
 
