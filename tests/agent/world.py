@@ -83,8 +83,16 @@ class Artifact:
         return ImageTarget(self.release, self.digest, self.folder.name)
 
 
-def build_image(at: Path, release: str, health: Mapping[str, Any] | None = None, keys: Keys | None = None) -> bytes:
-    """A tiny ext4 image with a healthcheck of its own; `health` None leaves the script out."""
+def build_image(
+    at: Path,
+    release: str,
+    health: Mapping[str, Any] | None = None,
+    keys: Keys | None = None,
+    *,
+    payload: bytes = b"",
+    size: str = "256k",
+) -> bytes:
+    """A tiny ext4 image with a healthcheck of its own; `health` None leaves the script out. `payload` is one more file."""
     mke2fs = need("mke2fs", "e2fsprogs")
     tree, image = at / f"tree-{release}", at / f"{release}.img"
     shutil.rmtree(tree, ignore_errors=True)
@@ -99,7 +107,9 @@ def build_image(at: Path, release: str, health: Mapping[str, Any] | None = None,
         for kind, fingerprint in (("assignment", keys.assignment), ("release", keys.release)):
             (tree / "etc" / "edge" / "keys" / f"{kind}.gpg").write_bytes(keys.ring(fingerprint))
             (tree / "etc" / "edge" / "keys" / f"{kind}.fpr").write_text(fingerprint + "\n")
-    command = [mke2fs, "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(tree), str(image), "256k"]
+    if payload:
+        (tree / "payload").write_bytes(payload)
+    command = [mke2fs, "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(tree), str(image), size]
     subprocess.run(command, check=True, capture_output=True)
     return image.read_bytes()
 
