@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -347,7 +349,7 @@ def test_every_deviation_of_the_status_lines(
 
 def test_no_gpgv(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     good = keys.home.sign_detached(DATA, keys.release)
-    monkeypatch.setattr(module.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     refused(keys, "verifier-missing", DATA, good)
 
 
@@ -380,6 +382,6 @@ def test_the_remembering_verifier_judges_dates_anew_and_remembers_no_refusal(key
 def test_nothing_is_left_in_the_folder_for_temporary_files(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     keys.verify(DATA, keys.home.sign_detached(DATA, keys.release))
     assert list(tmp_path.iterdir()) == []
