@@ -25,9 +25,9 @@ from reconciler.agent.transport import Transport, TransportError
 from reconciler.agent.work import Work
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.bundle import Bundle
-from reconciler.protocol.canonical import Malformed
+from reconciler.protocol.canonical import Malformed, clip
 from reconciler.protocol.exchange import Answer
-from reconciler.protocol.report import DeviceClock, Report, overall
+from reconciler.protocol.report import REASON_CHARS, DeviceClock, Report, overall
 from reconciler.protocol.signature import Refused, verify_detached
 
 FIRST_REPORT_EVERY_S = 60
@@ -79,7 +79,7 @@ class Agent:
         """When the work wants to go on, whatever becomes due of reports; None: with the next report."""
         self._report_every_s = FIRST_REPORT_EVERY_S
         self._failures = 0
-        self._is_stuck = False
+        self._is_stuck, self._had_fault = False, False
         self.exchanges = 0
         """How often it was tried to reach the server, in this life."""
         self.reached = False
@@ -105,11 +105,16 @@ class Agent:
         """Report if that is due, go on with the work, and return when to call again. Never raises for what a device
         meets."""
         try:
-            return self._step(now)
+            due = self._step(now)
         except (HardwareError, OSError) as error:
+            self._had_fault = True
             self.notes.refuse("device", "device-fault", str(error))
             self.work_wakes_at = now + timedelta(seconds=FAULT_WAIT_S)
             return self.work_wakes_at
+        if self._had_fault and not self._is_stuck:
+            self._had_fault = False
+            self.notes.withdraw("device", "device-fault")
+        return due
 
     def wake(self, now: datetime) -> bool:
         """Find out how this life begins: what is booted, and what was intended. False: it takes another call, and is due at
@@ -201,7 +206,8 @@ class Agent:
             data = self._transport.exchange(report.to_bytes())
             answer = Answer.from_bytes(data)
         except (TransportError, Malformed) as error:
-            self.reached, self.unreached_because = False, str(error)
+            # It is shown on a terminal, and another end chose some of its words.
+            self.reached, self.unreached_because = False, clip(str(error), REASON_CHARS)
             self._back_off(now, error.retry_after_s if isinstance(error, TransportError) else None)
             return
         self._failures, self.reached, self._told = 0, True, report

@@ -9,6 +9,7 @@ resumed after a break, is never larger than the signed manifest says, and gets i
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,6 +28,8 @@ from reconciler.protocol.signature import MAX_SIGNATURE_BYTES, Refused
 from reconciler.protocol.sums import MAX_SUMS_BYTES, parse_sums
 
 READ = 1024 * 1024
+SPARE_BYTES = 32 * READ
+"""What a download leaves free."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def download(
     """
     folder, urls = cache.open(target), addresses(sources, proven.manifest.file)
     part = folder / "part"
+    _look_for_room(folder, proven.manifest.size - (part.stat().st_size if part.is_file() else 0))
     origins = yield from _fetch(proven, part, urls, transport, disk)
     for url in urls if origins else ():
         if origins == [url]:
@@ -204,6 +208,8 @@ def _fetch(
             except TransportError:
                 if url == urls[-1]:
                     raise
+                # Each address may take minutes; many of them must not keep the agent from its reports.
+                yield 0.0
                 continue
             if have == size:
                 break
@@ -213,6 +219,16 @@ def _fetch(
         return []
     disk.remove(part)
     return origins
+
+
+def _look_for_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what would fill the disk: the agent's own memory is on it, and what apps write."""
+    at = os.statvfs(folder)
+    free = at.f_bavail * at.f_frsize
+    if needed > 0 and needed + SPARE_BYTES > free:
+        raise Refused(
+            "no-room", f"{needed} bytes more are needed below {folder}, and {free} are free; make room, see `df`"
+        )
 
 
 def _small(sources: Sequence[str], name: str, limit: int, transport: Transport) -> Generator[float, None, bytes]:

@@ -30,7 +30,7 @@ from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import BootFlags, Clock, HardwareError, ImageVersion
 from reconciler.agent.judge import Keyring
 from reconciler.agent.seed import Seed
-from reconciler.protocol.canonical import clip, dump, is_digest, is_name
+from reconciler.protocol.canonical import clip, dump, is_digest, is_name, is_text
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import MAX_CHECKS, Check, Slot
 
@@ -213,7 +213,8 @@ class DirectoryHardware:
         with suppress(OSError):
             text = (self.root / "etc" / "edge-image-version").read_text("utf-8", "replace")
             values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        return ImageVersion(values.get("current") or None, values.get("previous") or None)
+        current, previous = (values.get(key) for key in ("current", "previous"))
+        return ImageVersion(current if is_text(current) else None, previous if is_text(previous) else None)
 
     def set_version(self, version: ImageVersion) -> None:
         text = f"current={version.current or ''}\nprevious={version.previous or ''}\n"

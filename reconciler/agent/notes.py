@@ -6,6 +6,7 @@ works or is no longer wanted; they are told in every report meanwhile.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -14,10 +15,13 @@ from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.canonical import clip
 from reconciler.protocol.report import MAX_REFUSALS, REASON_CHARS, Check, Refusal, Serial
 
-ALWAYS = frozenset(("assignment", "device", "clock", "console"))
+MEMORY = "memory"
+ALWAYS = frozenset(("assignment", "device", "clock", "console", MEMORY))
 """Subjects that do not come from an assignment's work, and outlive it."""
 FIRST_WAIT_S = 30
 LONGEST_WAIT_S = 900
+FASTEST_REPORT_S = 5
+"""On average reports come less often than this."""
 
 
 class Notes:
@@ -57,9 +61,21 @@ class Notes:
             self.remember(replace(self.memory, intent=None, held_under=held))
 
     def next_sequence(self) -> int:
-        """A number higher than every one before, over power cuts too."""
+        """A number higher than every one before, over power cuts too.
+
+        Where nothing can be written, on a disk that is full or has gone read-only, it is higher than every one of this boot:
+        reports go on, and say so.
+        """
         if self._sequence >= self.memory.sequence_reserved:
-            self.remember(replace(self.memory, sequence_reserved=self._sequence + SEQUENCE_BLOCK))
+            try:
+                self.remember(replace(self.memory, sequence_reserved=self._sequence + SEQUENCE_BLOCK))
+                self.settle(MEMORY)
+            except OSError as error:
+                # An agent that is started again in the same boot goes on above the numbers of the one before.
+                since_boot = self.memory.sequence_reserved + int(time.monotonic() / FASTEST_REPORT_S)
+                self._sequence = max(self._sequence, since_boot)
+                reason = f"the agent's memory cannot be written ({error.strerror}), so nothing new is begun; see `df`, `dmesg`"
+                self.refuse(MEMORY, "device-fault", reason)
         self._sequence += 1
         return self._sequence
 

@@ -29,7 +29,7 @@ from reconciler.agent.hardware import BootFlags, Clock, HardwareError, ImageVers
 from reconciler.agent.judge import Keyring
 from reconciler.agent.records import Records
 from reconciler.agent.seed import Seed
-from reconciler.protocol.canonical import clip
+from reconciler.protocol.canonical import clip, is_text
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.report import Check, Slot
 
@@ -230,8 +230,9 @@ class PartitionedHardware:
     def version(self) -> ImageVersion:
         for path in (self._truth(), self._places.root / VERSION_FILE):
             values = _pairs(_read(path)) if path.is_file() else {}
-            if values.get("current"):
-                return ImageVersion(values["current"], values.get("previous") or None)
+            if is_text(values.get("current")):
+                previous = values.get("previous")
+                return ImageVersion(values["current"], previous if is_text(previous) else None)
         return ImageVersion()
 
     def set_version(self, version: ImageVersion) -> None:

@@ -90,6 +90,8 @@ class Seed:
             self._flip(version)
         except OSError as error:
             raise HardwareError(f"the configuration cannot be stored: {error}") from None
+        if self.digest() != config.digest:
+            raise HardwareError(f"{self.folder} does not give back the configuration that was stored in it")
 
     def put_back(self, digest: str | None) -> None:
         """Make the version before current again, where it has this digest (None: it had none, or there was none).
@@ -146,6 +148,9 @@ class Seed:
         for name, data in sorted(files.items()):
             content.update(b"%s %d\n%s" % (name.encode(), len(data), data))
         folder = self.folder / f"{_VERSION}{content.hexdigest()[:32]}"
+        while folder.is_dir() and _files_in(folder) != files:
+            # It was damaged since, and may be what the folder shows: it is left to be swept, not mended in place.
+            folder = folder.with_name(f"{folder.name}x")
         if not folder.is_dir():
             temporary = self.folder / ".new"
             self._disk.remove(temporary)

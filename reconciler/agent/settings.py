@@ -31,6 +31,7 @@ HARDWARE = (DIRECTORY, PARTITIONS)
 STATE = Path("/var/lib/edge-agent")
 """The agent's own folder on a device with partitions: it outlives the slots."""
 DEFAULT_SLOT_BYTES = 4 * 1024**3
+LONGEST_S = 366 * 86400
 _KEYS = ("device", "site", "server", "tokenFile", "hardware", "root", "caFile", "slotBytes", "timing", "allowFileUrls")
 _FILE = "settings file"
 
@@ -159,6 +160,6 @@ def _timing(values: Mapping[str, Any]) -> Timing:
     for key, value in given.items():
         if key not in known:
             raise SettingsError(f"timing: unknown key {key!r}; known are {', '.join(sorted(known))}")
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
-            raise SettingsError(f"timing: {key} is {value!r}, not a number of seconds")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= LONGEST_S:
+            raise SettingsError(f"timing: {key} is {value!r}, not a number of seconds (at most {LONGEST_S}, a year)")
     return Timing(**given)

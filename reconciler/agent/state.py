@@ -104,14 +104,15 @@ class StateFile:
     def load(self) -> Memory:
         """What is on record; an empty memory where there is no file. StateError: unreadable."""
         try:
-            data = self._path.read_bytes()
+            with open(self._path, "rb") as file:
+                data = file.read(MAX_STATE_BYTES + 1)
         except FileNotFoundError:
             return Memory()
         except OSError as error:
             raise StateError(f"{self._path} cannot be read: {error}") from None
         try:
             return _parse(Fields(load(data, MAX_STATE_BYTES, "state"), "state"))
-        except (Malformed, binascii.Error, ValueError, KeyError, TypeError, IndexError) as error:
+        except (Malformed, binascii.Error, ValueError, LookupError, TypeError, OverflowError) as error:
             raise StateError(f"{self._path} is damaged ({error}); restore it or enrol the device anew") from None
 
     def save(self, memory: Memory) -> None:

@@ -26,6 +26,8 @@ from reconciler.protocol.exchange import MAX_ANSWER_BYTES, MAX_CONFIG_BYTES
 TIMEOUT_S = 20.0
 WHOLE_S = 60.0
 MAX_REDIRECTS = 3
+MAX_ADDRESSES = 12
+"""Of one host's name, so many are tried."""
 CHUNK = 256 * 1024
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -78,6 +80,10 @@ class Server:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"server {self.url!r} is not an address; write https://host/")
+        try:
+            _origin(parts)
+        except TransportError:
+            raise ValueError(f"server {self.url!r} has no valid port; write https://host:port/") from None
         if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             raise ValueError(f"server {self.url!r} would receive the token in clear text; write https://")
         if not self.token or not self.token.isascii() or not self.token.isprintable() or " " in self.token:
@@ -201,7 +207,10 @@ class HttpTransport:
 
     def _request(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> _Reply:
         """Send a request and return the response to a success; redirects on the same host are followed."""
+        ends = time.monotonic() + WHOLE_S
         for _ in range(MAX_REDIRECTS + 1):
+            if time.monotonic() > ends:
+                raise TransportError(f"{_shown(url)} took longer than {WHOLE_S:g} s to redirect")
             parts = split(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise TransportError(f"{_shown(url)} is no http or https address")
@@ -262,7 +271,7 @@ class HttpTransport:
         connection = None
         try:
             connection = http.client.HTTPConnection(host, port, timeout=self._server.timeout_s)
-            connection.connect()
+            connection.sock = _dial(host, port, self._server.timeout_s)
             if scheme == "https":
                 connection.sock = self._context().wrap_socket(
                     connection.sock, server_hostname=host, do_handshake_on_connect=False
@@ -322,6 +331,25 @@ class HttpTransport:
                 raise TransportError(f"{path.name} cannot be read: {error}") from None
 
         return offset, chunks()
+
+
+def _dial(host: str, port: int, timeout_s: float) -> socket.socket:
+    """A connection to one of a host's addresses, as socket.create_connection makes it. However many there are, and none of
+    them answers, it takes three times `timeout_s` at the most. Raises OSError or ValueError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    share_s, failed = min(timeout_s, 3 * timeout_s / max(len(found), 1)), OSError("the name has no address")
+    for family, kind, protocol, _, address in found[:MAX_ADDRESSES]:
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        try:
+            sock.settimeout(max(share_s, 3 * timeout_s / MAX_ADDRESSES))
+            sock.connect(address)
+            sock.settimeout(timeout_s)
+        except OSError as error:
+            failed = error
+            sock.close()
+        else:
+            return sock
+    raise failed
 
 
 def _shown(url: str) -> str:

@@ -63,7 +63,7 @@ class Work:
         self._settling_since: datetime | None = None
         self._asked_reboot_at: datetime | None = None
         self._retry_after_s: float | None = None
-        # Of a configuration: put in force by this life; found bad, so that the one before is being put in force.
+        # Of a configuration, or an app: begun by this life; found bad, so that the one before is wanted again.
         self._activated, self._given_up = False, False
         self._activities: Mapping[State, Callable[[datetime], Found]] = {
             State.BOOTING: self._resume,
@@ -350,6 +350,8 @@ class Work:
         except NotInForce as error:
             self._notes.refuse(self.target or "config", "config-not-in-force", str(error), self._notes.serial)
             return (Event.WORSE, None) if self._given_up else self._put_back(now)
+        except HardwareError as error:
+            return self._not_stored(error, now)
         except TransportError as error:
             self._notes.refuse(self.target or "config", "not-fetched", str(error), self._notes.serial)
             self._retry_after_s = error.retry_after_s
@@ -370,9 +372,23 @@ class Work:
         """Begin to put the configuration before in force."""
         intent = self._notes.memory.intent
         self._given_up = True
-        self._hardware.restore_config(intent.before if intent is not None else None)
+        try:
+            self._hardware.restore_config(intent.before if intent is not None else None)
+        except HardwareError as error:
+            # The one that failed stays, for want of another, and is known to have failed: what git sends next may come.
+            self._notes.refuse(self.target or "config", "device-fault", str(error), self._notes.serial)
+            return Event.WORSE, None
         self._job = self._hardware.activate_config()
         return Event.MORE, now
+
+    def _not_stored(self, error: HardwareError, now: datetime) -> Found:
+        """It could not be stored. How far that came nobody knows: what is stored now is put in force, and what is wanted is
+        tried again, each time later."""
+        self._notes.refuse(self.target or "config", "device-fault", str(error), self._notes.serial)
+        if self._notes.memory.intent is None:
+            return Event.FAILED, None
+        self._activated = False
+        return Event.MORE, self._notes.wait(self.target or "config", now)
 
     def _fetch_config(self) -> SiteConfig:
         """The assigned configuration; that it is about to be put in force is written down."""
@@ -419,9 +435,7 @@ class Work:
             # An app that ended since it was started is judged like a check that became worse.
             runs = running.get(intent.app) == intent.digest
             event, wake = self._settle(now, "" if runs else f"{intent.app} does not run any more")
-            if event is Event.WORSE:
-                self._hardware.run_app(intent.app, intent.before)
-            return event, wake
+            return self._run_before(intent, event, now) if event is Event.WORSE else (event, wake)
         # Where another life began it, how far it came nobody knows, and to begin again is free.
         self._activated = True
         return self._start(self._supply.start_app(intent.app or "", intent.digest), intent, now)
@@ -431,10 +445,21 @@ class Work:
         try:
             return Event.MORE, self._go_on(job, now) or now
         except HardwareError as error:
-            app = intent.app or ""
-            self._notes.refuse(self.target or app, "restart-failed", str(error), self._notes.serial)
-            self._hardware.run_app(app, intent.before)
-            return Event.FAILED, None
+            self._notes.refuse(self.target or "app", "restart-failed", str(error), self._notes.serial)
+            return self._run_before(intent, Event.FAILED, now)
+
+    def _run_before(self, intent: Intent, event: Event, now: datetime) -> Found:
+        """Have what ran before run again. Where that fails too it is tried once more after the time to settle, and then left
+        to git: a runtime that is broken must not keep the device from the image that mends it."""
+        try:
+            self._hardware.run_app(intent.app or "", intent.before)
+        except HardwareError as error:
+            reason = f"what ran before cannot be run either: {error}"
+            self._notes.refuse(self.target or "app", "restart-failed", reason, self._notes.serial)
+            if not self._given_up:
+                self._given_up, self._settling_since = True, None
+                return Event.MORE, now + timedelta(seconds=self._timing.recheck_s)
+        return event, None
 
     # ------------------------------------------------------------ counting and waiting
 

@@ -228,6 +228,11 @@ def is_digest(value: Any) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
+def is_text(value: Any, limit: int = 128) -> bool:
+    """Whether `Fields.text` takes `value`, with this limit."""
+    return isinstance(value, str) and 0 < len(value) <= limit and printable(value)
+
+
 def printable(text: str) -> bool:
     """No control characters other than newline and tab, no lone surrogates: safe to store, log and encode."""
     return _UNPRINTABLE.search(text) is None

@@ -115,6 +115,7 @@ def test_settings_come_from_the_file_and_the_command_line(tmp_path: Path) -> Non
         ({"allowFileUrls": "yes"}, "allowFileUrls"),
         ({"timing": {"settle": 5}}, "'settle'"),
         ({"timing": {"settle_s": -1}}, "settle_s"),
+        ({"timing": {"settle_s": 1e300}}, "settle_s"),
         ({"timing": []}, "timing"),
         ({"colour": "red"}, "'colour'"),
     ],
