@@ -29,11 +29,18 @@ SLOT_BYTES = 1280 * MIB
 DATA_BYTES = 1536 * MIB
 BOOT_S = 900
 """Emulation on a machine that others use too; a quiet one needs a fifth of it."""
-TIMING = {"settle_s": 240, "recheck_s": 5, "report_jitter": 0}
+TIMING = {"settle_s": 150, "recheck_s": 5, "report_jitter": 0}
 """Services start slowly under emulation; nothing else is changed of the agent's times."""
 
 
 BLOCK = 4096
+_MEMORY = r"""
+agent=$(systemctl show --value -p MainPID edge-agent.service)
+while sleep 1; do
+  sed -n 's/^VmHWM:/agent/p' /proc/$agent/status
+  for unpacker in $(pgrep -x zstd); do sed -n 's/^VmHWM:/zstd/p' /proc/$unpacker/status; done
+done
+"""
 SIGNATURE = b"# GRUB Environment Block\n"
 
 
@@ -93,9 +100,31 @@ class Guest:
         found: dict[str, Any] = json.loads(self.out("cat /var/lib/edge-agent/agent/state.json"))
         return found
 
-    def put(self, path: str, text: str) -> None:
-        """Write a file."""
-        self.out(f"printf %s {shlex.quote(text)} >{shlex.quote(path)}")
+    def ring(self) -> None:
+        """Have the agent call in now, as a person on the console or a doorbell does."""
+        self.out("nohup edge-agent apply </dev/null >/dev/null 2>&1 &")
+
+    def told(self, release: str) -> None:
+        """Wait until the reconciler wants the device to go to a release, and have the agent hear of it at once."""
+
+        def wanted() -> bool:
+            seen = self._office.device(self.name)
+            return seen is not None and seen.updating_to == release
+
+        self._office.until(f"{self.name} is to run {release}", wanted, 300)
+        self.ring()
+
+    def watch_memory(self) -> None:
+        """From now on until the next boot: the largest resident size of the agent, and of what it starts to unpack."""
+        self.out(f"nohup bash -c {shlex.quote(_MEMORY)} </dev/null >/data/log/edge-test-memory 2>&1 &")
+
+    def memory_peaks(self) -> dict[str, int]:
+        """What `watch_memory` saw, in bytes, by program."""
+        peaks: dict[str, int] = {}
+        for line in self.out("sort -u /data/log/edge-test-memory").splitlines():
+            name, kib, *_ = line.split()
+            peaks[name] = max(peaks.get(name, 0), int(kib) << 10)
+        return peaks
 
     # ------------------------------------------------ from outside
 
@@ -135,7 +164,7 @@ class Guest:
 
     def cut_when(self, what: str, condition: Callable[[], bool], timeout_s: float = BOOT_S) -> None:
         """Pull the plug the moment a condition holds."""
-        wait_until(f"{self.name}: {what}", condition, timeout_s, self._tell, every_s=0.01)
+        wait_until(f"{self.name}: {what}", condition, timeout_s, self._tell, every_s=0.02)
         self.machine.cut()
 
     def _tell(self) -> str:
@@ -162,7 +191,7 @@ class Guest:
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(self.disk.path), str(to)], check=True)
 
 
-def data_blocks(raw: Path, count: int = 200) -> tuple[int, ...]:
+def data_blocks(raw: Path, count: int = 60) -> tuple[int, ...]:
     """Places of so many blocks of an image that hold something, spread over its data and in its order."""
     found, step = [], raw.stat().st_size // (4 * count) // BLOCK * BLOCK
     with raw.open("rb") as file:

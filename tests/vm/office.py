@@ -260,9 +260,19 @@ class Office:
             and seen.phase == "idle"
         )
 
+    def configures(self, device: str) -> bool:
+        """Whether a device is being sent a configuration."""
+        seen = self.device(device)
+        return seen is not None and seen.configuring_since is not None
+
+    def is_configured(self, device: str, before: str | None) -> bool:
+        """Whether a device is known to have another configuration than it had, and is at rest."""
+        seen = self.device(device)
+        return seen is not None and seen.config != before and seen.configuring_since is None and seen.phase == "idle"
+
 
 @contextmanager
-def opened(folder: Path, *, attempts: int = 3, report_every: str = "20s") -> Iterator[Office]:
+def opened(folder: Path, *, attempts: int = 3, report_every: str = "60s") -> Iterator[Office]:
     """An office with a fleet that names no release yet, and its servers but for the reconciler, which the caller starts."""
     with ExitStack() as stack:
         store = stack.enter_context(servers.running_store())

@@ -54,7 +54,7 @@ def device(golden_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     dead = releases.derive(golden_image, DEAD, releases.NO_INIT, kept)
     with pytest.MonkeyPatch.context() as patch:
         use_test_credentials(patch)
-        with offices.opened(folder, attempts=1) as office:
+        with offices.opened(folder, attempts=1, report_every="30s") as office:
             office.name(old)
             apps = office.offer_app("2.7.0", "2.8.0")
             office.promote_app("2.7.0")
