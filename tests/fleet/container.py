@@ -7,21 +7,52 @@ namespaces and no way out. Everything, mounts too, ends with `stop`, and with th
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from tests.support.system import need
 
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-# The slot is only read. overlayfs wants the layer's two folders on one file system.
+# The slot is only read. overlayfs wants the layer's two folders on one file system. Each device has control groups of its own:
+# systemd-nspawn makes one of a fixed name below those that it is started in, and the systemd of one device would find another's
+# processes among those of its own service.
 _SCRIPT = """
 set -e
+for place in $5; do
+  mkdir -p "$place"
+  echo 0 >"$place/cgroup.procs"
+done
 mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/root"
 exec systemd-nspawn --quiet --boot --directory="$2/root" --bind="$3:/data" --machine="$4" \
   --register=no --keep-unit --private-network --console=pipe --link-journal=no
 """
+
+
+def _control_groups(name: str) -> list[Path]:
+    """Where a device's processes are kept together: below where this process is, in the hierarchies that systemd uses."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "name=systemd"):
+            # One hierarchy (/sys/fs/cgroup), or the older way's two.
+            for top in ("unified", ".") if not controllers else ("systemd",):
+                place = Path("/sys/fs/cgroup", top, path.lstrip("/"))
+                if (place / "cgroup.procs").exists():
+                    found.append(place / f"edge-test-{os.getpid()}-{name}")
+                    break
+    return found
+
+
+def _removed(group: Path) -> bool:
+    """Whether a control group and those below it are gone."""
+    with suppress(OSError):
+        for folder, _, _ in os.walk(group, topdown=False):
+            os.rmdir(folder)
+    return not group.exists()
 
 
 def _children(pid: int) -> list[int]:
@@ -39,10 +70,12 @@ class Container:
         for folder in ("upper", "work", "root"):
             (slot / folder).mkdir(parents=True, exist_ok=True)
         self._log: IO[bytes] = (slot / "console").open("wb")
+        self.groups = _control_groups(name)
         # A process namespace around systemd-nspawn: when it is killed, what it started would live on.
         self._argv = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--mount", "--propagation", "private"]
         self._argv += ["--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--"]
         self._argv += ["sh", "-c", _SCRIPT, "sh", str(root), str(slot), str(data), name]
+        self._argv += [" ".join(map(str, self.groups))]
         self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         self._console = slot / "console"
 
@@ -98,3 +131,8 @@ class Container:
         self._process.kill()
         self._process.wait(60)
         self._log.close()
+        # systemd-nspawn and all below it die with it, an instant later: a group with somebody in it cannot be removed.
+        end = time.monotonic() + 30
+        while not all(_removed(group) for group in self.groups):
+            assert time.monotonic() < end, "processes of the device are left"
+            time.sleep(0.02)
