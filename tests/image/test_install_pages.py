@@ -23,6 +23,7 @@ from tests.support.system import need
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 ROOT = Path(__file__).parents[2]
 RELEASE = "edge-golden-v1.4.2-20251115"
+KEYS = "fleet/images/edge-golden/rootfs/etc/edge/keys"
 # What needs a world: a bucket, a downloaded installer, a network, a device, a controller that runs.
 ELSEWHERE = (
     r"aws s3 cp",
@@ -73,10 +74,11 @@ def workstation(tmp_path: Path, home: Home) -> Path:
     made = artifact(slot_image(tmp_path / "image", {**BOOT, **GRUB_BYTES}, LINKS), folder / RELEASE)
     key = home.generate("release")
     (made / SUMS_SIGNATURE).write_bytes(home.sign_detached((made / SUMS).read_bytes(), key))
-    (folder / "keys").mkdir()
-    (folder / "keys" / "release.gpg").write_bytes(home.export([key]))
-    (folder / "keys" / "release.fpr").write_text(f"{key}\n")
     shutil.copytree(ROOT / "fleet", folder / "fleet", ignore=shutil.ignore_patterns("edge-golden", "tests"))
+    keys = folder / KEYS
+    keys.mkdir(parents=True)
+    (keys / "release.gpg").write_bytes(home.export([key]))
+    (keys / "release.fpr").write_text(f"{key}\n")
     write_settings(folder)
     secret = folder / "secrets" / "edge" / "SITE-2847" / "vpn"
     secret.parent.mkdir(parents=True)
@@ -106,6 +108,7 @@ def test_an_install_disk_of_one_device(workstation: Path) -> None:
 
 def test_a_disk_for_many_devices_and_a_medium_for_each(workstation: Path) -> None:
     need("xorriso")
+    shutil.copytree(workstation / KEYS, workstation / "keys")
     enrol = typed("enrol-a-device.md", "A device with the golden image")
     assert sum(line.startswith("reconciler device enrol") for line in enrol) == 1
     said = run(enrol + typed("enrol-a-device.md", "One disk for many devices"), workstation)
