@@ -73,6 +73,7 @@ class Agent:
         supply = supply or DiskSupply(hardware, transport, disk, verify)
         self.work = Work(identity.device, hardware, transport, self.notes, supply, self._timing, pulse)
         self._boot_id = hardware.boot_id()
+        self._disown(identity)
         self._exchange_at: datetime | None = None
         self._told: Report | None = None
         self.work_wakes_at: datetime | None = None
@@ -85,6 +86,14 @@ class Agent:
         self.reached = False
         """Whether the last exchange succeeded, and if not, why."""
         self.unreached_because = "no report was sent yet"
+
+    def _disown(self, identity: Identity) -> None:
+        """An assignment for another device is none: this one was enrolled anew, or its disk was another's. The serial stays."""
+        accepted = self.notes.memory.accepted
+        if accepted is not None and accepted.assignment.device != identity.device:
+            self.notes.memory = replace(self.notes.memory, accepted=None)
+            reason = f"the assignment on record is for {accepted.assignment.device}, this is {identity.device}"
+            self.notes.refuse("assignment", "wrong-device", reason, accepted.assignment.serial)
 
     @property
     def leaving(self) -> bool:

@@ -8,6 +8,7 @@ running agent did not answer.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -74,10 +75,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from reconciler.agent.console import Declined
 
         try:
-            return _for_a_person(options)
+            status = _for_a_person(options)
+            sys.stdout.flush()
+            return status
         except Declined as error:
             print(f"edge-agent: {error}", file=sys.stderr)
             return error.status
+        except BrokenPipeError:
+            # Whoever read has seen enough. What is left must not be written when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            remedy = "; run this as root" if isinstance(error, PermissionError) else ""
+            print(
+                f"edge-agent: {error.filename or options.command}: {error.strerror or error}{remedy}", file=sys.stderr
+            )
+            return 1
     except (SettingsError, StateError, HardwareError, Busy) as error:
         print(f"edge-agent: {error}", file=sys.stderr)
         return 1
@@ -187,11 +200,21 @@ def _opened(settings: Settings, notifier: Notifier) -> Iterator[tuple[Life, Hard
             life.end()
 
 
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # A disk that went read-only after an error. The agent goes on there, and says so in its reports.
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 @contextmanager
 def _lock(root: Path) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _open_lock(root / ".lock")
     except OSError as error:
         raise SettingsError(
             f"root {root} cannot be used: {error.strerror}; give --root a folder of this device"

@@ -106,7 +106,8 @@ def _machine(values: Mapping[str, Any]) -> tuple[str, Path]:
 def _from_file(file: Path | None) -> dict[str, Any]:
     path = file or next(filter(_is_there, DEFAULT_FILES), DEFAULT_FILES[0])
     try:
-        values = load(path.read_bytes(), MAX_SETTINGS_BYTES, str(path))
+        with open(path, "rb") as opened:
+            values = load(opened.read(MAX_SETTINGS_BYTES + 1), MAX_SETTINGS_BYTES, str(path))
     except FileNotFoundError:
         if file is None:
             return {}

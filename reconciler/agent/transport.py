@@ -268,14 +268,13 @@ class HttpTransport:
 
     def _connect(self, origin: Origin) -> http.client.HTTPConnection:
         scheme, host, port = origin
+        tls = self._context() if scheme == "https" else None
         connection = None
         try:
             connection = http.client.HTTPConnection(host, port, timeout=self._server.timeout_s)
             connection.sock = _dial(host, port, self._server.timeout_s)
-            if scheme == "https":
-                connection.sock = self._context().wrap_socket(
-                    connection.sock, server_hostname=host, do_handshake_on_connect=False
-                )
+            if tls is not None:
+                connection.sock = tls.wrap_socket(connection.sock, server_hostname=host, do_handshake_on_connect=False)
                 with self._deadline(connection.sock):
                     connection.sock.do_handshake()
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -305,9 +304,16 @@ class HttpTransport:
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            ca_file = str(self._server.ca_file) if self._server.ca_file else None
-            self._tls = ssl.create_default_context(cafile=ca_file)
-            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+            ca_file = self._server.ca_file
+            try:
+                tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+            except OSError as error:
+                wrong = (
+                    "holds no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read: {error.strerror}"
+                )
+                raise TransportError(f"the authorities' file {ca_file} (caFile in the settings) {wrong}") from None
+            tls.minimum_version = ssl.TLSVersion.TLSv1_2
+            self._tls = tls
         return self._tls
 
     def _file(self, url: str, offset: int, limit: int) -> tuple[int, Iterator[bytes]]:

@@ -4,10 +4,14 @@ goes on with the rest, and comes back by itself when it is over."""
 from __future__ import annotations
 
 import errno
+import io
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -16,17 +20,20 @@ from typing import Any
 import pytest
 
 from reconciler.agent import artifact, transport
+from reconciler.agent.agent import Identity
+from reconciler.agent.device import Device
 from reconciler.agent.directory import DirectoryHardware
 from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import HardwareError, ImageVersion
 from reconciler.agent.machine import State
+from reconciler.agent.main import Busy, _lock, main
 from reconciler.agent.seed import Seed
 from reconciler.agent.state import StateError, StateFile
 from reconciler.agent.transport import HttpTransport, Server, TransportError
 from reconciler.protocol.exchange import SiteConfig
 from tests.agent.bench import BenchHardware
 from tests.agent.conftest import Releases
-from tests.agent.world import START, TOKEN, Office, Site, send
+from tests.agent.world import QUICK, START, TOKEN, Office, Site, send
 
 ONE, TWO, THREE = (
     SiteConfig("sha256:" + digit * 64, {"user-data": f"#cloud-config\n# {digit}\n".encode(), "meta-data": b"x\n"})
@@ -278,3 +285,68 @@ def test_redirects_take_no_longer_than_a_file(
 def test_a_server_without_a_valid_port_or_host_is_a_setting_that_is_wrong(url: str) -> None:
     with pytest.raises(ValueError, match=r"port|IPv6"):
         Server(url, TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [(b"no certificate", "holds no certificate"), (None, "cannot be read: No such")]
+)
+def test_authorities_that_cannot_be_read_are_named(
+    text: bytes | None, says: str, office: Office, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "ca.pem").write_bytes(text)
+    made = HttpTransport(Server(office.url.replace("http:", "https:"), TOKEN, tmp_path / "ca.pem", timeout_s=5))
+    with pytest.raises(TransportError, match=rf"ca\.pem \(caFile in the settings\) {says}"):
+        made.config()
+
+
+# ------------------------------------------------------------ another device's disk, and a person's hands
+
+
+def test_an_assignment_of_another_device_that_lies_on_the_disk_is_none(
+    site: Site, office: Office, releases: Releases
+) -> None:
+    office.assign(releases.v2, window=())
+    site.settle(at(3))
+    serial = office.last().serial
+    other = Device(Identity("SITE-9-1", "SITE-9"), site.hardware, site.transport, timing=QUICK)  # type: ignore[arg-type]
+    agent = other.agent
+    assert agent.notes.assignment is None and agent.notes.serial == serial
+    assert [refusal.code for refusal in agent.notes.refusals()] == ["wrong-device"]
+    other.end()
+
+
+def test_a_reader_that_leaves_is_no_fault(tmp_path: Path) -> None:
+    DirectoryHardware(tmp_path / "device")
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "reconciler.agent.main", "status", "--root", str(tmp_path / "device")]
+    with os.fdopen(write, "wb") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_what_may_not_be_looked_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played: the suite may run as root, whom nobody keeps out."""
+
+    def no(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", no)
+    with redirect_stderr(io.StringIO()) as said:
+        assert main(["status", "--root", str(tmp_path)]) == 1
+    assert said.getvalue() == f"edge-agent: {tmp_path}/agent: Permission denied; run this as root\n"
+
+
+def test_the_lock_is_held_on_a_disk_that_went_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".lock").touch()
+    opened = os.open
+
+    def read_only(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if str(path).endswith(".lock") and flags & (os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with _lock(tmp_path), pytest.raises(Busy), _lock(tmp_path):
+        pass
