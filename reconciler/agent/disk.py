@@ -92,10 +92,13 @@ class Disk:
             os.close(descriptor)
 
     def folder(self, path: Path, mode: int = 0o755) -> Path:
-        """Make a folder, parents included, where there is none."""
+        """Make a folder, parents included, where there is none; durable when it returns."""
         if not path.is_dir():
+            self.folder(path.parent)
             self.on_step(f"make {path.name}")
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            path.mkdir(mode=mode, exist_ok=True)
+            # What is synced below it is lost all the same where its own name is.
+            self.sync_folder(path.parent)
         return path
 
     def remove(self, path: Path) -> None:

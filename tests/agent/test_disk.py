@@ -61,3 +61,14 @@ def test_removing_a_link_leaves_what_it_points_at(tmp_path: Path) -> None:
     assert (tmp_path / "kept").is_dir()
     Disk().remove(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_new_folder_and_those_above_it_have_their_names_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = _watched(monkeypatch)
+    Disk().folder(tmp_path / "one" / "two", 0o700)
+    assert calls == [f"fsync {tmp_path.name}", "fsync one"]
+    assert (tmp_path / "one" / "two").stat().st_mode & 0o777 == 0o700
+    Disk().folder(tmp_path / "one" / "two")
+    assert len(calls) == 2
