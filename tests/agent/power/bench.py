@@ -59,11 +59,13 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """What the server wants of a device with v1 in slot a, v0 in slot b, and configuration c1; and whether it is good."""
+    """What the server wants of a device with v1 in slot a, v0 in slot b, and configuration c1."""
 
     name: str
     release: str
     config: str
+    is_new: bool = False
+    """The device was never started: its slot b is empty, nothing is recorded of slot a, and it has no configuration."""
 
     @property
     def is_good(self) -> bool:
@@ -72,7 +74,12 @@ class Scenario:
 
 SCENARIOS = {
     item.name: item
-    for item in (Scenario("update", "v2", "c2"), Scenario("bad", "v3", "c1"), Scenario("revert", "v0", "c1"))
+    for item in (
+        Scenario("update", "v2", "c2"),
+        Scenario("bad", "v3", "c1"),
+        Scenario("revert", "v0", "c1"),
+        Scenario("first", "v2", "c2", is_new=True),
+    )
 }
 
 
@@ -99,10 +106,10 @@ class Workshop:
         (root / "digests.json").write_text(json.dumps(digests))
         (root / "office").mkdir()
         with office_at(root / "office", keys) as office:
-            wanted = [("first", "v1", "c1"), *((item.name, item.release, item.config) for item in SCENARIOS.values())]
+            wanted = [("before", "v1", "c1"), *((item.name, item.release, item.config) for item in SCENARIOS.values())]
             for name, release, config in wanted:
                 # A second one wants the same under a higher serial: what a failed attempt takes to be made again.
-                office.n = 0 if name == "first" else 1
+                office.n = 0 if name == "before" else 1
                 for again in ("", "-again"):
                     office.assign(targets[release], config=CONFIGS[config].digest)
                     sources = {"image": (f"http://desk/{targets[release].folder}/",)}
@@ -124,12 +131,18 @@ class Workshop:
         hardware = SweptHardware(self, root)
         hardware.seed.store(CONFIGS["c1"])
         hardware.set_version(ImageVersion("v1", "v0"))
-        live(self, hardware, Desk(self, "first"), START - timedelta(minutes=1))
+        live(self, hardware, Desk(self, "before"), START - timedelta(minutes=1))
 
-    def new_device(self, root: Path) -> Path:
-        """A copy of the prepared device."""
+    def new_device(self, root: Path, scenario: Scenario) -> None:
+        """A copy of the prepared device, or of what `reconciler image disk` makes."""
         shutil.copytree(self.root / "pristine", root, symlinks=True)
-        return root
+        if scenario.is_new:
+            data = root / "disk" / "data"
+            for name in ("agent", "cidata", "layers"):
+                shutil.rmtree(data / name)
+            for name in ("agent", "layers/a/etc", "layers/b/etc"):
+                (data / name).mkdir(parents=True)
+            (root / "disk" / "slot-b.img").write_bytes(bytes(ROOM))
 
 
 def _noise(seed: int) -> bytes:

@@ -85,9 +85,12 @@ class Oracle:
         records = _object(state.data(f"{AGENT}/slots.json"))
         memory = _object(state.data(f"{AGENT}/state.json"))
         wrong: list[str] = []
-        if records is None:
+        # What a new device has not written yet is not there; what was told has been written.
+        if records is None and not (self._scenario.is_new and state.data(f"{AGENT}/slots.json") is None):
             wrong.append("the records cannot be read")
-        if memory is None:
+        if memory is None and not (
+            self._scenario.is_new and known.sequence == 0 and state.data(f"{AGENT}/state.json") is None
+        ):
             wrong.append("the state file cannot be read")
         records, memory = records or {}, memory or {}
         wrong += self._boots(state, choice, known)
@@ -95,7 +98,7 @@ class Oracle:
         wrong += self._records(state, records, known)
         wrong += _remembers(memory, known)
         wrong += _seed(state, self._scenario, known)
-        wrong += _version(state)
+        wrong += _version(state, self._scenario)
         return Verdict(tuple(wrong), choice, self._kind(state, choice, records), memory)
 
     # ------------------------------------------------------------ what boots
@@ -217,16 +220,25 @@ def _seed(state: State, scenario: Scenario, known: Known) -> Iterator[str]:
         for name, config in CONFIGS.items()
         if name in ("c1", scenario.config)
     }
+    if scenario.is_new and not found and not known.config:
+        return
     now = [key for key, files in whole.items() if files == found]
     if not now:
         yield f"the configuration is none that there ever was: {found}"
-    elif known.config not in (now[0], CONFIGS["c1"].digest):
+    elif known.config not in ("", CONFIGS["c1"].digest, now[0]):
         yield f"configuration {known.config[:12]} was reported, and {now[0][:12]} is there"
 
 
-def _version(state: State) -> Iterator[str]:
-    """`current=` and `previous=`, whole."""
+def version(state: State) -> dict[str, str]:
+    """What the version file says."""
     lines = (state.data(f"{AGENT}/image-version") or b"").decode("utf-8", "replace").splitlines()
-    pairs = dict(line.partition("=")[::2] for line in lines)
+    return dict(line.partition("=")[::2] for line in lines)
+
+
+def _version(state: State, scenario: Scenario) -> Iterator[str]:
+    """`current=` and `previous=`, whole."""
+    pairs = version(state)
+    if scenario.is_new and state.data(f"{AGENT}/image-version") is None:
+        return
     if set(pairs) != {"current", "previous"} or pairs["current"] not in HEALTHY:
         yield f"the version file says {pairs}"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from reconciler.agent import writer
-from tests.agent.power.bench import END, Desk, SweptHardware, Workshop, live
+from tests.agent.power.bench import END, SCENARIOS, Desk, SweptHardware, Workshop, live
 from tests.agent.power.mutants import MUTANTS
 from tests.agent.power.trace import traced
 
@@ -23,7 +23,7 @@ def record(workshop: Workshop, root: Path, scenario: str, strace: str, mutant: s
     """Run a scenario on the device at `root`, a new one where there is none, under strace; the log. `root`/begin and end are the
     disk before and after it."""
     if not root.exists():
-        workshop.new_device(root)
+        workshop.new_device(root, SCENARIOS[scenario])
     shutil.copytree(root / "disk", root / "begin", symlinks=True)
     log = root / "log"
     program = [

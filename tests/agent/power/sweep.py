@@ -16,7 +16,7 @@ from random import Random
 
 from tests.agent.power.bench import CONFIGS, END, START, Desk, Scenario, SweptHardware, Workshop, live
 from tests.agent.power.disk import Content, Disk, File, State, Write
-from tests.agent.power.oracle import Known, Oracle, Verdict
+from tests.agent.power.oracle import Known, Oracle, Verdict, version
 from tests.agent.power.replay import Moment, Replay
 
 SMALL = 4096
@@ -85,7 +85,7 @@ class Sweep:
         self.tally = Tally()
 
     def run(self, log: Path, known: Known | None = None) -> Tally:
-        known, tally = known or Known(), self.tally
+        known, tally = known or Known(config="" if self._scenario.is_new else CONFIGS["c1"].digest), self.tally
         for moment in Replay(log, self._device / "disk", self._device / "marks", self.disk).moments():
             if moment.mark is not None:
                 known.learn(moment.mark)
@@ -213,6 +213,8 @@ class Sweep:
         left = [path for path in state.files if "/cache/" in path and scenario.is_good]
         assert not left, f"the artifact is left over: {left}"
         assert verdict.memory.get("intent") is None, verdict.memory
+        before = "v1" if scenario.is_good else "v0"
+        assert version(state) == {"current": release, "previous": before}, version(state)
 
 
 def read_from(root: Path) -> State:
