@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -27,7 +28,7 @@ from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.bundle import Bundle
 from reconciler.protocol.canonical import Malformed, clip
 from reconciler.protocol.exchange import Answer
-from reconciler.protocol.report import REASON_CHARS, DeviceClock, Report, overall
+from reconciler.protocol.report import REASON_CHARS, DeviceClock, Report, ReportError, overall
 from reconciler.protocol.signature import Refused, verify_detached
 
 FIRST_REPORT_EVERY_S = 60
@@ -212,7 +213,7 @@ class Agent:
         self.exchanges += 1
         self._pulse()
         try:
-            data = self._transport.exchange(report.to_bytes())
+            data = self._transport.exchange(_to_bytes(report))
             answer = Answer.from_bytes(data)
         except (TransportError, Malformed) as error:
             # It is shown on a terminal, and another end chose some of its words.
@@ -305,6 +306,21 @@ class Agent:
             agent=VERSION,
             clock=_clock(hardware.clock(), now),
         )
+
+
+def _to_bytes(report: Report) -> bytes:
+    """The report's bytes. Of one that is longer than the server takes, what checks say in words is cut: how they are counts."""
+    for limit in (None, 100, 0):
+        with suppress(ReportError):
+            return (report if limit is None else _terse(report, limit)).to_bytes()
+    return report.to_bytes()
+
+
+def _terse(report: Report, limit: int) -> Report:
+    checks = tuple(replace(check, message=clip(check.message, limit)) for check in report.checks)
+    return replace(
+        report, checks=checks, checks_before=tuple(replace(check, message="") for check in report.checks_before)
+    )
 
 
 def _clock(clock: Clock, now: datetime) -> DeviceClock:

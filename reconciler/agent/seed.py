@@ -34,6 +34,7 @@ DIGEST = "digest"
 CURRENT, PREVIOUS = ".current", ".previous"
 # What cloud-init's NoCloud reads, and the digest that goes with it. A person's seed may have vendor-data.
 _NAMES = (*CONFIG_FILES, "vendor-data", DIGEST)
+_MAKE_A_SEED = ("user-data", "meta-data")
 _VERSION = ".v-"
 
 POLL_S = 0.5
@@ -72,7 +73,8 @@ class Seed:
         self._disk, self._activation = disk, activation
 
     def digest(self) -> str | None:
-        """Digest of the configuration in the folder. None: there is none, or it came without (from a person's hands)."""
+        """Digest of the configuration in the folder. None: there is none, it came without (from a person's hands), or a file
+        that makes a seed is gone or empty, as after the repair of a file system: then it is sent again."""
         return _digest_in(self.folder)
 
     def store(self, config: SiteConfig) -> None:
@@ -184,7 +186,7 @@ class Seed:
 def _digest_in(folder: Path) -> str | None:
     with suppress(OSError, UnicodeDecodeError):
         digest = (folder / DIGEST).read_text("ascii").strip()
-        if is_digest(digest):
+        if is_digest(digest) and all(os.path.getsize(folder / name) for name in _MAKE_A_SEED):
             return digest
     return None
 

@@ -163,6 +163,31 @@ def test_a_version_of_the_seed_that_is_damaged_is_stored_again(site: Site, offic
     assert len(kept) <= 1, "what is damaged is at most the one before"
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+@pytest.mark.parametrize("name", ["user-data", "meta-data"])
+def test_a_seed_that_lost_a_file_is_sent_again(
+    name: str, damage: Callable[[Path], None], site: Site, office: Office
+) -> None:
+    office.config = ONE
+    office.assign(config=ONE.digest)
+    site.settle(at(2))
+    damage((site.root / "cidata" / name).resolve())
+    assert site.hardware.config_digest() is None
+    site.settle(at(5), limit=100)
+    assert office.last().config == ONE.digest and codes(office) == []
+    assert (site.root / "cidata" / name).read_bytes() == ONE.files[name]
+
+
+def test_a_report_is_sent_however_much_checks_have_to_say(site: Site, office: Office) -> None:
+    for number in range(60):
+        (site.root / "faults" / f"check-{number}").write_text("warning " + "\u00e4" * 280)
+    site.settle(at(3))
+    assert len(office.reports) >= 3
+    checks = office.last().checks
+    assert len(checks) > 60 and {check.status for check in checks} == {"warning", "ok"}
+    assert all(len(check.message) <= 100 for check in checks)
+
+
 def test_a_configuration_that_cannot_be_stored_is_tried_again_later_and_later(
     site: Site, office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
