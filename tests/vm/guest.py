@@ -154,7 +154,9 @@ class Guest:
                 file.seek(at)
                 data = file.read(1 << 20)
                 for match in re.finditer(re.escape(SIGNATURE), data):
-                    found["edge_trial" in _variables(file, at + match.start())] = at + match.start()
+                    variables = _variables(file, at + match.start())
+                    if "edge_default" in variables:  # and not GRUB itself, which knows the line too
+                        found["edge_trial" in variables] = at + match.start()
                 at += 1 << 20
         assert len(found) == 2, f"the ESP holds {len(found)} kinds of GRUB's variables"
         return found[True], found[False]
