@@ -85,9 +85,9 @@ def _swept(workshop: Workshop, name: str, device: Path, strace: str, depth: Dept
 
 @pytest.mark.parametrize("name", list(SCENARIOS))
 def test_a_cut_at_some_sectors_of_every_write(workshop: Workshop, device: Path, strace: str, name: str) -> None:
-    tally = _swept(workshop, name, device, strace, replace(SAMPLE, every_kind=1 if name == "update" else 3)).tally
+    tally = _swept(workshop, name, device, strace, replace(SAMPLE, every_kind=2 if name == "update" else 4)).tally
     assert tally.points > (100 if name == "revert" else 400)
-    assert tally.started > 9
+    assert tally.started > 6
     assert tally.fell_back or name == "bad"
 
 
@@ -120,9 +120,9 @@ def _faults() -> Iterator[object]:
 @pytest.mark.parametrize("fault", list(_faults()))
 def test_the_sweep_finds_an_agent_with(workshop: Workshop, device: Path, strace: str, fault: str) -> None:
     mutant = MUTANTS[fault]
-    log = record(workshop, device, "update", strace, fault)
+    log = record(workshop, device, mutant.scenario, strace, fault)
     depth = replace(JUDGED, every_kind=1) if mutant.starts else JUDGED
-    wrong = Sweep(workshop, SCENARIOS["update"], device, depth, until=mutant.found).run(log).wrong
+    wrong = Sweep(workshop, SCENARIOS[mutant.scenario], device, depth, until=mutant.found).run(log).wrong
     assert any(mutant.found in sentence for sentence in wrong), wrong
 
 

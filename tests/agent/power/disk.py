@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -258,13 +258,13 @@ class Disk:
                 naming.to(names_of)
         return self._state(names_of, lambda file: _some(file, seed, share))
 
-    def torn(self, file: File, write: Write, done: Callable[[int, int], bool]) -> State:
-        """Everything before a write that is not done yet, and of it the sectors for which `done(number, of)`."""
+    def torn(self, file: File, write: Write, done: Collection[int]) -> State:
+        """Everything before a write that is not done yet, and of it the sectors with these numbers."""
 
         def load() -> bytes:
-            content, pieces = bytearray(file.now), list(write.pieces())
-            for number, piece in enumerate(pieces):
-                if done(number, len(pieces)):
+            content = bytearray(file.now)
+            for number, piece in enumerate(write.pieces()):
+                if number in done:
                     piece.to(content)
             return bytes(content)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reconciler.agent import disk, grub, machine, partitioned, records, seed, slotfile
+from reconciler.agent import disk, grub, machine, partitioned, partitions, records, seed, slotfile
 from reconciler.agent.machine import Effect, Event, State
 
 
@@ -20,6 +20,7 @@ class Mutant:
     apply: Callable[[], None]
     found: str
     starts: bool = False
+    scenario: str = "update"
 
 
 def _set(owner: Any, name: str, value: Any) -> None:
@@ -56,7 +57,7 @@ def _recorded_before_it_is_read_back() -> None:
 
 def _record_kept_while_writing() -> None:
     _set(records.Records, "forget", lambda _self, _slot: None)
-    _set(partitioned.PartitionedHardware, "open_slot", lambda self, slot, size: partitioned.partitions.open_slot(
+    _set(partitioned.PartitionedHardware, "open_slot", lambda self, slot, size: partitions.open_slot(
         self._slots, slot, size, self.disk
     ))  # fmt: skip
 
@@ -73,6 +74,14 @@ def _folder_not_synced() -> None:
             plain(self, folder)
 
     _set(disk.Disk, "sync_folder", sync_folder)
+
+
+def _new_folder_not_synced() -> None:
+    def folder(_self: Any, path: Path, mode: int = 0o755) -> Path:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        return path
+
+    _set(disk.Disk, "folder", folder)
 
 
 def _file_not_synced() -> None:
@@ -114,6 +123,9 @@ MUTANTS = {
     "a slot's record is kept while it is written": Mutant(_record_kept_while_writing, "slot b is recorded as v0"),
     "a slot is not synced before it is recorded": Mutant(_slot_not_synced, "slot b is recorded as v2"),
     "the folder of state and records is not synced": Mutant(_folder_not_synced, "numbers up to"),
+    "the name of a new folder is not synced": Mutant(
+        _new_folder_not_synced, "the configuration is none that there ever was: {}", scenario="first"
+    ),
     "a file is not synced before it gets its name": Mutant(_file_not_synced, "the state file cannot be read"),
     "the trial is armed before the intent is written": Mutant(
         lambda: _effects((State.WRITTEN, Event.DONE), Effect.ARM, Effect.RECORD_INTENT),

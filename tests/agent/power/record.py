@@ -26,18 +26,17 @@ def record(workshop: Workshop, root: Path, scenario: str, strace: str, mutant: s
         workshop.new_device(root, SCENARIOS[scenario])
     shutil.copytree(root / "disk", root / "begin", symlinks=True)
     log = root / "log"
-    program = [
-        sys.executable,
-        "-X",
-        "frozen_modules",
-        "-m",
-        "tests.agent.power.record",
-        str(workshop.root),
-        str(root),
-        scenario,
-    ]
+    program = [sys.executable, "-m", "tests.agent.power.record", str(workshop.root), str(root), scenario, mutant]
+    # What counts lines in this process has no business in that one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV_")}
     done = subprocess.run(
-        traced(log, [*program, mutant], strace), cwd=HERE, capture_output=True, text=True, check=False, timeout=240
+        traced(log, program, strace),
+        cwd=HERE,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
     if done.returncode != 0:
         raise RuntimeError(f"the recorded run ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -11,13 +11,15 @@ import shutil
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.agent.power.bench import CONFIGS, END, START, Desk, Scenario, SweptHardware, Workshop, live
+from tests.agent.power.bench import CONFIGS, END, Desk, Scenario, SweptHardware, Workshop, live
 from tests.agent.power.disk import Content, Disk, File, State, Write
 from tests.agent.power.oracle import Known, Oracle, Verdict, version
 from tests.agent.power.replay import Moment, Replay
+from tests.agent.world import START
 
 SMALL = 4096
 """Writes up to so many bytes are torn at every sector, whatever the depth."""
@@ -44,9 +46,9 @@ class Depth:
 
 FULL = Depth(every_sector=1, every_byte=1, subsets=9, every_kind=1, every_state=40, second=8)
 SAMPLE = Depth(every_sector=64, every_byte=64, subsets=2, every_kind=6, every_state=400)
-JUDGED = Depth(every_sector=32, every_byte=32, subsets=3, every_kind=0, every_state=0)
+JUDGED = Depth(every_sector=128, every_byte=32, subsets=3, every_kind=0, every_state=0)
 """No agent is started."""
-SECOND = replace(JUDGED, every_kind=4, every_state=400)
+SECOND = replace(JUDGED, every_sector=32, every_kind=4, every_state=400)
 """Of a run that began with what a cut had left."""
 
 
@@ -121,21 +123,18 @@ class Sweep:
         stride = 1 if size <= SMALL else self._depth.every_sector
         for count in range(1, len(write.cuts()) + 1, stride):
             self.tally.points += 1
-            yield f"torn behind sector {count}", self.disk.torn(file, write, lambda n, _of, end=count: n < end)  # type: ignore[misc]
+            yield f"torn behind sector {count}", self.disk.torn(file, write, range(count))
         for count in range(self._depth.subsets if len(write.cuts()) else 0):
             chance = Random(f"{self.tally.points} {count}")
             done = {number for number in range(len(write.cuts()) + 1) if chance.random() < 0.5}
-            yield (
-                f"torn, with sectors {sorted(done)[:8]} …",
-                self.disk.torn(file, write, lambda n, _of, some=done: n in some),
-            )  # type: ignore[misc]
+            yield f"torn, with sectors {sorted(done)[:8]} …", self.disk.torn(file, write, done)
         if "esp/" in label:
             # Harder than a sector: the page promises a good slot whatever is torn.
             for end in range(1, size, self._depth.every_byte):
                 self.tally.points += 1
                 content = bytearray(file.now)
                 Write(write.at, write.data[:end]).to(content)
-                torn = Content(None, lambda data=bytes(content): data)  # type: ignore[misc]
+                torn = Content(None, partial(bytes, content))
                 yield f"torn behind byte {end}", self.disk.everything({file.number: torn})
 
     # ------------------------------------------------------------ what must hold
