@@ -27,8 +27,9 @@ ABSENT = (
     "docker.socket",
     "fail2ban.service",
     "prometheus-node-exporter.service",
-    "video-ingest.service",
 )
+# What a site's seed starts, without the container's image that it would pull.
+APP = "[Service]\nExecStart=sleep infinity\n"
 UNIT = "edge-agent.service"
 
 
@@ -63,6 +64,7 @@ class Device:
         units.mkdir(parents=True)
         for name in ABSENT:
             (units / name).symlink_to("/dev/null")
+        (units / "video-ingest.service").write_text(APP)
         for made in (units, *units.parents):
             if made == self._folder:
                 break

@@ -1,4 +1,4 @@
-"""What processes of containers take of this machine's memory, seen from outside: /proc of the machine that they run on."""
+"""Processes of containers and what they take of this machine's memory, seen from outside: /proc of the machine that they run on."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def descendants(pid: int) -> list[int]:
         return []
     children = [int(word) for word in told.split()]
     return children + [below for child in children for below in descendants(child)]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and has not ended. One that has may wait for its parent to be told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except OSError:
+        return False
 
 
 def memory(pid: int, line: str) -> int:
