@@ -376,4 +376,7 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _cause(error: Exception) -> str:
+    if isinstance(error, (http.client.InvalidURL, ValueError)) and not isinstance(error, OSError):
+        # It would quote the address with its query, or a header with its token.
+        return "the address or a header holds characters that may not be sent"
     return f"{type(error).__name__}: {error}"[:200]

@@ -306,6 +306,21 @@ def test_redirects_take_no_longer_than_a_file(
     assert len(office.requests) == 1
 
 
+def test_what_cannot_be_sent_is_not_quoted(link: HttpTransport, office: Office) -> None:
+    def away(request: BaseHTTPRequestHandler) -> bool:
+        request.send_response(302)
+        request.send_header("Location", "/a b?X-Amz-Signature=sentinel")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+        return True
+
+    office.before = away
+    for headers in ({}, {"X-Token": "sentinel\nX: y"}):
+        with pytest.raises(TransportError, match="may not be sent") as caught:
+            link.read(office.url + "/file?X-Amz-Signature=sentinel", 100, headers)
+        assert "sentinel" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["https://host:99999/", "https://host:x/", "https://[::1/"])
 def test_a_server_without_a_valid_port_or_host_is_a_setting_that_is_wrong(url: str) -> None:
     with pytest.raises(ValueError, match=r"port|IPv6"):
