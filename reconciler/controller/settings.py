@@ -148,7 +148,7 @@ class ProcessSigner(Part):
 
     type: Literal["process"] = Field(description="A command")
     command: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="The command and its arguments, as [sudo, -u, signer, reconciler, signer, --settings, FILE]; no shell"
+        description="The command and its arguments, as [sudo, -u, signer, reconciler, signer, --config, FILE]; no shell"
     )
 
 

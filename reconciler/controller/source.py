@@ -172,5 +172,8 @@ class Source:
         known = {key.upper() for key in self._settings.keys.releases}
         foreign = sorted(key for key in fleet.release_keys if key.upper() not in known)
         if foreign:
-            return f"`releaseKeys` names {', '.join(foreign)}, which the settings do not allow"
+            return (
+                f"`releaseKeys` names {', '.join(foreign)}, which the settings do not allow:"
+                " add it to `keys.releases` and to the keyring there, or take it out of fleet.yaml"
+            )
         return None

@@ -62,7 +62,7 @@ def add_site(base: Base, new: NewSite, wave: str | None = None) -> Change:
         hints.append("percentage waves draw it, and the last takes every site that no other has: it needs no list")
     if new.vpn is not None:
         hints.append(f"the secret {new.vpn[1]} must exist before the site's devices are configured")
-    hints.append(f"after the merge, enrol its devices: reconciler token add {' '.join(new.devices)}")
+    hints += [f"after the merge, enrol it: reconciler device enrol {name} --out enrol-{name}" for name in new.devices]
     return Change(f"Add site {new.name}", f"site/{new.name}", files, tuple(says), hints=tuple(hints))
 
 

@@ -116,7 +116,11 @@ class Callers:
 
     def _not_known(self, request: Request) -> Refusal:
         self._refused.wait_s(_address(request))
-        return Refusal(401, "no valid token", "send `Authorization: Bearer TOKEN`; `reconciler token add` makes one")
+        remedy = (
+            "send `Authorization: Bearer TOKEN`; `reconciler device enrol` makes a device's,"
+            " `reconciler token operator` a person's"
+        )
+        return Refusal(401, "no valid token", remedy)
 
 
 def _address(request: Request) -> str:

@@ -333,7 +333,7 @@ def test_a_new_site_a_pin_and_a_bump(place: Place) -> None:
     text = place.at_remote("site/SITE-9", "fleet/sites/SITE-9.yaml")
     assert text.startswith("# yaml-language-server: $schema=../../schemas/site.schema.json\napiVersion: fleet/v1\n")
     assert "sites: [SITE-1033, SITE-2847, SITE-9]" in place.at_remote("site/SITE-9")
-    assert "reconciler token add SITE-9-1 SITE-9-2" in result.stdout
+    assert "reconciler device enrol SITE-9-2 --out enrol-SITE-9-2" in result.stdout
     place.run("pin", "SITE-2847", "v1.4.2", "--device", "SITE-2847-1", "--why", "a driver, under test")
     assert "why: a driver, under test" in place.at_remote("pin/SITE-2847-v1.4.2", "fleet/sites/SITE-2847.yaml")
     place.run("image", "bump", "v1.5.0", "--from", "v1.4.1", "--package", "docker-ce=5:28.0-1")
