@@ -52,10 +52,10 @@ class Cache:
         try:
             value = Manifest.from_bytes(manifest.read_bytes())
             (sha256,) = (path.name for path in manifest.parent.iterdir() if len(path.name) == 64)
+            path = manifest.parent / sha256
+            if value.digest != target.digest or path.stat().st_size != value.size:
+                return None
         except (OSError, ValueError, Malformed):
-            return None
-        path = manifest.parent / sha256
-        if value.digest != target.digest or path.stat().st_size != value.size:
             return None
         return Proven(value, sha256), path
 
@@ -168,6 +168,10 @@ def download(
             disk.remove(part)
     if origins:
         raise Refused("artifact-digest", f"{proven.manifest.file} is not the file that SHA256SUMS names")
+    # The same image packed another way, or what a repair of the file system left of one: with it nothing would be found.
+    for other in sorted(folder.iterdir()):
+        if other.name not in (part.name, proven.sha256):
+            disk.remove(other)
     disk.replace(folder / "manifest.json", proven.manifest.to_bytes())
     disk.rename(part, folder / proven.sha256)
 

@@ -163,6 +163,24 @@ def test_a_version_of_the_seed_that_is_damaged_is_stored_again(site: Site, offic
     assert len(kept) <= 1, "what is damaged is at most the one before"
 
 
+@pytest.mark.parametrize("kind_of", ["short", "link"])
+def test_an_artifact_that_is_damaged_is_fetched_once_more(
+    kind_of: str, site: Site, office: Office, releases: Releases
+) -> None:
+    """What is fetched meanwhile is the same image, packed anew: its file has another name."""
+    office.assign(releases.v2, window=())
+    site.settle(at(3))
+    (folder,) = (site.root / "agent" / "cache").iterdir()
+    (packed,) = (path for path in folder.iterdir() if len(path.name) == 64)
+    packed.unlink()
+    (folder / ("0" * 64)).symlink_to("nowhere") if kind_of == "link" else (folder / ("0" * 64)).write_bytes(b"x")
+    asked = len(office.requests)
+    site.settle(at(6), limit=100)
+    assert {path.name for path in folder.iterdir()} == {packed.name, "manifest.json"}
+    fetched = [path for _, path, _ in office.requests[asked:] if path.endswith(".img.zst")]
+    assert len(fetched) == 1
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
 @pytest.mark.parametrize("name", ["user-data", "meta-data"])
 def test_a_seed_that_lost_a_file_is_sent_again(
