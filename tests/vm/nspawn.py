@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.fleet.container import Container
 from tests.vm.loopback import Loopback
-from tests.vm.nspawn_memory import descendants
+from tests.vm.nspawn_memory import children
 from tests.vm.office import Office
 
 SLOT_BYTES = 256 << 20
@@ -147,7 +147,8 @@ class Device:
 
     def agent(self) -> int:
         """Process id of its agent, on this machine."""
-        found = [pid for pid in descendants(self.container.first()) if _command(pid).find(b"edge-agent.pyz\0run") >= 0]
+        # A child of the device's systemd: what the agent starts has its command line, too, for an instant.
+        found = [pid for pid in children(self.container.first()) if b"edge-agent.pyz\0run" in _command(pid)]
         assert len(found) == 1, f"{self.name} has {len(found)} agents\n{self.journal()}"
         return found[0]
 

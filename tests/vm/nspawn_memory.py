@@ -13,15 +13,20 @@ from typing import Self
 _EVERY_S = 0.2
 
 
-def descendants(pid: int) -> list[int]:
-    """A process's children, theirs, and so on."""
+def children(pid: int) -> list[int]:
+    """What a process has started; empty once it is gone."""
     try:
         tasks = os.listdir(f"/proc/{pid}/task")
         told = " ".join(Path(f"/proc/{pid}/task/{task}/children").read_text() for task in tasks)
     except OSError:
         return []
-    children = [int(word) for word in told.split()]
-    return children + [below for child in children for below in descendants(child)]
+    return [int(word) for word in told.split()]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process's children, theirs, and so on."""
+    found = children(pid)
+    return found + [below for child in found for below in descendants(child)]
 
 
 def is_alive(pid: int) -> bool:
