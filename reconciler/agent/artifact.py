@@ -68,8 +68,11 @@ class Cache:
         return self._disk.folder(self._folder / _hex(target.digest), 0o700)
 
     def clear(self) -> None:
-        """Remove everything."""
-        self._disk.remove(self._folder)
+        """Remove everything, durably."""
+        if self._folder.exists():
+            self._disk.remove(self._folder)
+            # The intent is closed next, and nobody looks here again after that.
+            self._disk.sync_folder(self._folder.parent)
 
 
 def addresses(sources: Sequence[str], name: str) -> list[str]:
