@@ -6,6 +6,7 @@ namespaces and no way out. Everything, mounts too, ends with `stop`, and with th
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from typing import IO, Any
 from tests.support.system import need
 
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+# A boot's control groups are its own: one that is stopped twice must not wait for the one after it.
+_BOOTS = itertools.count(1)
 # The slot is only read. overlayfs wants the layer's two folders on one file system. Each device has control groups of its own:
 # systemd-nspawn makes one of a fixed name below those that it is started in, and the systemd of one device would find another's
 # processes among those of its own service.
@@ -34,7 +37,7 @@ exec systemd-nspawn --quiet --boot --directory="$2/root" --bind="$3:/data" --mac
 
 def _control_groups(name: str) -> list[Path]:
     """Where a device's processes are kept together: below where this process is, in the hierarchies that systemd uses."""
-    found = []
+    found, number = [], next(_BOOTS)
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "name=systemd"):
@@ -42,7 +45,7 @@ def _control_groups(name: str) -> list[Path]:
             for top in ("unified", ".") if not controllers else ("systemd",):
                 place = Path("/sys/fs/cgroup", top, path.lstrip("/"))
                 if (place / "cgroup.procs").exists():
-                    found.append(place / f"edge-test-{os.getpid()}-{name}")
+                    found.append(place / f"edge-test-{os.getpid()}-{name}-{number}")
                     break
     return found
 
