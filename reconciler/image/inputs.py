@@ -18,7 +18,7 @@ from reconciler.image import agent_app
 from reconciler.model.desired import ImageSpec
 from reconciler.ports import TerminalError
 
-BUILDER_VERSION = "2"
+BUILDER_VERSION = "3"
 """Raised whenever the same inputs would give other bytes."""
 
 
