@@ -47,13 +47,15 @@ class Device:
         text = (RECIPE / "healthcheck.sh").read_text()
         (folder / "enrolment").touch()
         (folder / "storage").write_text("slot=a\ndata=/dev/vda4\n")
-        (folder / "mounts").write_text("overlay / overlay rw 0 0\n/dev/vda4 /data ext4 rw,noatime 0 0\n")
+        (folder / "mounts").write_text(
+            "1 0 0:20 / / rw - overlay overlay rw\n2 1 8:4 / /data ro - ext4 /dev/vda4 rw,errors=remount-ro\n"
+        )
         for old, new in (
             ("[ -d /run/systemd/system ]", "true"),
             ("/etc/edge", f"{self.etc}/edge"),
             ("/var/lib/edge-agent/agent.json", str(folder / "enrolment")),
             ("/run/edge/storage", str(folder / "storage")),
-            ("/proc/mounts", str(folder / "mounts")),
+            ("/proc/self/mountinfo", str(folder / "mounts")),
         ):
             assert old in text
             text = text.replace(old, new)
@@ -158,9 +160,9 @@ def test_a_variant_without_a_gpu_driver_is_not_asked_for_one(device: Device) -> 
 @pytest.mark.parametrize(
     ("storage", "mounts", "status"),
     [
-        ("slot=b\ndata=memory\n", "edge-data /data tmpfs rw 0 0\n", "critical"),
-        ("slot=b\ndata=/dev/vda4\n", "/dev/vda4 /data ext4 ro,noatime 0 0\n", "critical"),
-        ("slot=b\ndata=/dev/vda4\n", "overlay / overlay rw 0 0\n", "critical"),
+        ("slot=b\ndata=memory\n", "2 1 0:9 / /data rw - tmpfs edge-data rw\n", "critical"),
+        ("slot=b\ndata=/dev/vda4\n", "2 1 8:4 / /data ro - ext4 /dev/vda4 ro,errors=remount-ro\n", "critical"),
+        ("slot=b\ndata=/dev/vda4\n", "1 0 0:20 / / rw - overlay overlay rw\n", "critical"),
         (None, "/dev/sda1 / ext4 rw 0 0\n", "skipped"),
     ],
 )
