@@ -249,12 +249,8 @@ def test_two_cuts_in_one_update(new_site: Callable[..., Site], office: Office, r
             site.transport.close()
 
 
-def test_the_boot_loader_is_cut_after_it_has_spent_the_try(
-    site: Site, office: Office, releases: Releases, kind: str
-) -> None:
+def test_the_boot_loader_is_cut_after_it_has_spent_the_try(site: Site, office: Office, releases: Releases) -> None:
     """The try is gone and the old slot boots: one attempt, and the device goes on."""
-    if kind != "directory":
-        pytest.skip("GRUB takes no steps of the agent's; tests/agent/test_grub.py cuts there")
     office.assign(releases.v2)
     while not site.device.agent.leaving:
         site.device.agent.step(site.now)
