@@ -22,7 +22,7 @@ from tests.vm.guest import BOOT_S, Guest, data_blocks
 from tests.vm.office import FIRST, SECOND, Office
 from tests.vm.releases import Change, Release
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(5400)]
+pytestmark = [pytest.mark.vm, pytest.mark.full, pytest.mark.timeout(5400)]
 OLD, NEW, SICK = "v1.0.0", "v1.1.0", "v1.2.0"
 MOST_MEMORY = 64 << 20
 UPDATE_S = 2 * BOOT_S
