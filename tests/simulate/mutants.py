@@ -121,12 +121,7 @@ WINDOW = (
         (without(Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW),
          Cut(f"{AGENT}.look:Look.opens", "if window.waives(", "if True or window.waives(")),
         ("nights", "suspended"),
-    ),
-    Mutant(
-        "no rung waits for the window",
-        Rule.WINDOW,
-        (without(Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW),),
-        ("nights", "suspended"),
+        alone=(0,),
     ),
     Mutant(
         "the device does not wait for its window",

@@ -130,7 +130,7 @@ class Attacker:
         image = None if self._app else ImageTarget("v6.6.6", FORGED, "edge-golden-v6.6.6-20260101")
         apps = {APP: AppTarget(APP, "stable", FORGED, "6.6.6")} if self._app else {}
         until = now + timedelta(days=1)
-        word = Assignment(device, (90, 90), now, until, image, apps, None, (), True)
+        word = Assignment(device, (90, 90), now, until, image, apps, None, ((now, until),), False)
         (bundle,) = seal([word.to_bytes()], 90, now, SimulatedSigner("attacker").sign_root)
         if self._reuses:
             bundle = replace(bundle, signature=self._signature)
