@@ -25,7 +25,7 @@ demo:  ## a promotion, a bad release stopped, its revert, an app release: 52 sit
 test:  ## the whole suite but for virtual machines
 	@.ci/setup --system $(TEST_PACKAGES)
 	@$(PY) -m tests.support.golden
-	@.venv/bin/pytest -q -n 2 --dist loadgroup -m "not vm" -p no:cacheprovider --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
+	@.venv/bin/pytest -q -n 2 -m "not vm" -p no:cacheprovider --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
 
 test-vm:  ## tests that need root or virtual machines
 	@.ci/setup --system $(VM_PACKAGES)

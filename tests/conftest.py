@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,6 +22,14 @@ COUNTED = frozenset({"repo", "planner", "protocol", "contract"})
 """Tests that prove the pure parts by themselves: `make test` counts the branches of those in these alone. Elsewhere the counting
 would cost a quarter of the time, for branches that have been counted already."""
 
+TOGETHER = {
+    "tests/e2e/test_demo.py": "demo",
+    "tests/fleet/test_boot.py": "golden",
+    "tests/fleet/test_configure.py": "golden",
+    "tests/fleet/test_setup_again.py": "golden",
+}
+"""Files whose tests go on where the one before ended, or share what takes minutes to make: by one worker, in their order."""
+
 LONGEST = ("e2e", "fleet", "controller", "simulate", "adapters")
 """Folders whose tests take longest, the first first."""
 
@@ -31,6 +40,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _part(item) not in COUNTED:
             item.add_marker("no_cover")
     items.sort(key=lambda item: LONGEST.index(part) if (part := _part(item)) in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go to whichever worker is free, but for those of `TOGETHER`. The mark `xdist_group` would say the same, and is not
+    heard by the version of xdist that is pinned: it renames tests, which pytest no longer lets it."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+    return Together(config, log)
 
 
 def _part(item: pytest.Item) -> str:

@@ -27,7 +27,7 @@ from tests.e2e import leaks
 from tests.support.system import need
 
 # One worker plays both demos: two would play them twice.
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.xdist_group("demo"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(600)]
 
 FLEET = Path(__file__).resolve().parents[2] / "fleet"
 KILLS = 10

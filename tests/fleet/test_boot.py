@@ -26,7 +26,7 @@ from tests.fleet.container import Container
 from tests.support import golden
 from tests.support.system import need
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.xdist_group("golden"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(900)]
 FLEET = Path(__file__).parents[2] / "fleet"
 # The lab has no VPN, so its seed holds no secret. The same seed for two devices: what differs is then their own.
 SITE = "LAB-0001"

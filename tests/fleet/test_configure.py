@@ -25,7 +25,7 @@ from reconciler.repo.render import config_digest, render_site, resolve
 from tests.fleet.container import Container
 from tests.support import golden
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.xdist_group("golden"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(900)]
 SITE, DEVICE = "SITE-2855", "SITE-2855-1"
 FLEET = FleetSpec(registry="registry.example:5000")
 WIREGUARD, IPSEC = ({"type": kind, "secretRef": f"edge/{SITE}/vpn"} for kind in ("wireguard", "ipsec"))

@@ -16,7 +16,7 @@ from reconciler.image.sandbox import PLACE, Ground
 from tests.support import golden
 from tests.support.system import need
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.xdist_group("golden"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(900)]
 # The box shows the layer that a run writes above the image, so that what changed is what is in it.
 OVERLAY = (
     'mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" overlay "$2/root" && shift 2 && exec "$@"'

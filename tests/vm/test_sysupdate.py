@@ -29,7 +29,7 @@ from tests.support.gpg import make_home
 from tests.support.system import need
 from tests.support.trixie import client, trixie_root
 
-pytestmark = [pytest.mark.vm, pytest.mark.xdist_group("sysupdate")]
+pytestmark = [pytest.mark.vm]
 
 TRANSFER = """\
 [Transfer]
