@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.protocol import exchange
 from reconciler.protocol.assignment import AppTarget
 from tests.agent.containers.world import APP, BCRYPT, REPOSITORY, TOKEN, AppDevice, Apps, refused, runs
 from tests.support.faults import FaultProxy
@@ -30,12 +31,44 @@ def guarded(tmp_path: Path) -> Iterator[tuple[RunningRegistry, AppTarget]]:
         yield registry, AppTarget(REPOSITORY, "lab", image.digest, "2.8.0")
 
 
+class _Watch:
+    def __init__(self) -> None:
+        self.token = ""
+        """What the office hands out."""
+        self.modes: set[tuple[str, int]] = set()
+        self.commands: set[str] = set()
+
+
+@pytest.fixture
+def watching(device: AppDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Watch]:
+    """Hands out its token, and looks at files and command lines while the test lasts."""
+    watching, over = _Watch(), threading.Event()
+    to_bytes = exchange.Answer.to_bytes
+    monkeypatch.setattr(
+        exchange.Answer, "to_bytes", lambda answer: to_bytes(replace(answer, registry_token=watching.token))
+    )
+
+    def look() -> None:
+        while not over.wait(0.01):
+            for folder in device.private.glob("auth-*"):
+                with suppress(OSError):
+                    mode, files = folder.stat().st_mode & 0o777, list(folder.iterdir())
+                    watching.modes |= {("folder", mode)} | {(file.name, file.stat().st_mode & 0o777) for file in files}
+            watching.commands |= {words for words in _commands() if " pull " in words}
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    yield watching
+    over.set()
+    thread.join()
+
+
 @pytest.mark.parametrize("token", [TOKEN, f"AWS:{TOKEN}"])
 def test_a_pull_uses_the_token_and_leaves_it_nowhere(
-    device: AppDevice, guarded: tuple[RunningRegistry, AppTarget], monkeypatch: pytest.MonkeyPatch, token: str
+    device: AppDevice, guarded: tuple[RunningRegistry, AppTarget], watching: _Watch, token: str
 ) -> None:
     registry, app = guarded
-    watching = _watch(device, monkeypatch, token)
+    watching.token = token
     device.office.registry = registry.url
     device.assign(app)
     assert watching.modes == {("folder", 0o700), ("config.json", 0o600)}
@@ -48,10 +81,10 @@ def test_a_pull_uses_the_token_and_leaves_it_nowhere(
 
 
 def test_a_token_that_has_expired_is_named_and_a_new_one_is_used_at_the_next_try(
-    device: AppDevice, guarded: tuple[RunningRegistry, AppTarget], monkeypatch: pytest.MonkeyPatch
+    device: AppDevice, guarded: tuple[RunningRegistry, AppTarget], watching: _Watch
 ) -> None:
     registry, app = guarded
-    watching = _watch(device, monkeypatch, "expired-token-1234")
+    watching.token = "expired-token-1234"
     device.office.registry = registry.url
     report = device.assign(app, refused("registry-denied"))
     assert "expired-token-1234" not in json.dumps([item.reason for item in report.refusals])
@@ -78,44 +111,6 @@ def test_a_job_that_is_dropped_ends_its_pull_and_takes_the_token_along(
     assert list(device.private.iterdir()) == []
     time.sleep(0.2)
     assert not [words for words in _commands() if str(device.folder.parent) in words and " pull " in words]
-
-
-class _Watch:
-    def __init__(self, token: str) -> None:
-        self.token = token
-        self.modes: set[tuple[str, int]] = set()
-        self.commands: set[str] = set()
-
-
-def _watch(device: AppDevice, monkeypatch: pytest.MonkeyPatch, token: str) -> _Watch:
-    """Hand out `token`, and look at files and command lines while a pull lasts."""
-    watching, over = _Watch(token), threading.Event()
-    from reconciler.protocol import exchange
-
-    to_bytes = exchange.Answer.to_bytes
-    monkeypatch.setattr(
-        exchange.Answer, "to_bytes", lambda answer: to_bytes(replace(answer, registry_token=watching.token))
-    )
-
-    def look() -> None:
-        while not over.wait(0.01):
-            for folder in device.private.glob("auth-*"):
-                with suppress(OSError):
-                    mode, files = folder.stat().st_mode & 0o777, list(folder.iterdir())
-                    watching.modes |= {("folder", mode)} | {(file.name, file.stat().st_mode & 0o777) for file in files}
-            watching.commands |= {words for words in _commands() if " pull " in words}
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    end = device.end
-
-    def ending() -> None:
-        over.set()
-        thread.join()
-        end()
-
-    monkeypatch.setattr(device, "end", ending)
-    return watching
 
 
 def _commands() -> list[str]:
