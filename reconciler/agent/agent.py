@@ -8,17 +8,19 @@ Three ports: the hardware, the transport, and time. Source: design, section 5.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from reconciler.agent import VERSION
 from reconciler.agent.disk import Disk
-from reconciler.agent.hardware import Clock, Hardware, HardwareError
+from reconciler.agent.hardware import Clock, Hardware, HardwareError, ImageVersion
 from reconciler.agent.judge import Verify, judge
 from reconciler.agent.machine import PHASES, State
 from reconciler.agent.notes import Notes
+from reconciler.agent.pace import Pace
 from reconciler.agent.state import MemoryStore, StateFile
 from reconciler.agent.supply import DiskSupply, Supply
 from reconciler.agent.timing import Timing
@@ -28,12 +30,17 @@ from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.bundle import Bundle
 from reconciler.protocol.canonical import Malformed, clip
 from reconciler.protocol.exchange import Answer
-from reconciler.protocol.report import REASON_CHARS, DeviceClock, Report, ReportError, overall
+from reconciler.protocol.report import REASON_CHARS, Check, DeviceClock, Report, ReportError, Slot, overall
 from reconciler.protocol.signature import Refused, verify_detached
 
 FIRST_REPORT_EVERY_S = 60
 LONGEST_SILENCE_S = 600
 FAULT_WAIT_S = 30
+_AT_EASE = frozenset((State.IDLE, State.FETCHING, State.PULLING, State.WRITING, State.WRITTEN))
+"""States in which nothing of what runs changes."""
+_NO_SLOTS: Mapping[str, Slot] = {}
+_NO_APPS: Mapping[str, str] = {}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,8 @@ class Agent:
         """`supply` and `memory` are files below the hardware's folders, by way of `disk`, unless given. `pulse` is called between
         the parts of a step that may each take long.
 
-        Raises state.StateError where the memory cannot be read, HardwareError where the machine cannot be.
+        Raises HardwareError where the machine cannot be read. A memory that cannot be is told in every report, and holds
+        everything up (`Notes.lost`).
         """
         self.identity = identity
         self._hardware, self._transport, self._verify = hardware, transport, verify
@@ -75,13 +83,16 @@ class Agent:
         self.work = Work(identity.device, hardware, transport, self.notes, supply, self._timing, pulse)
         self._boot_id = hardware.boot_id()
         self._disown(identity)
+        self._pace = Pace()
         self._exchange_at: datetime | None = None
         self._told: Report | None = None
         self.work_wakes_at: datetime | None = None
         """When the work wants to go on, whatever becomes due of reports; None: with the next report."""
         self._report_every_s = FIRST_REPORT_EVERY_S
         self._failures = 0
-        self._is_stuck, self._had_fault = False, False
+        self.stuck_because: str | None = None
+        """Why nothing is done: it cannot be found out how this life begins, or goes on. None: it is known."""
+        self._had_fault = False
         self.exchanges = 0
         """How often it was tried to reach the server, in this life."""
         self.reached = False
@@ -121,14 +132,21 @@ class Agent:
             self.notes.refuse("device", "device-fault", str(error))
             self.work_wakes_at = now + timedelta(seconds=FAULT_WAIT_S)
             return self.work_wakes_at
-        if self._had_fault and not self._is_stuck:
+        if self._had_fault and self.stuck_because is None:
             self._had_fault = False
             self.notes.withdraw("device", "device-fault")
         return due
 
     def wake(self, now: datetime) -> bool:
         """Find out how this life begins: what is booted, and what was intended. False: it takes another call, and is due at
-        `work_wakes_at`. Raises HardwareError or OSError."""
+        `work_wakes_at`. Raises HardwareError or OSError: it cannot be found out."""
+        if self.notes.lost is not None:
+            if not self.notes.recover():
+                raise HardwareError(self.notes.lost)
+            self._disown(self.identity)
+        # A record that was lost meanwhile: a device that does not know what it runs would take itself for a bare one.
+        if self.work.state is State.IDLE and self.work.is_unknown():
+            self.work_wakes_at = self.work.advance(now)
         while self.work.state in (State.BOOTING, State.RECOGNISING):
             self.work_wakes_at = self.work.advance(now)
             if self.work.state is State.RECOGNISING:
@@ -142,16 +160,18 @@ class Agent:
                 return self.work_wakes_at or now
         except (HardwareError, OSError) as error:
             return self._tell_of_fault(error, now)
-        if self._is_stuck:
-            self._is_stuck = False
+        if self.stuck_because is not None:
+            self.stuck_because = None
             self.notes.settle("device")
         if self._is_due(now):
             self._exchange(now)
             self._pulse()
-        phase = PHASES[self.work.state]
+        before = self.work.state
         self.work_wakes_at = wake = self.work.advance(now)
+        if not {before, self.work.state} <= _AT_EASE:
+            self._pace.forget()
         # A new phase is told at once: the controller's timers (rebooting, in flight) depend on it.
-        if PHASES[self.work.state] != phase and not self.leaving:
+        if PHASES[self.work.state] != PHASES[before] and not self.leaving:
             self._exchange_at = now
         due = self._exchange_at or now
         return due if wake is None else min(due, wake)
@@ -159,7 +179,7 @@ class Agent:
     def _tell_of_fault(self, error: Exception, now: datetime) -> datetime:
         """How this life begins cannot be found out, of boot flags that nobody can read for one. Nothing is done until it can,
         but the device is there, and says why."""
-        self._is_stuck = True
+        self.stuck_because = str(error)
         self.notes.refuse("device", "device-fault", str(error))
         if self._is_due(now):
             self._exchange(now)
@@ -231,6 +251,9 @@ class Agent:
 
     def _receive(self, bundle: Bundle, now: datetime) -> None:
         memory = self.notes.memory
+        # The serial of the last accepted one is not known: this one may be older.
+        if self.notes.lost is not None:
+            return
         try:
             # The bytes in force prove nothing new; not even the keys are read for them.
             if memory.accepted is not None and bundle.document == memory.accepted.document:
@@ -277,13 +300,12 @@ class Agent:
 
     def _report(self, sequence: int, now: datetime) -> Report:
         hardware, memory, work = self._hardware, self.notes.memory, self.work
-        slots, booted, version = hardware.slots(), hardware.booted(), hardware.version()
-        checks = hardware.healthcheck()
-        image = slots[booted].release
-        phase, intent = PHASES[work.state], memory.intent
-        # What could not be judged yet is no update that has succeeded.
-        if work.state is State.BOOTING and intent is not None and intent.slot == booted:
-            phase = "trial"
+        booted, version = hardware.booted(), self._known(hardware.version, ImageVersion())
+        slots = self._known(hardware.slots, _NO_SLOTS)
+        image = slots[booted].release if slots else version.current
+        config, apps = self._known(hardware.config_digest, None), self._known(hardware.apps, _NO_APPS)
+        checks = self._checks((booted, slots, config, apps), now)
+        phase = "trial" if self._is_unjudged(booted) else PHASES[work.state]
         return Report(
             device=self.identity.device,
             site=self.identity.site,
@@ -291,7 +313,7 @@ class Agent:
             sequence=sequence,
             serial=memory.last_serial,
             booted=booted,
-            slots=slots,
+            slots=slots or {"a": Slot(), "b": Slot()},
             image=image,
             previous=version.previous if version.current == image else version.current,
             phase=phase,
@@ -299,13 +321,38 @@ class Agent:
             health=overall(checks),
             checks=checks,
             checks_before=memory.checks_before,
-            config=hardware.config_digest(),
-            apps=hardware.apps(),
+            config=config,
+            apps=apps,
             attempts=memory.attempts,
             refusals=self.notes.refusals(),
             agent=VERSION,
             clock=_clock(hardware.clock(), now),
         )
+
+    def _known(self, ask: Callable[[], _T], otherwise: _T) -> _T:
+        """What the machine says, or `otherwise` where it cannot: the report says why, and is sent."""
+        try:
+            return ask()
+        except (HardwareError, OSError) as error:
+            self._had_fault = True
+            self.notes.refuse("device", "device-fault", str(error))
+            return otherwise
+
+    def _checks(self, what: object, now: datetime) -> tuple[Check, ...]:
+        """The healthcheck's, as they are now. While something is open, or nobody knows, they are those of this very instant."""
+        if self.work.state not in _AT_EASE or self.notes.memory.intent is not None or self.stuck_because:
+            self._pace.forget()
+            return self._hardware.healthcheck()
+        return self._pace.checks(self._hardware.healthcheck, what, now)
+
+    def _is_unjudged(self, booted: str) -> bool:
+        """Whether what is booted is a trial that could not be judged yet: no update that has succeeded."""
+        if self.work.state is not State.BOOTING:
+            return False
+        if self.notes.lost is not None:
+            return self._known(lambda: self._hardware.flags().default != booted, True)
+        intent = self.notes.memory.intent
+        return intent is not None and intent.slot == booted
 
 
 def _to_bytes(report: Report) -> bytes:

@@ -8,6 +8,8 @@ signature: those are the agent's to keep. Called by `main`. Source: docs/referen
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -41,18 +43,36 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def show(hardware: Hardware, folder: Path, *, as_json: bool) -> int:
-    """`status`: what is on record, and what a running agent is at."""
+def show(hardware: Hardware, folder: Path, *, as_json: bool, is_held: Callable[[], bool] = lambda: False) -> int:
+    """`status`: what is on record, and what a running agent is at. `is_held` tells whether an agent holds the lock."""
     live: Mapping[str, Any] | None = None
     try:
         live = control.ask(folder, {"ask": "status"}, 3.0)
     except control.NotRunning:
-        pass
+        if is_held():
+            live = {"error": deaf(folder)}
     except control.Silent as error:
         live = {"error": str(error)}
     value = record.record(hardware, live)
     sys.stdout.write(json.dumps(value, indent=2) + "\n" if as_json else record.text(value))
-    return FINE
+    for fault in value["faults"]:
+        say(f"edge-agent: {fault}")
+    return WRONG if value["faults"] else FINE
+
+
+def deaf(folder: Path) -> str:
+    """Why an agent that runs cannot be asked, and what to do."""
+    path = folder / control.NAME
+    try:
+        lies = "is not a socket" if not stat.S_ISSOCK(os.lstat(path).st_mode) else "is one that nobody listens at"
+    except FileNotFoundError:
+        lies = "is not there"
+    except OSError as error:
+        lies = f"cannot be looked at ({error.strerror})"
+    return (
+        f"runs, since it holds its lock, but cannot be asked: {path} {lies}. Why it could not be made stands in the journal"
+        " (journalctl -u edge-agent); mend that, and start the agent anew"
+    )
 
 
 # ---------------------------------------------------------------- with the agent that runs
@@ -119,13 +139,22 @@ def _ending(live: Mapping[str, Any]) -> int:
     if not live["reached"]:
         say(f"the server was not reached: {live['because']}")
         return UNREACHED
-    for item in live["refusals"]:
-        say(f"{item['code']}: {item['reason']}")
+    status = refused(live)
     if live["wakesAt"] is not None and not live["refusals"]:
         say(f"there is more to do, not before {live['wakesAt']}")
     if not live["refusals"] and live["wakesAt"] is None:
         say("nothing is left to do")
-    return WRONG if live["refusals"] else FINE
+    return status
+
+
+def refused(live: Mapping[str, Any]) -> int:
+    """Say what stands refused, and the exit status of that: what was only not reached may be, later."""
+    for item in live["refusals"]:
+        say(f"{item['code']}: {item['reason']}")
+    codes = {item["code"] for item in live["refusals"]}
+    if codes == {"not-fetched"}:
+        return UNREACHED
+    return WRONG if codes else FINE
 
 
 # ---------------------------------------------------------------- without one

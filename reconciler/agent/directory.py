@@ -95,7 +95,11 @@ class DirectoryHardware:
         """Unpacked images that no slot holds any more; a shared cache is left to whoever shares it."""
         if self._cache != self.root / "run" / "images" or not self._cache.is_dir():
             return
-        held = {(slot.digest or "").replace("sha256:", "") for slot in self.slots().values()}
+        try:
+            held = {(slot.digest or "").replace("sha256:", "") for slot in self.slots().values()}
+        except HardwareError:
+            # What nobody can tell is kept.
+            return
         for path in self._cache.iterdir():
             if path.name not in held:
                 import shutil
@@ -233,10 +237,10 @@ class DirectoryHardware:
 
     def healthcheck(self) -> tuple[Check, ...]:
         faults = self._faults()
-        key = (self.booted(), self.slots()[self.booted()].digest, self.config_digest(), dict(self.apps()), faults)
-        if not self._always and self._checked is not None and self._checked[0] == key:
-            return self._checked[1]
         try:
+            key = (self.booted(), self.slots()[self.booted()].digest, self.config_digest(), dict(self.apps()), faults)
+            if not self._always and self._checked is not None and self._checked[0] == key:
+                return self._checked[1]
             root = self.running_root()
         except HardwareError as error:
             return (Check("healthcheck", "critical", str(error)[:300]),)
@@ -336,11 +340,18 @@ class DirectoryHardware:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            raise HardwareError(f"{name} cannot be read: {error}") from None
-        return value if isinstance(value, dict) else {}
+            raise HardwareError(_unreadable(self.root / name, error)) from None
+        if not isinstance(value, dict):
+            raise HardwareError(_unreadable(self.root / name, "it holds no object"))
+        return value
 
     def _replace(self, name: str, data: bytes) -> None:
         try:
             self.disk.replace(self.root / name, data)
         except OSError as error:
             raise HardwareError(f"{name} cannot be written: {error}") from None
+
+
+def _unreadable(path: Path, error: object) -> str:
+    why = error.strerror if isinstance(error, OSError) else error
+    return f"{path} cannot be read: {why}; nothing is begun before it can be. Restore it"

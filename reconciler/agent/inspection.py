@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.manifest import Manifest
 from reconciler.protocol.signature import Refused, Verified
 from reconciler.protocol.sums import parse_sums
+
+_PAPERS = (manifests.NAME, manifests.SUMS, manifests.SUMS_SIGNATURE)
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,23 @@ class _Folder:
 def inspect(path: Path, keyring: Keyring, verify: Verify, slot_bytes: int, now: datetime) -> Found:
     """Prove the artifact in the folder `path`, or the packed image `path` with the papers beside it.
 
-    Raises Refused (a code and a reason), TransportError (a file is missing or cannot be read), or HardwareError (zstd).
+    Raises Refused (a code and a reason), TransportError (a file is missing or cannot be read, or `path` is neither), or
+    HardwareError (zstd).
     """
     folder = path if path.is_dir() else path.parent
     papers = _Folder(folder)
+    if not (folder / manifests.NAME).is_file():
+        raise NotFound(
+            f"there is no {manifests.NAME} in {folder}; give an artifact's folder, or the packed image in it"
+        )
     try:
         claimed = Manifest.from_bytes(papers.read(manifests.NAME, manifests.MAX_MANIFEST_BYTES))
     except Malformed as error:
         raise Refused("artifact-malformed", error.reason) from None
+    if path.is_file() and path.name != claimed.file and (path.name in _PAPERS or _is_named(path.name, papers)):
+        raise TransportError(
+            f"{path} is a file of an artifact, and not its packed image; give the folder {folder}, or {folder / claimed.file}"
+        )
     target = ImageTarget(claimed.release, claimed.digest, folder.name)
     signed: list[Verified] = []
 
@@ -106,6 +118,13 @@ def inspect(path: Path, keyring: Keyring, verify: Verify, slot_bytes: int, now: 
             raise Refused("artifact-digest", f"{name} is not the file that SHA256SUMS names")
     absent = tuple(name for name in rest if name not in here)
     return Found(proven.manifest, proven.sha256, signed[0].primary, signed[0].created_at, tuple(here), absent)
+
+
+def _is_named(name: str, papers: _Folder) -> bool:
+    """Whether SHA256SUMS names this file; not where it is none."""
+    with suppress(Malformed, TransportError):
+        return name in parse_sums(papers.read(manifests.SUMS, manifests.MAX_MANIFEST_BYTES))
+    return False
 
 
 def _sha256(path: Path) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from types import FrameType
 from typing import Any
@@ -23,6 +25,7 @@ from reconciler.agent.device import Life
 from reconciler.agent.machine import PHASES, State
 from reconciler.agent.notify import Notifier
 from reconciler.protocol.canonical import format_instant
+from reconciler.protocol.report import Refusal
 
 LONGEST_SLEEP_S = 60.0
 SET_CLOCK_S = 2.0
@@ -45,6 +48,23 @@ class Steady:
         return by if abs(by) > timedelta(seconds=SET_CLOCK_S) else None
 
 
+class Journal:
+    """Tells on standard error, which is the journal of a service, what is wrong with the machine: once, until it is over."""
+
+    def __init__(self) -> None:
+        self._told: frozenset[str] = frozenset()
+
+    def tell(self, refusals: Iterable[Refusal]) -> None:
+        """`refusals` are those that stand now."""
+        faults = [item.reason for item in refusals if item.code == "device-fault"]
+        for reason in faults:
+            if reason not in self._told:
+                # Nobody who reads it is no reason to stop.
+                with suppress(OSError):
+                    print(f"edge-agent: device-fault: {reason}", file=sys.stderr, flush=True)
+        self._told = frozenset(faults)
+
+
 def utc_now() -> datetime:
     """The present instant."""
     return datetime.now(timezone.utc)
@@ -63,7 +83,7 @@ def run(life: Life, notifier: Notifier, control: Control | None) -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     longest = min(LONGEST_SLEEP_S, (notifier.watchdog_s or 2 * LONGEST_SLEEP_S) / 3)
-    steady = Steady()
+    steady, journal = Steady(), Journal()
     notifier.ready()
     try:
         while not stop:
@@ -74,6 +94,7 @@ def run(life: Life, notifier: Notifier, control: Control | None) -> int:
             due = life.step(now)
             notifier.alive()
             notifier.status(described(life))
+            journal.tell(life.agent.notes.refusals())
             # Never long at a time: the clock may be set while the agent sleeps.
             wait_s = min(max((due - utc_now()).total_seconds(), 0.0), longest)
             listened = [wake] if control is None else [wake, control.fileno()]
@@ -113,7 +134,7 @@ def answer(life: Life, question: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "apply":
         life.call_in()
     elif kind == "rollback":
-        why_not = life.agent.work.go_back()
+        why_not = life.agent.stuck_because or life.agent.work.go_back()
         if why_not is not None:
             return {"error": why_not}
     elif kind != "status":
@@ -123,6 +144,8 @@ def answer(life: Life, question: Mapping[str, Any]) -> dict[str, Any]:
 
 def at_rest(agent: Agent, now: datetime) -> bool:
     """Whether nothing goes on before a report, or an instant that lies ahead, is due."""
+    if agent.stuck_because is not None:
+        return True
     wakes_at, state = agent.work_wakes_at, agent.work.state
     if state is State.WRITTEN and wakes_at is None:
         return False

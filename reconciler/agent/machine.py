@@ -110,6 +110,8 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
     (_S.BOOTING, _E.PASSED_OVER): Transition(_S.BOOTING, (_F.MARK_GOOD,)),
     (_S.BOOTING, _E.APP_OPEN): Transition(_S.RESTARTING, (_F.SET_VERSION,)),
     (_S.BOOTING, _E.CONFIG_OPEN): Transition(_S.CONFIGURING, (_F.SET_VERSION,)),
+    # A record that is lost while the device runs: what runs is found out again, before anything is told or concluded.
+    (_S.IDLE, _E.UNKNOWN): Transition(_S.RECOGNISING),
     (_S.IDLE, _E.NOTHING): Transition(_S.IDLE),
     (_S.IDLE, _E.FETCH): Transition(_S.FETCHING),
     (_S.IDLE, _E.WRITE): Transition(_S.WRITING),
@@ -175,7 +177,7 @@ _AT_WORK = frozenset((_E.MORE, _E.DONE, _E.FAILED, _E.SPOILED, _E.REFUSED, _E.OB
 IMPOSSIBLE: Mapping[State, frozenset[Event]] = {
     _S.BOOTING: _AT_REST | _AT_WORK,
     _S.RECOGNISING: _AT_BOOT | _AT_REST | {_E.SPOILED, _E.REFUSED, _E.OBSOLETE, _E.WORSE},
-    _S.IDLE: _AT_BOOT | _AT_WORK,
+    _S.IDLE: _AT_BOOT - {_E.UNKNOWN} | _AT_WORK,
     _S.FETCHING: _AT_BOOT | _AT_REST | {_E.SPOILED, _E.WORSE},
     _S.CHECKING: _AT_BOOT | _AT_REST | {_E.REFUSED, _E.WORSE},
     _S.WRITING: _AT_BOOT | _AT_REST | {_E.WORSE},

@@ -12,8 +12,9 @@ import errno
 import fcntl
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -150,7 +151,7 @@ def _settings(options: Options) -> Settings:
 def _work(options: Options) -> int:
     """`run` and `once`."""
     from reconciler.agent import loop
-    from reconciler.agent.control import Control
+    from reconciler.agent.control import NAME, Control
     from reconciler.agent.notify import Notifier
 
     settings = _settings(options)
@@ -158,8 +159,11 @@ def _work(options: Options) -> int:
         if options.command == "run":
             control = None
             # Without it the agent works all the same; only nobody can talk to it.
-            with suppress(OSError):
+            try:
                 control = Control(hardware.state_folder())
+            except OSError as error:
+                reason = f"{hardware.state_folder() / NAME} cannot be made: {error.strerror or error}"
+                print(f"edge-agent: nobody on the console can ask this agent: {reason}", file=sys.stderr, flush=True)
             try:
                 return loop.run(life, notifier, control)
             finally:
@@ -168,16 +172,16 @@ def _work(options: Options) -> int:
         loop.once(life, notifier)
         from reconciler.agent import console
 
-        console.show(hardware, hardware.state_folder(), as_json=options.json)
+        shown = console.show(hardware, hardware.state_folder(), as_json=options.json)
         if not life.agent.reached:
             print(f"edge-agent: {life.agent.unreached_because}", file=sys.stderr)
             return 3
-        return 0
+        return console.refused(loop.standing(life)) or shown
 
 
 @contextmanager
 def _opened(settings: Settings, notifier: Notifier) -> Iterator[tuple[Life, Hardware]]:
-    """The present life of this device. A damaged state file ends the program here, not at the first report."""
+    """The present life of this device."""
     from reconciler.agent.device import Device, Resident
     from reconciler.agent.opening import open_hardware, open_supply
     from reconciler.agent.transport import HttpTransport
@@ -220,12 +224,39 @@ def _lock(root: Path) -> Iterator[None]:
             f"root {root} cannot be used: {error.strerror}; give --root a folder of this device"
         ) from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _takes(descriptor):
+            raise Busy(f"another agent works on {root}; stop it first")
         yield
-    except BlockingIOError:
-        raise Busy(f"another agent works on {root}; stop it first") from None
     finally:
         os.close(descriptor)
+
+
+def _takes(descriptor: int) -> bool:
+    """Whether the lock could be taken. Who only looks whether it is held (`_is_held`) holds it for an instant."""
+    for is_last in (False, True):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not is_last:
+                time.sleep(0.1)
+        else:
+            return True
+    return False
+
+
+def _is_held(root: Path) -> bool:
+    """Whether an agent works on this root."""
+    try:
+        descriptor = os.open(root / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 # ---------------------------------------------------------------- for a person
@@ -233,12 +264,15 @@ def _lock(root: Path) -> Iterator[None]:
 
 def _for_a_person(options: Options) -> int:
     from reconciler.agent import console
+    from reconciler.agent.directory import DirectoryHardware
 
     if options.command == "verify":
         return _verify(options)
     if options.command == "status":
         hardware = _hardware(options)
-        return console.show(hardware, hardware.state_folder(), as_json=options.json)
+        folder = hardware.state_folder()
+        root = folder.parent if isinstance(hardware, DirectoryHardware) else folder
+        return console.show(hardware, folder, as_json=options.json, is_held=lambda: _is_held(root))
     settings = _settings(options)
     hardware = _hardware(options)
     if options.command == "apply":
@@ -258,6 +292,8 @@ def _done(command: str, settings: Settings, hardware: Hardware) -> Ended:
     ended = console.ask_running(hardware.state_folder(), command)
     if ended is not None:
         return ended
+    if _is_held(settings.root):
+        raise console.Declined(f"the agent {console.deaf(hardware.state_folder())}", console.UNREACHED)
     # Quiet towards the service manager: this is not the service.
     with _lock(settings.root), _opened(settings, Notifier({})) as (life, _):
         return console.apply_here(life) if command == "apply" else console.rollback_here(life)

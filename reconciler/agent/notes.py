@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from reconciler.agent.state import SEQUENCE_BLOCK, Intent, Memory, MemoryStore
+from reconciler.agent.state import SEQUENCE_BLOCK, Intent, Memory, MemoryStore, StateError
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.canonical import clip
 from reconciler.protocol.report import MAX_REFUSALS, REASON_CHARS, Check, Refusal, Serial
@@ -20,17 +20,27 @@ ALWAYS = frozenset(("assignment", "device", "clock", "console", MEMORY))
 """Subjects that do not come from an assignment's work, and outlive it."""
 FIRST_WAIT_S = 30
 LONGEST_WAIT_S = 900
+UNREMEMBERED = 1 << 40
+"""Where sequence numbers go on while the memory cannot be read: above all that may have been sent in this boot."""
+UNREMEMBERED_STEP = 1000
+"""So many of them a second since the boot, so that a process that is started again goes on above the one before."""
 FASTEST_REPORT_S = 5
 """On average reports come less often than this."""
 
 
 class Notes:
-    """Memory with its store, refusals by subject, and waits by subject."""
+    """Memory with its store, refusals by subject, and waits by subject.
+
+    A memory that cannot be read is `lost`: the one here is then empty, is never written, and nothing may be concluded from it.
+    """
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
-        self.memory: Memory = store.load()
-        self._sequence = self.memory.sequence_reserved
+        self.memory, self._sequence = Memory(), 0
+        self.lost: str | None = None
+        """Why the memory cannot be read, and what to do; None: it was read."""
+        if not self.recover():
+            self._sequence = UNREMEMBERED + int(time.monotonic() * UNREMEMBERED_STEP)
         self._refusals: dict[str, Refusal] = {}
         self._waits: dict[str, tuple[int, datetime]] = {}
 
@@ -44,8 +54,23 @@ class Notes:
         """Serial of the assignment in force, (0, 0) without one."""
         return self.memory.last_serial or (0, 0)
 
+    def recover(self) -> bool:
+        """Read the memory, as a life begins or after somebody has mended it. False: it cannot be read."""
+        try:
+            self.memory = self._store.load()
+        except StateError as error:
+            self.lost = str(error)
+            return False
+        # What this life has sent meanwhile is behind it too.
+        self._sequence = max(self._sequence, self.memory.sequence_reserved)
+        self.lost = None
+        return True
+
     def remember(self, memory: Memory) -> None:
-        """Make `memory` durable, then current. OSError: it is neither."""
+        """Make `memory` durable, then current. OSError: it is neither. StateError: the one on record cannot be read, and is
+        not written over."""
+        if self.lost is not None:
+            raise StateError(self.lost)
         self._store.save(memory)
         self.memory = memory
 
@@ -66,7 +91,7 @@ class Notes:
         Where nothing can be written, on a disk that is full or has gone read-only, it is higher than every one of this boot:
         reports go on, and say so.
         """
-        if self._sequence >= self.memory.sequence_reserved:
+        if self._sequence >= self.memory.sequence_reserved and self.lost is None:
             try:
                 self.remember(replace(self.memory, sequence_reserved=self._sequence + SEQUENCE_BLOCK))
                 self.settle(MEMORY)

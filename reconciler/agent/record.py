@@ -6,27 +6,43 @@ agent or without one: what only a running agent knows (`live`) is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from reconciler.agent.disk import Disk
-from reconciler.agent.hardware import Hardware
-from reconciler.agent.state import StateFile
+from reconciler.agent.hardware import BootFlags, Hardware, HardwareError, ImageVersion
+from reconciler.agent.state import Memory, StateError, StateFile
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.canonical import format_instant
+from reconciler.protocol.report import Slot
+
+_T = TypeVar("_T")
+_NO_SLOTS: Mapping[str, Slot] = {}
+_NO_APPS: Mapping[str, str] = {}
 
 
 def record(hardware: Hardware, live: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The device as JSON. Raises HardwareError or StateError: what is there cannot be read."""
-    memory = StateFile(hardware.state_folder() / "state.json", Disk()).load()
-    flags, version, intent, clock = hardware.flags(), hardware.version(), memory.intent, hardware.clock()
+    """The device as JSON. What is there and cannot be read is left empty, and named in `faults`."""
+    faults: list[str] = []
+
+    def known(ask: Callable[[], _T], otherwise: _T) -> _T:
+        try:
+            return ask()
+        except (HardwareError, StateError, OSError) as error:
+            faults.append(str(error))
+            return otherwise
+
+    memory = known(StateFile(hardware.state_folder() / "state.json", Disk()).load, Memory())
+    flags = known(hardware.flags, BootFlags("unknown"))
+    version, intent, clock = known(hardware.version, ImageVersion()), memory.intent, hardware.clock()
+    slots = known(hardware.slots, _NO_SLOTS) or {"a": Slot(), "b": Slot()}
     return {
+        "faults": faults,
         "booted": hardware.booted(),
         "default": flags.default,
         "trial": flags.trial,
         "slots": {
-            name: {"release": slot.release, "digest": slot.digest, "good": slot.good}
-            for name, slot in hardware.slots().items()
+            name: {"release": slot.release, "digest": slot.digest, "good": slot.good} for name, slot in slots.items()
         },
         "current": version.current,
         "previous": version.previous,
@@ -35,8 +51,8 @@ def record(hardware: Hardware, live: Mapping[str, Any] | None) -> dict[str, Any]
         "heldUnder": list(memory.held_under) if memory.held_under else None,
         "intent": {"kind": intent.kind, "key": intent.key, "byHand": intent.by_hand} if intent else None,
         "attempts": dict(memory.attempts),
-        "config": hardware.config_digest(),
-        "apps": dict(hardware.apps()),
+        "config": known(hardware.config_digest, None),
+        "apps": dict(known(hardware.apps, _NO_APPS)),
         "clock": {"synchronised": clock.synchronised, "skewS": clock.skew_s},
         "agent": dict(live) if live is not None else None,
     }
@@ -60,7 +76,11 @@ def text(value: Mapping[str, Any]) -> str:
     slots, booted = value["slots"], value["booted"]
     other = "b" if booted == "a" else "a"
     lines = [
-        ("runs", f"{_slot(slots[booted])}, slot {booted}" + ("" if value["default"] == booted else ", on trial")),
+        (
+            "runs",
+            f"{_slot(slots[booted])}, slot {booted}"
+            + ("" if value["default"] in (booted, "unknown") else ", on trial"),
+        ),
         ("other slot", f"{_slot(slots[other])}, slot {other}" + (", armed for a trial" if value["trial"] else "")),
         ("on record", f"current {value['current'] or 'none'}, previous {value['previous'] or 'none'}"),
         ("configuration", value["config"] or "none"),
@@ -71,6 +91,7 @@ def text(value: Mapping[str, Any]) -> str:
     if value["intent"]:
         lines.append(("begun", f"{value['intent']['kind']} {value['intent']['key']}"))
     lines += [("failed", f"{key}, {count} times") for key, count in sorted(value["attempts"].items())]
+    lines += [("fault", fault) for fault in value["faults"]]
     lines += _agent(value["agent"])
     return "".join(f"{name:<14} {said}\n" for name, said in lines)
 

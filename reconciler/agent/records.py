@@ -64,7 +64,10 @@ class Records:
         except (ValueError, RecursionError):
             return {}
         except OSError as error:
-            raise HardwareError(f"{self._path} cannot be read: {error.strerror}") from None
+            raise HardwareError(
+                f"{self._path} cannot be read: {error.strerror}; nothing is begun before it can be. Restore it, or move it away:"
+                " what runs is then found out again, and the other slot holds nothing usable"
+            ) from None
         items = value if isinstance(value, dict) else {}
         return {name: items[name] for name in SLOTS if _is_whole(items.get(name))}
 

@@ -18,12 +18,25 @@ from typing import Any, Protocol
 from reconciler.agent.disk import Disk
 from reconciler.agent.judge import Accepted
 from reconciler.protocol.assignment import Assignment, AssignmentError
-from reconciler.protocol.canonical import Fields, Malformed, dump, load
+from reconciler.protocol.canonical import Fields, Malformed, clip, dump, load
 from reconciler.protocol.report import HEALTH, MAX_ATTEMPTS, MAX_CHECKS, Check, Serial
 
 MAX_STATE_BYTES = 512 * 1024
+MAX_KEY = 256
+MAX_COUNT = 1_000_000
+"""A report takes no higher count of attempts. Nobody fails so often: a higher one is damage."""
+MAX_SEQUENCE = 1 << 52
+"""Room for every report that will ever be sent, below the highest number that a report takes."""
 SEQUENCE_BLOCK = 10_000
 """Sequence numbers are reserved in blocks, so that a report needs no write; a crash skips the rest of a block."""
+
+
+REMEDY = (
+    "it guards the serial, so no assignment is accepted and nothing new is begun. Restore it; or move it away, and the next"
+    " assignment is taken whatever its serial"
+)
+_SAID = 200
+"""Characters of what is wrong: what to do has to fit into the same reason."""
 
 
 class StateError(Exception):
@@ -72,7 +85,7 @@ class Memory:
         attempts = dict(self.attempts)
         # A configuration has no attempts in the contract: it is put back, named in a refusal, and offered again by git.
         if intent.kind != "config":
-            attempts[intent.key] = attempts.get(intent.key, 0) + 1
+            attempts[intent.key] = min(attempts.get(intent.key, 0) + 1, MAX_COUNT)
             attempts = _newest(attempts, intent.key)
         failed = {**self.failed_under, intent.key: intent.serial}
         # The newest come last, and are the ones that still matter.
@@ -109,11 +122,11 @@ class StateFile:
         except FileNotFoundError:
             return Memory()
         except OSError as error:
-            raise StateError(f"{self._path} cannot be read: {error}") from None
+            raise StateError(f"{self._path} cannot be read: {error.strerror or error}; {REMEDY}") from None
         try:
             return _parse(Fields(load(data, MAX_STATE_BYTES, "state"), "state"))
         except (Malformed, binascii.Error, ValueError, LookupError, TypeError, OverflowError) as error:
-            raise StateError(f"{self._path} is damaged ({error}); restore it or enrol the device anew") from None
+            raise StateError(f"{self._path} is damaged ({clip(str(error), _SAID)}); {REMEDY}") from None
 
     def save(self, memory: Memory) -> None:
         """Replace the file. OSError: the disk said no, and the old file stands."""
@@ -167,8 +180,8 @@ def _parse(fields: Fields) -> Memory:
         # for another; it must not refuse to start.
         with suppress(AssignmentError):
             accepted = Accepted(document, Assignment.from_bytes(document))
-    attempts = {str(key): int(count) for key, count in fields.items("attempts", MAX_ATTEMPTS)}
-    failed = {str(key): (int(s[0]), int(s[1])) for key, s in fields.items("failedUnder", MAX_ATTEMPTS)}
+    attempts = {_key(key): _count(key, count) for key, count in fields.items("attempts", MAX_ATTEMPTS)}
+    failed = {_key(key): _serial_of(key, serial) for key, serial in fields.items("failedUnder", MAX_ATTEMPTS)}
     return Memory(
         accepted=accepted,
         last_serial=fields.optional("lastSerial", fields.serial),
@@ -176,15 +189,33 @@ def _parse(fields: Fields) -> Memory:
         attempts=attempts,
         failed_under=failed,
         checks_before=_checks_in(fields.items("checksBefore", MAX_CHECKS)),
-        sequence_reserved=fields.whole("sequenceReserved"),
+        sequence_reserved=fields.whole("sequenceReserved", 0, MAX_SEQUENCE),
         held_under=fields.optional("heldUnder", fields.serial),
     )
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
+        raise Malformed(f"state: {str(key)[:80]!r} is no name of what was tried")
+    return key
+
+
+def _count(key: Any, count: Any) -> int:
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_COUNT:
+        raise Malformed(
+            f"state: `attempts` of {str(key)[:80]!r} is {str(count)[:80]}, not a count from 0 to {MAX_COUNT}"
+        )
+    return count
+
+
+def _serial_of(key: Any, serial: Any) -> Serial:
+    return Fields({"failedUnder": serial}, f"state {str(key)[:80]!r}").serial("failedUnder")
 
 
 def _intent(fields: Fields) -> Intent:
     return Intent(
         kind=fields.word("kind", ("image", "app", "config")),
-        key=fields.text("key", 256),
+        key=fields.text("key", MAX_KEY),
         digest=fields.digest("digest"),
         serial=fields.serial("serial"),
         slot=fields.optional("slot", lambda key: fields.word(key, ("a", "b"))),

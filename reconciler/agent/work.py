@@ -113,6 +113,10 @@ class Work:
         names |= {config_key(assignment.config)} if assignment.config else set()
         return frozenset(names | ({self.target} if self.target else set()))
 
+    def is_unknown(self) -> bool:
+        """Whether what runs is on record no more, and can be found out. HardwareError: nobody can tell."""
+        return not self._looking.is_lost and self._hardware.recognise() is not None
+
     def go_back(self) -> str | None:
         """A person at the console asks for the other slot. None: the next step begins it; else why it cannot be begun."""
         if self.state not in (State.IDLE, State.FETCHING, State.PULLING):
@@ -147,7 +151,7 @@ class Work:
         if self._notes.assignment is not None:
             # So that the first report of this life tells of it.
             self._looking.is_held(self._notes.assignment)
-        if not self._looking.is_lost and hardware.recognise() is not None:
+        if self.is_unknown():
             return Event.UNKNOWN, None
         booted, flags = hardware.booted(), hardware.flags()
         is_last_resort = hardware.passed_over()
@@ -209,6 +213,8 @@ class Work:
 
     def _look(self, now: datetime) -> Found:
         """What a person asked for, or else the next thing that may be done."""
+        if self.is_unknown():
+            return Event.UNKNOWN, None
         found, self._back = self._back or self._looking.next(now), None
         self.target, self._image, self._app = found.target, found.image, found.app
         self._by_hand = found.event is Event.BACK

@@ -136,6 +136,24 @@ def a_slot_without_a_record(play: Play) -> None:
     assert play.office.last().image == "v1"
 
 
+def a_record_that_is_lost_while_it_runs(play: Play) -> None:
+    play.settle()
+    told, jobs = len(play.office.reports), [iter([0.0])]
+
+    def recognise() -> Iterator[float] | None:
+        job = jobs[-1] if jobs else None
+        if play.state is S.RECOGNISING and jobs:
+            jobs.pop()
+        return job
+
+    play.patch.setattr(play.site.hardware, "recognise", recognise)
+    play.site.device.call_in()
+    play.until(S.RECOGNISING)
+    assert len(play.office.reports) == told, "nothing is told before it is known"
+    play.settle()
+    assert len(play.office.reports) > told and play.office.last().image == "v1"
+
+
 def a_slot_that_cannot_be_recognised(play: Play) -> None:
     def failing() -> Iterator[float]:
         yield 0.0
@@ -399,6 +417,7 @@ SCENES: dict[Callable[[Play], None], set[Edge]] = {
     a_default_slot_that_cannot_be_loaded: {(S.BOOTING, E.PASSED_OVER)},
     a_power_cut_before_the_boot_is_armed: {(S.BOOTING, E.NOT_TRIED)},
     a_slot_without_a_record: {(S.BOOTING, E.UNKNOWN), (S.RECOGNISING, E.MORE), (S.RECOGNISING, E.DONE)},
+    a_record_that_is_lost_while_it_runs: {(S.IDLE, E.UNKNOWN), (S.RECOGNISING, E.DONE)},
     a_slot_that_cannot_be_recognised: {(S.RECOGNISING, E.FAILED)},
     a_download_that_breaks_off: {(S.FETCHING, E.FAILED)},
     an_artifact_that_is_refused: {(S.FETCHING, E.REFUSED)},

@@ -59,7 +59,8 @@ def command(site: Site, office: Office, tmp_path: Path) -> Callable[..., int]:
 
 
 @contextmanager
-def _running(tmp_path: Path, office: Office) -> Iterator[subprocess.Popen[bytes]]:
+def _running(tmp_path: Path, office: Office, says: bytes = b"") -> Iterator[subprocess.Popen[bytes]]:
+    """The agent as a process. `says` is in its only line on standard error; nothing else is said there."""
     arguments = ["run", "--config", str(tmp_path / "agent.json")]
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "reconciler.agent.main", *arguments],
@@ -74,7 +75,8 @@ def _running(tmp_path: Path, office: Office) -> Iterator[subprocess.Popen[bytes]
     finally:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
-        assert (process.returncode, out, err) == (0, b"", b"")
+        assert (process.returncode, out, err.count(b"\n")) == (0, b"", 1 if says else 0), err
+        assert says in err
 
 
 def _until(holds: Callable[[], bool]) -> None:
@@ -180,9 +182,10 @@ def test_rollback_where_nothing_was_good(
 
 def _is_held(office: Office, command: Callable[..., int], site: Site) -> None:
     """It stays back and says so, through reports and boots, until a newer assignment comes."""
-    assert command("once") == 0
+    # What is assigned is refused, by a person's word: the exit status says so.
+    assert command("once") == 1
     site.device.power_cycle()
-    assert command("once") == 0
+    assert command("once") == 1
     report = office.last()
     assert (report.image, report.previous, report.attempts) == ("v1", "v2", {})
     assert [(item.code, item.serial) for item in report.refusals] == [("rolled-back", (1, 1))]
@@ -274,7 +277,100 @@ def test_a_question_that_nobody_understands_and_callers_that_say_nothing(
     assert not (folder / control.NAME).exists()
 
 
+def test_status_tells_an_agent_that_cannot_be_asked_from_none(
+    site: Site, office: Office, command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("status") == 0
+    assert "not running" in capsys.readouterr().out
+    (site.root / "agent" / control.NAME).mkdir()
+    with _running(tmp_path, office, says=b"control.sock cannot be made: Is a directory"):
+        assert command("status") == 0
+        text = capsys.readouterr().out
+        assert "not running" not in text
+        assert "runs, since it holds its lock, but cannot be asked" in text
+        assert f"{site.root / 'agent' / control.NAME} is not a socket" in text and "journalctl" in text
+        # Nor is it told to stop an agent that nobody sees.
+        assert command("apply") == 3
+        assert "the agent runs, since it holds its lock, but cannot be asked" in capsys.readouterr().err
+    assert command("status") == 0
+    assert "not running" in capsys.readouterr().out
+
+
+def test_status_shows_what_can_be_read_and_names_the_rest(
+    updated: Site, office: Office, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (updated.root / "agent" / "state.json").write_bytes(b"torn")
+    (updated.root / "slots.json").unlink()
+    (updated.root / "slots.json").mkdir()
+    assert command("status", "--json") == 1
+    out, err = capsys.readouterr()
+    shown = json.loads(out)
+    assert (shown["booted"], shown["current"], shown["previous"], shown["serial"]) == ("a", "v2", "v1", None)
+    assert ["state.json" in fault for fault in shown["faults"]] == [True, False]
+    assert "slots.json cannot be read: Is a directory" in shown["faults"][1] and shown["faults"][1] in err
+    assert command("status") == 1
+    assert "fault          " in capsys.readouterr().out
+
+
+def test_a_person_is_told_why_nothing_is_begun(
+    updated: Site, office: Office, command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With and without a running agent, and no command waits for what does not come."""
+    state = updated.root / "agent" / "state.json"
+    state.write_bytes(b"torn")
+    for words in (("apply",), ("rollback", "--yes"), ("once",)):
+        assert command(*words) == 1, words
+        assert "state.json is damaged" in capsys.readouterr().err
+    office.reports.clear()
+    with _running(tmp_path, office, says=b"device-fault: "):
+        for words in (("apply",), ("rollback", "--yes")):
+            assert command(*words) == 1, words
+            assert "state.json is damaged" in capsys.readouterr().err
+    assert updated.hardware.booted() == "a" and state.read_bytes() == b"torn"
+
+
+# ---------------------------------------------------------------- once
+
+
+def test_the_exit_status_of_once_says_that_something_was_refused(
+    site: Site, office: Office, v2: Artifact, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    office.assign(v2, window=_open(office), device="SITE-9-1")
+    assert command("once") == 1
+    assert "wrong-device: the assignment is for SITE-9-1" in capsys.readouterr().err
+    # What was only not reached may be, later.
+    office.assign(v2, window=_open(office))
+    office.sources_of_image = ["http://127.0.0.1:9/"]
+    assert command("once") == 3
+    assert "not-fetched: " in capsys.readouterr().err
+    office.sources_of_image = None
+    assert command("once") == 0
+    assert site.hardware.version().current == "v2"
+
+
 # ---------------------------------------------------------------- verify
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "SHA256SUMS.gpg", "notes.txt"])
+def test_verify_of_another_file_of_an_artifact_says_what_to_give(
+    name: str, v2: Artifact, office: Office, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (v2.folder / "notes.txt").write_text("of the builder")
+    world.seal_folder(v2.folder, office.keys)
+    assert command("verify", str(v2.folder / name)) == 1
+    said = capsys.readouterr().err
+    assert f"{v2.folder / name} is a file of an artifact, and not its packed image" in said
+    assert f"give the folder {v2.folder}, or {v2.folder / v2.folder.name}.img.zst" in said
+
+
+def test_verify_of_what_is_no_artifact_says_what_to_give(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "some.txt").write_text("x")
+    for path in (tmp_path / "some.txt", tmp_path):
+        assert command("verify", str(path)) == 1
+        said = capsys.readouterr().err
+        assert f"there is no manifest.json in {tmp_path}; give an artifact's folder" in said
 
 
 def test_verify_proves_a_folder_and_a_file_and_writes_nothing(

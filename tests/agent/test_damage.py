@@ -149,6 +149,28 @@ def test_a_memory_that_makes_no_sense_is_named(text: bytes, tmp_path: Path) -> N
         StateFile(tmp_path / "state.json", Disk()).load()
 
 
+@pytest.mark.parametrize("damage", [b"torn", b"[]", None])
+def test_records_of_a_folder_that_cannot_be_read_silence_nobody(
+    damage: bytes | None, site: Site, office: Office, releases: Releases
+) -> None:
+    site.settle(at(1))
+    path = site.root / "slots.json"
+    data, heard = path.read_bytes(), len(office.reports)
+    path.unlink()
+    path.mkdir() if damage is None else path.write_bytes(damage)
+    office.assign(releases.v2)
+    site.settle(at(4))
+    site.device.power_cycle()
+    site.settle(at(8))
+    assert len(office.reports) >= heard + 6 and codes(office) == ["device-fault"]
+    assert "slots.json cannot be read" in office.last().refusals[0].reason
+    assert (office.last().image, office.last().health) == ("v1", "critical"), "its image's healthcheck is not found"
+    path.rmdir() if damage is None else path.unlink()
+    path.write_bytes(data)
+    site.settle(at(20))
+    assert office.last().image == "v2" and codes(office) == []
+
+
 def test_a_version_of_the_seed_that_is_damaged_is_stored_again(site: Site, office: Office) -> None:
     office.config = ONE
     office.assign(config=ONE.digest)
