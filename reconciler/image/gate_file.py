@@ -19,7 +19,7 @@ from pathlib import Path
 
 from reconciler.image.gate import Fault, fault, inspect
 from reconciler.image.gate_ext4 import Unreadable, Volume
-from reconciler.image.pack import hashed
+from reconciler.image.pack import hashed, wrong_parts
 from reconciler.image.process import PATH, program
 from reconciler.image.unpack import unpacked
 from reconciler.ports import TerminalError
@@ -107,6 +107,8 @@ def _artifact(folder: Path, allowed: Collection[str] | None) -> Iterator[Fault]:
         return
     if packed.stat().st_size != manifest.size:
         yield _paper(NAME, f"it says {manifest.size} bytes of {manifest.file}, which has {packed.stat().st_size}")
+    elif (parts := wrong_parts(packed, manifest)) is not None:
+        yield _paper(NAME, f"{parts}: devices would refuse the file")
     with tempfile.TemporaryDirectory(prefix="reconciler-check-") as scratch:
         raw = Path(scratch) / "image"
         try:

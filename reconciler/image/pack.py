@@ -66,6 +66,24 @@ def hashed(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
+def wrong_parts(path: Path, manifest: Manifest) -> str | None:
+    """What is wrong with `parts` of a manifest, None if nothing: a device that goes by a wrong list refuses the right file."""
+    if manifest.extra.get("parts") is None:
+        return None
+    if manifest.parts is None:
+        return f"its list of parts is not one of all of {manifest.file}"
+    length, hashes = manifest.parts
+    with path.open("rb") as file:
+        for number, wanted in enumerate(hashes):
+            digest, left = hashlib.sha256(), length
+            while left and (data := file.read(min(_CHUNK, left))):
+                digest.update(data)
+                left -= len(data)
+            if digest.hexdigest() != wanted:
+                return f"part {number + 1} of {len(hashes)} of {manifest.file} has another sha256 than its list of parts says"
+    return None
+
+
 def hashed_parts(path: Path) -> dict[str, Any]:
     """`parts` of a manifest: the size of a part of the file, grown until they are not too many, and the sha256 of each."""
     part = _PART

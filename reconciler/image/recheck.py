@@ -3,11 +3,11 @@
 Rules, in order: the asked commit is the branch's head or an ancestor of it; its Image document of that release exists
 and is not withdrawn; the build's own papers say that it passed (healthcheck.sh, the sysprep gate); the manifest's
 commit is that commit or an ancestor of it; the manifest's inputs digest equals the one computed here from the commit's
-own Image document and recipe; every file's bytes, streamed from the store, are as SHA256SUMS says; the unpacked image
-has the manifest's digest; and the sysprep gate, run here over that image, finds nothing, the rule among them that the
-image trusts a key of this fleet. Returns what may be signed and signs nothing. Called by the signer's process
-(`cli.signer`), by the loop's own signer, and by a person with the key (`cli.image_sign`). Source: design §6, "three
-identities".
+own Image document and recipe; every file's bytes, streamed from the store, are as SHA256SUMS says, and the packed
+image's parts as the manifest says; the unpacked image has the manifest's digest; and the sysprep gate, run here over
+that image, finds nothing, the rule among them that the image trusts a key of this fleet. Returns what may be signed and
+signs nothing. Called by the signer's process (`cli.signer`), by the loop's own signer, and by a person with the key
+(`cli.image_sign`). Source: design §6, "three identities".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from reconciler.image.gate import inspect
 from reconciler.image.inputs import BUILDER_VERSION, RecipeFile, inputs_digest
-from reconciler.image.pack import hashed
+from reconciler.image.pack import hashed, wrong_parts
 from reconciler.image.unpack import unpacked
 from reconciler.model.desired import Desired, ImageSpec
 from reconciler.ports import ArtifactFile, GitSource, TerminalError
@@ -227,6 +227,9 @@ def check_image(store: Shelf, release: str, papers: Papers, keys: Collection[str
             size, digest = hashed(packed)
             if digest != papers.listed[name] or (name == manifest.file and size != manifest.size):
                 raise refused(release, f"{name} has {size} bytes with sha256 {digest}, not {papers.listed[name]}")
+        # The image was the last to be fetched: it is still in the system's cache.
+        if (why_not := wrong_parts(packed, manifest)) is not None:
+            raise refused(release, f"{why_not}: devices would refuse the file")
         found = unpacked(packed, raw, manifest, needed_for=f"signing {release}")
         if found != manifest.digest:
             raise refused(release, f"the unpacked image has digest {found}, and its manifest says {manifest.digest}")

@@ -136,12 +136,14 @@ def test_spoilt_papers_are_each_named(tmp_path: Path, release: tuple[bytes, str]
     chunks.write_bytes(chunks.read_bytes()[:-1] + b"\0")
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["digest"] = "sha256:" + "0" * 64
+    manifest["parts"]["sha256"][-1] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
     said = {(fault.path, fault.what.split(",")[0]) for fault in check(folder).faults}
     assert {fault.rule for fault in check(folder).faults} == {"artifact"}
     assert ("<SHA256SUMS>", f"the bytes of {NAME}.chunks are not those that it lists") in said
     assert ("<SHA256SUMS>", "the bytes of manifest.json are not those that it lists") in said
     assert (f"<{NAME}.chunks>", "it is not the index of this image") in said
+    assert any(path == "<manifest.json>" and what.startswith("part 1 of 1 of") for path, what in said)
     assert any(path == "<manifest.json>" and what.startswith("it says sha256:0000") for path, what in said)
 
 

@@ -205,6 +205,11 @@ CRITICAL_CHECK = {"name": "nvidia", "status": "critical", "message": "no driver"
         ({"commit": None}, "does not follow from"),
         ({"builder": "0"}, "it was built by builder '0'"),
         ({"builderType": "distribution"}, "it was built by builderType 'distribution'"),
+        (
+            {"parts": {"size": 16 << 20, "sha256": ["0" * 64]}},
+            "part 1 of 1 of .* another sha256 .* devices would refuse",
+        ),
+        ({"parts": {"size": 16 << 20, "sha256": []}}, "its list of parts is not one of all of"),
         ({"chunks": {"file": "x.chunks", "sha256": "0" * 64}}, "SHA256SUMS lists"),
     ],
 )
@@ -233,7 +238,7 @@ def test_an_image_in_which_the_gate_finds_something_is_refused(world: World, key
     (world.folder / "SHA256SUMS").chmod(0o644)
     (world.folder / "SHA256SUMS").write_bytes(format_sums({**sums, packed.name: digest}))
     raw_digest = "sha256:" + hashlib.sha256(raw.read_bytes()).hexdigest()
-    forge(world, size=size, sha256=digest, digest=raw_digest, imageSize=raw.stat().st_size)
+    forge(world, size=size, sha256=digest, digest=raw_digest, imageSize=raw.stat().st_size, parts=None)
     refuse(world, keys, key, r"the sysprep gate finds \d+ faults in the image: /etc/")
 
 
