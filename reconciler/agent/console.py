@@ -71,7 +71,8 @@ def deaf(folder: Path) -> str:
         lies = f"cannot be looked at ({error.strerror})"
     return (
         f"runs, since it holds its lock, but cannot be asked: {path} {lies}. Why it could not be made stands in the journal"
-        " (journalctl -u edge-agent); mend that, and start the agent anew"
+        " (journalctl -u edge-agent); mend that, and start the agent anew. Where it is another command of a person's that holds"
+        " the lock, wait for that one"
     )
 
 

@@ -14,6 +14,8 @@ import click
 if TYPE_CHECKING:
     from reconciler.controller.bootstrap import Program
     from reconciler.controller.settings import Settings
+    from reconciler.ports import Secrets
+    from reconciler.server.pull_tokens import TokenSource
     from reconciler.server.run import HttpServer
 
 CONFIG = click.option(
@@ -35,7 +37,7 @@ CONFIG = click.option(
 def run(config: Path, once: bool, form: str | None) -> None:
     """Run the loop: from the merged commit to a fleet that matches it.
 
-    Logs one line a transition on stderr. SIGTERM and SIGINT finish the tick and stop; a second one stops at once.
+    Logs one line a transition on stderr, and with --once each stage of a build as it begins. SIGTERM and SIGINT finish the tick and stop; a second one stops at once.
     """
     from reconciler.controller.settings import load_settings
 
@@ -66,12 +68,14 @@ def _serve(program: Program, log: Any) -> HttpServer:
     from reconciler.controller import settings as s
     from reconciler.server.app import create_app
     from reconciler.server.options import Limits, Options
+    from reconciler.server.pull_tokens import PullTokens
     from reconciler.server.run import HttpServer, Tls
     from reconciler.server.serving import Serving
     from reconciler.server.tokens import Scope, read_hashes
 
     settings, loop, images = program.settings, program.loop, program.images
     place, operators = settings.server, settings.server.operators
+    tokens = _token_source(settings, program.secrets)
     artifact = getattr(images, "path", None) if isinstance(settings.images, s.DirectoryPlace) else None
     serving = Serving(
         lambda: loop.world.desired if loop.world is not None else None,
@@ -79,6 +83,7 @@ def _serve(program: Program, log: Any) -> HttpServer:
         program.secrets,
         artifacts_at=place.address if artifact is not None else None,
         registry_at=_registry_address(settings),
+        tokens=PullTokens(tokens, program.clock.now) if tokens is not None else None,
     )
     # Rates are of real seconds, and a stepped day may last one.
     stepped = isinstance(settings.clock, s.SteppedClockSettings)
@@ -108,13 +113,31 @@ def _serve(program: Program, log: Any) -> HttpServer:
 
 
 def _registry_address(settings: Settings) -> str | None:
-    """Where devices pull apps from, as far as the settings can tell."""
+    """Where devices pull apps from; None where the fleet's own `registry` says it."""
     from reconciler.controller import settings as s
 
     place = settings.registry
     if isinstance(place, s.LayoutRegistry):
         return place.path.as_uri()
     return place.url if isinstance(place, s.OciRegistry) else None
+
+
+def _token_source(settings: Settings, secrets: Secrets) -> TokenSource | None:
+    """Where the credentials come from that devices pull apps with; None where they have their own, or need none."""
+    from reconciler.controller import settings as s
+
+    place = settings.registry
+    if isinstance(place, s.OciRegistry) and place.pull_secret is not None:
+        from reconciler.adapters.registry_tokens import SecretToken
+
+        return SecretToken(secrets, place.pull_secret, place.url)
+    if isinstance(place, s.EcrRegistry) and place.pull_role is not None:
+        from reconciler.adapters.aws import Aws, AwsSettings
+        from reconciler.adapters.registry_tokens import EcrTokens
+
+        ecr, sts = (Aws(AwsSettings(region=place.region, endpoint_url=url)) for url in (place.endpoint, None))
+        return EcrTokens(ecr, sts, place.pull_role, registry_id=place.registry_id)
+    return None
 
 
 def _log(form: str | None, now: Callable[[], datetime]) -> Any:

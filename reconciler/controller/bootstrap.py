@@ -343,7 +343,9 @@ class Program:
         work = settings.builder.work or settings.state / "builds"
         # Under a stepped clock a tick is an event of its time; what a build says of itself is none.
         system = isinstance(settings.clock, s.SystemClockSettings)
-        underway = Underway(self.clock.wake if system else None)
+        # Nobody can ask a single pass how far it is: it says so itself.
+        tell: Callable[[str], object] | None = (lambda text: log("under way", work=text)) if inline else None
+        underway = Underway(self.clock.wake if system else None, tell)
         self.forge = make_forge(settings)
         self.herald = self._make_herald(backoff)
         hands = Hands(

@@ -114,11 +114,12 @@ class Jobs:
 class Underway:
     """What the job that runs says of itself, for people: written by the job's thread, read by the loop's.
 
-    `wake` is called when a stage begins. The seconds are real ones: how long a person has been waiting.
+    `wake` is called when a stage begins, and `tell` with what `text` says then, for who waits for a single pass. The seconds
+    are real ones: how long a person has been waiting.
     """
 
-    def __init__(self, wake: Callable[[], None] | None = None) -> None:
-        self._wake = wake
+    def __init__(self, wake: Callable[[], None] | None = None, tell: Callable[[str], object] | None = None) -> None:
+        self._wake, self._tell = wake, tell
         self._lock = threading.Lock()
         self._what, self._stage, self._since = "", "", 0.0
 
@@ -127,6 +128,8 @@ class Underway:
         """For as long as the work takes: `building v1.4.2`."""
         with self._lock:
             self._what, self._stage, self._since = what, "", time.monotonic()
+        if self._tell is not None:
+            self._tell(what)
         try:
             yield
         finally:
@@ -140,6 +143,8 @@ class Underway:
             self._stage, self._since = name, time.monotonic() - elapsed_s
         if new and self._wake is not None:
             self._wake()
+        if new and self._tell is not None:
+            self._tell(self.text())
 
     def text(self) -> str:
         """`building v1.4.2: stage setup, 35 s so far`; empty where nothing runs."""

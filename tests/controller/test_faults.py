@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.image.progress import STAGES
 from reconciler.model.observed import DeviceObservation
 from reconciler.model.scalars import format_instant
 from tests.controller.harness import document
@@ -65,6 +66,11 @@ def test_a_merged_commit_is_built_signed_and_published_by_three_processes(tmp_pa
     line = Pipeline(tmp_path, keys)
     line.settle()
     assert published(line)
+    # A single pass, which nobody can ask how far it is, says so itself.
+    said = [str(fields["work"]).partition(",")[0] for event, fields in line.lines if event == "under way"]
+    stages = [f"building v1: stage {name}" for name in STAGES]
+    assert said[0] == "building v1" and [text for text in said if text in stages] == stages
+    assert said.index("signing v1") < said.index("publishing v1")
     folder = next(path for path in (tmp_path / "images").iterdir() if path.is_dir())
     ring = tmp_path / "ring.gpg"
     argv = ["gpgv", "--keyring", str(ring), str(folder / "SHA256SUMS.gpg"), str(folder / "SHA256SUMS")]
