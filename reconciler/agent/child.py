@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from reconciler.agent.hardware import HardwareError
+from reconciler.protocol import scratch
 
 FIRST_LOOK_S = 0.02
 LONGEST_LOOK_S = 1.0
@@ -52,7 +52,7 @@ def play(
     longer than `limit_s`.
     """
     name = os.path.basename(command[0])
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    with _file(name) as output, _file(name) as errors:
         try:
             process = subprocess.Popen(
                 list(command),
@@ -81,6 +81,16 @@ def play(
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - MAX_OUTPUT))
         said = [data.read(MAX_OUTPUT).decode("utf-8", "replace") for data in (output, errors)]
         return Ended(process.returncode, said[0], said[1])
+
+
+def _file(name: str) -> BinaryIO:
+    """Where a program writes. Not a pipe: nobody may be reading, and it would stand still."""
+    try:
+        return scratch.nameless_file()
+    except OSError as error:
+        raise HardwareError(
+            f"{name} cannot be run: nothing can be written in {scratch.place()}: {error.strerror}"
+        ) from None
 
 
 def at_once(job: Generator[float, None, T]) -> T:

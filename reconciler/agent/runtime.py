@@ -10,10 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-import platform
 import re
-import shutil
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from pathlib import Path
 from reconciler.agent.child import Ended, play
 from reconciler.agent.hardware import HardwareError
 from reconciler.agent.transport import NotFound, TransportError, split
+from reconciler.protocol import scratch
 from reconciler.protocol.canonical import clip, is_digest
 from reconciler.protocol.signature import Refused
 
@@ -181,7 +179,7 @@ class Runtime:
         """
         # Where the agent was killed in a pull. There is one agent, and it pulls one release at a time.
         for left in self._private.glob("auth-*"):
-            shutil.rmtree(left, ignore_errors=True)
+            scratch.remove(left)
         if token is None:
             yield _reading(self._own) if (self._own / "config.json").is_file() else {}
             return
@@ -190,7 +188,7 @@ class Runtime:
         entry = {"auths": {host: {"auth": base64.b64encode(pair.encode()).decode("ascii")}}}
         try:
             self._private.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix="auth-", dir=self._private))
+            folder = Path(scratch.new_folder(self._private / "auth-"))
         except OSError as error:
             raise HardwareError(f"{self._private} cannot hold the registry's token: {error.strerror}") from None
         try:
@@ -199,7 +197,7 @@ class Runtime:
                 json.dump(entry, file)
             yield _reading(folder)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.remove(folder)
 
     def _why_not(self, ended: Ended, place: str, token: str | None) -> Exception:
         """What a failed pull means. Neither the token nor a presigned address gets into the sentence."""
@@ -225,7 +223,8 @@ def _reading(folder: Path) -> Mapping[str, str]:
 
 
 def _here() -> str:
-    return f"linux/{_MACHINES.get(platform.machine(), platform.machine())}"
+    machine = os.uname().machine
+    return f"linux/{_MACHINES.get(machine, machine)}"
 
 
 def _address(base: str) -> tuple[str, bool]:

@@ -18,6 +18,10 @@ _PARTS = ("agent", "protocol")
 _SHEBANG = b"#!/usr/bin/python3\n"
 _MAIN = """import sys
 
+from reconciler.agent import lean
+
+lean.defer()
+
 from reconciler.agent.main import main
 
 sys.exit(main())

@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
 
+from reconciler.protocol import scratch
 from reconciler.protocol.canonical import parse_epoch
 
 MAX_SIGNATURE_BYTES = 16 * 1024
@@ -236,14 +237,10 @@ def _keyring(source: bytes | Path) -> bytes:
 
 def _run_gpgv(data: bytes, packet: bytes, keyring: bytes, timeout_s: float) -> list[list[str]]:
     """Run gpgv in an empty home of its own and return its status lines, each split into tokens."""
-    # Imported when a signature is judged, which an agent seldom does: it has to be small while it does nothing.
-    import shutil
-    import tempfile
-
-    program = shutil.which("gpgv", path=os.environ.get("PATH", "") + ":/usr/bin:/bin")
+    program = scratch.find_program("gpgv")
     if program is None:
         raise Refused("verifier-missing", "gpgv is not installed")
-    with tempfile.TemporaryDirectory(prefix="gv-") as folder:
+    with scratch.private_folder("gv-") as folder:
         for name, content in (("data", data), ("sig", packet), ("keys", keyring)):
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(content)

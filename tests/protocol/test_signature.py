@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -349,7 +347,7 @@ def test_every_deviation_of_the_status_lines(
 
 def test_no_gpgv(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     good = keys.home.sign_detached(DATA, keys.release)
-    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr("reconciler.protocol.scratch.find_program", lambda _name: None)
     refused(keys, "verifier-missing", DATA, good)
 
 
@@ -382,6 +380,6 @@ def test_the_remembering_verifier_judges_dates_anew_and_remembers_no_refusal(key
 def test_nothing_is_left_in_the_folder_for_temporary_files(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     keys.verify(DATA, keys.home.sign_detached(DATA, keys.release))
     assert list(tmp_path.iterdir()) == []
