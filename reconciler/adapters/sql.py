@@ -2,7 +2,7 @@
 
 Every method is one transaction, or joins the one its thread has open (`transaction`). Rows and SQL live in the modules
 beside this one: `sql_schema` the tables, `sql_engine` connections and errors, `sql_observations` what devices report
-and are marked with, `sql_journal` what ticks decide. A commit that returned is on disk. Any number of processes may
+and are marked with, `sql_journal` what ticks decide, `sql_events` what happened. A commit that returned is on disk. Any number of processes may
 have the store open; which of them may decide is held by the epoch (`begin_epoch`). Source: design §6.
 """
 
@@ -17,7 +17,9 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from reconciler.adapters import sql_journal as journal
 from reconciler.adapters import sql_observations as recorded
+from reconciler.adapters.sql_access import SqlAccess
 from reconciler.adapters.sql_engine import BUSY_TIMEOUT_S, Database, chunked, open_engine, store_url, upsert
+from reconciler.adapters.sql_events import SqlEvents
 from reconciler.adapters.sql_migrate import HEAD, migrate, revision_of
 from reconciler.adapters.sql_schema import commits, counters, plans, tokens
 from reconciler.model.observed import DeviceObservation, Snapshot
@@ -40,11 +42,13 @@ def open_store(place: str | Path, *, create: bool = True, busy_timeout_s: float 
     return store
 
 
-class SqlStore:
+class SqlStore(SqlEvents):
     """`ports.Store` over SQLAlchemy. Safe for use by many threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._db = Database(engine)
+        self.access = SqlAccess(self._db)
+        """Operators' tokens, sessions and the audit log, in the same database and the same transactions."""
 
     @property
     def engine(self) -> Engine:

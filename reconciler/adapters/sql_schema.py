@@ -213,3 +213,85 @@ plans = Table(
     Column("name", String(8), primary_key=True),
     Column("document", Text, nullable=False),
 )
+
+# ---------------------------------------------------------------- access: what people may do over HTTP, and did
+
+# One token a name; only its hash is kept. Scopes are words with a comma between them.
+operators = Table(
+    "operators",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("scopes", String(128), nullable=False),
+    Column("created_at", UtcInstant, nullable=False),
+    Column("expires_at", UtcInstant),
+    Column("last_used_at", UtcInstant),
+    Column("revoked_at", UtcInstant),
+)
+
+# The token is named by its hash and not by a key of `operators`: it may stand in the operators' file.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash", String(64), primary_key=True),
+    Column("token_hash", String(64), nullable=False, index=True),
+    Column("created_at", UtcInstant, nullable=False),
+    Column("seen_at", UtcInstant, nullable=False),
+    Column("address", String(64), nullable=False),
+)
+
+acknowledgements = Table(
+    "acknowledgements",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("release", String(192), primary_key=True),
+    Column("by", String(63), nullable=False),
+    Column("at", UtcInstant, nullable=False),
+    Column("note", Text, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("at", UtcInstant, nullable=False, index=True),
+    Column("who", String(128), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("what", String(32), nullable=False),
+    Column("about", Text, nullable=False),
+    Column("outcome", String(8), nullable=False),
+    # A page of the log is asked for by number, so a number is never given out twice.
+    sqlite_autoincrement=True,
+)
+
+# What happened. Numbers come from the counter `event`, whose row's lock makes them appear in the order of commits: whoever has
+# read up to a number has missed none.
+events = Table(
+    "events",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcInstant, nullable=False, index=True),
+    Column("kind", String(32), nullable=False),
+    Column("key", String(512), nullable=False),
+    Column("commit_sha", String(64), index=True),
+    Column("wave", String(63), index=True),
+    Column("site", String(63)),
+    Column("device", String(63), index=True),
+    Column("release", String(192)),
+    Column("reason", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+)
+Index("uq_events_kind_key", events.c.kind, events.c.key, unique=True)
+
+# A row where a device's health, or what its healthcheck says against it, changed.
+health_log = Table(
+    "health_log",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("device", String(63), nullable=False),
+    Column("at", UtcInstant, nullable=False, index=True),
+    Column("health", String(8), nullable=False),
+    Column("release", String(192)),
+    Column("document", Text, nullable=False),
+)
+Index("ix_health_log_device_id", health_log.c.device, health_log.c.id)
