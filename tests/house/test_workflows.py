@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from reconciler.cli.main import cli
 from tests.house.tree import ROOT
+from tests.support.schema import check_jsonschema
 from tests.support.system import need
 
 FOLDER = ROOT / ".github/workflows"
@@ -56,9 +57,8 @@ def test_all_are_there() -> None:
     ("schema", "files"), [("github-workflows", WORKFLOWS), ("github-actions", [ACTION])], ids=["workflows", "action"]
 )
 def test_an_independent_validator_accepts_them(schema: str, files: list[Path]) -> None:
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = check_jsonschema("--builtin-schema", f"vendor.{schema}", *map(str, files))
+    assert done.exit_code == 0, done.output
 
 
 def zizmor(*where: Path) -> subprocess.CompletedProcess[str]:
@@ -187,9 +187,8 @@ def test_the_workflow_that_others_are_told_to_write_is_as_safe_as_ours(tmp_path:
     assert block is not None
     path = tmp_path / "fleet-pr.yml"
     path.write_text(dedent(block[1]))
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    done = check_jsonschema("--builtin-schema", "vendor.github-workflows", str(path))
+    assert done.exit_code == 0, done.output
     told, ours = yaml.safe_load(path.read_text()), yaml.safe_load((FOLDER / "fleet-pr.yml").read_text())
     assert told["permissions"] == {} and told.get("on", told.get(True)) == "pull_request"
     assert told["jobs"]["check"]["permissions"] == MAY["check"]

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from reconciler.repo.documents import FILES, FOLDERS, KINDS
 from reconciler.repo.load import load_folder
 from reconciler.repo.parse import parse
 from reconciler.repo.schema import file_name
+from tests.support.schema import check_jsonschema
 
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
@@ -99,17 +98,9 @@ def test_the_base_of_the_fleets_is_good() -> None:
 
 def refused_by_schema(kind: str, paths: list[Path]) -> set[str]:
     """Which files an independent validator refuses: by the schema, or because they are no YAML at all."""
-    command = [
-        sys.executable,
-        "-m",
-        "check_jsonschema",
-        "-o",
-        "json",
-        "--schemafile",
-        str(ROOT / "schemas" / file_name(kind)),
-    ]
-    done = subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode in (0, 1), done.stderr
+    schema = str(ROOT / "schemas" / file_name(kind))
+    done = check_jsonschema("-o", "json", "--schemafile", schema, *map(str, paths))
+    assert done.exit_code in (0, 1), done.output
     answer = json.loads(done.stdout)
     return {error["filename"] for error in (*answer.get("errors", ()), *answer.get("parse_errors", ()))}
 

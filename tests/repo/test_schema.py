@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -15,6 +14,7 @@ from reconciler.cli.main import cli
 from reconciler.repo.documents import FILES, FOLDERS, KINDS
 from reconciler.repo.parse import parse
 from reconciler.repo.schema import EXAMPLES, file_name, schema_of, schemas
+from tests.support.schema import jsonschema
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def test_the_schemas_in_the_project_are_those_of_the_models() -> None:
 def test_a_schema_is_of_2020_12_and_says_what_everything_is(kind: str) -> None:
     schema = schema_of(kind)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema().Draft202012Validator.check_schema(schema)
     assert schema["title"] == kind
     assert schema["description"]
     for model in ({"properties": schema["properties"]}, *schema["$defs"].values()):
@@ -48,7 +48,7 @@ def test_a_schema_is_of_2020_12_and_says_what_everything_is(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_example_of_a_schema_is_accepted_by_both(kind: str) -> None:
     example = EXAMPLES[kind]
-    jsonschema.validate(example, schema_of(kind), jsonschema.Draft202012Validator)
+    jsonschema().validate(example, schema_of(kind), jsonschema().Draft202012Validator)
     parsed = parse(place(kind, example["metadata"]["name"]), "blob", json.dumps(example).encode())
     assert parsed.problems == ()
     assert parsed.spec is not None
@@ -82,7 +82,7 @@ def test_what_the_loader_accepts_a_schema_accepts_of_an_ordinary_reader(kind: st
     parsed = parse(place(kind, name), "blob", text.encode())
     assert [str(problem) for problem in parsed.problems if problem.severity == "error"] == []
     ordinary: Any = json.loads(json.dumps(yaml.safe_load(text)))
-    jsonschema.validate(ordinary, schema_of(kind), jsonschema.Draft202012Validator)
+    jsonschema().validate(ordinary, schema_of(kind), jsonschema().Draft202012Validator)
 
 
 def test_the_command_prints_one_and_writes_all(tmp_path: Path) -> None:
