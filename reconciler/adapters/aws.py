@@ -132,20 +132,26 @@ class Aws:
             if service not in self._clients:
                 if self._session is None:
                     self._session = boto3.session.Session(region_name=settings.region, profile_name=settings.profile)
-                config = Config(
-                    connect_timeout=settings.connect_timeout_s,
-                    read_timeout=settings.read_timeout_s,
-                    retries={"mode": "standard", "total_max_attempts": settings.attempts},
-                    max_pool_connections=settings.pool,
-                    tcp_keepalive=True,
-                    user_agent_extra="reconciler",
-                    # An address with any older signature would not be refused after it has expired.
-                    signature_version="s3v4" if service == "s3" else None,
-                )
-                self._clients[service] = self._session.client(
-                    service, endpoint_url=settings.endpoint_url, config=config
-                )
+                self._clients[service] = self._open(service, self._session)
             return self._clients[service]
+
+    def lent(self, service: str, session: Any) -> Any:
+        """A client with a session of other credentials; the caller's to close."""
+        return self._open(service, session)
+
+    def _open(self, service: str, session: Any) -> Any:
+        settings = self.settings
+        config = Config(
+            connect_timeout=settings.connect_timeout_s,
+            read_timeout=settings.read_timeout_s,
+            retries={"mode": "standard", "total_max_attempts": settings.attempts},
+            max_pool_connections=settings.pool,
+            tcp_keepalive=True,
+            user_agent_extra="reconciler",
+            # An address with any older signature would not be refused after it has expired.
+            signature_version="s3v4" if service == "s3" else None,
+        )
+        return session.client(service, endpoint_url=settings.endpoint_url, config=config)
 
     def close(self) -> None:
         """Close every client's connections."""

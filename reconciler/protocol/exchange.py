@@ -74,6 +74,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class RegistryToken:
+    """What an answer's `registry_token` is made from: the registry's address, the token, and until when it holds (None: until
+    it is changed)."""
+
+    address: str
+    secret: str = field(repr=False)
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True)
 class SiteConfig:
     """The answer to `GET /v1/config`: the site's rendered files with secrets in them (never shown), and their config
     digest.

@@ -17,12 +17,16 @@ from reconciler.protocol.exchange import SiteConfig
 from reconciler.protocol.sums import parse_sums
 from reconciler.repo.render import UnusableSecret, render_site, resolve
 from reconciler.server.options import Policy
+from reconciler.server.pull_tokens import PullTokens
 
 _URL_S = 3600
 
 
 class Serving:
-    """Answers from the desired state in force. `desired` returns it, or None before the first tick knew one."""
+    """Answers from the desired state in force. `desired` returns it, or None before the first tick knew one.
+
+    `registry_at` is the registry's address, if it is not at the host that the fleet names; `tokens` has devices' access to it.
+    """
 
     def __init__(
         self,
@@ -32,9 +36,11 @@ class Serving:
         *,
         artifacts_at: str | None,
         registry_at: str | None,
+        tokens: PullTokens | None = None,
     ) -> None:
         self._desired, self._images, self._secrets = desired, images, secrets
         self._artifacts_at, self._registry_at = artifacts_at, registry_at
+        self._tokens = tokens
         self._files: dict[str, tuple[str, ...]] = {}
         self._sites: tuple[str | None, Mapping[str, str]] = ("", {})
 
@@ -50,9 +56,10 @@ class Serving:
         addresses: dict[str, tuple[str, ...]] = {}
         if assignment.image is not None:
             addresses["image"] = self._image(assignment.image.release, assignment.image.folder)
-        if assignment.apps and self._registry_at is not None:
-            addresses["registry"] = (self._registry_at,)
-        return Sources(addresses)
+        registry, token = self._registry() if assignment.apps else (None, None)
+        if registry is not None:
+            addresses["registry"] = (registry,)
+        return Sources(addresses, token)
 
     def config(self, device: str) -> SiteConfig | None:
         """The device's rendered files, secrets resolved. None: git names no such device. Port errors: not now, or never."""
@@ -79,6 +86,19 @@ class Serving:
             names = {name: site for site, spec in desired.sites.items() for name in spec.devices}
             self._sites = (desired.commit, names)
         return self._sites[1].get(device)
+
+    def _registry(self) -> tuple[str | None, str | None]:
+        """The registry's address and its token."""
+        if self._tokens is not None:
+            held = self._tokens.current()
+            # Without a token the registry would deny the release, which a device takes for an answer: rather no address now.
+            # With one it is the token's own registry: a commit cannot have it sent elsewhere.
+            return (held.address, held.secret) if held is not None else (None, None)
+        if self._registry_at is not None:
+            return self._registry_at, None
+        desired = self._desired()
+        host = desired.fleet.registry if desired is not None else ""
+        return (f"https://{host}" if host and "/" not in host and not host.endswith(".invalid") else None), None
 
     def _image(self, release: str, folder: str) -> tuple[str, ...]:
         """A folder of this service, or an address for each file where the store gives out its own."""
