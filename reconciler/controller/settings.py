@@ -80,6 +80,11 @@ class OciRegistry(Part):
 
     type: Literal["oci"] = Field(description="An OCI registry")
     url: Annotated[str, Field(pattern=_URL.pattern)] = Field(description="https://HOST[:PORT]; http on loopback only")
+    pull_secret: Annotated[str, Field(pattern=r"^[A-Za-z0-9/_+=.@-]{1,512}$")] | None = Field(
+        default=None,
+        description="Reference (in `secrets`) of `USER:PASSWORD` that devices are given to pull apps with: of a user that may "
+        "only pull. Devices have their own access, or need none, unless said",
+    )
 
     @field_validator("url")
     @classmethod
@@ -97,6 +102,11 @@ class EcrRegistry(Part):
     region: str | None = Field(default=None, description="Region; the machine's own unless said")
     registry_id: Annotated[str, Field(pattern=r"^\d{12}$")] | None = Field(
         default=None, description="Account that owns the registry; one's own unless said"
+    )
+    pull_role: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]{1,576}$")] | None = Field(
+        default=None,
+        description="ARN of a role that may only pull. The controller assumes it, and gives devices that need an app a token "
+        "of it that holds for an hour at most. Devices have their own access unless said",
     )
     endpoint: str | None = Field(default=None, description="Another endpoint than AWS's")
 

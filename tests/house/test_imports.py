@@ -50,6 +50,10 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"adapters"}),
         "the repository that the fleet folder is in, and gpg for keyrings",
     ),
+    "reconciler/cli/run.py": (
+        frozenset({"adapters"}),
+        "where the registry tokens come from that the HTTP service gives devices: the loop needs none",
+    ),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
     "reconciler/cli/image_changed.py": (frozenset({"adapters"}), "reads commits with git alone: no loop, no settings"),
