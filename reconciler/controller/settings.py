@@ -8,8 +8,6 @@ Source: design §3, "What must not be changed by a fleet commit".
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,22 +18,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from reconciler.controller.settings_forge import GithubForge
 from reconciler.controller.settings_git import AllowedSettings, CommitSettings, GitSettings
+from reconciler.controller.settings_server import URL, ServerSettings, is_loopback
 from reconciler.model.desired import Part
 from reconciler.model.scalars import Duration, Fingerprint, Flag, Size
 from reconciler.repo.problem import InvalidInput, Problem
 
 P = TypeVar("P", bound=Part)
-_BIND = re.compile(r"^(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})$")
-_URL = re.compile(r"^https?://[^\s/@]+(?:/[^\s]*)?$")
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _within(place: str, prefix: str) -> bool:
@@ -79,7 +67,7 @@ class OciRegistry(Part):
     """A registry that speaks the OCI distribution API."""
 
     type: Literal["oci"] = Field(description="An OCI registry")
-    url: Annotated[str, Field(pattern=_URL.pattern)] = Field(description="https://HOST[:PORT]; http on loopback only")
+    url: Annotated[str, Field(pattern=URL)] = Field(description="https://HOST[:PORT]; http on loopback only")
     pull_secret: Annotated[str, Field(pattern=r"^[A-Za-z0-9/_+=.@-]{1,512}$")] | None = Field(
         default=None,
         description="Reference (in `secrets`) of `USER:PASSWORD` that devices are given to pull apps with: of a user that may "
@@ -90,7 +78,7 @@ class OciRegistry(Part):
     @classmethod
     def _not_in_clear_text(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme == "http" and not _loopback(parts.hostname or ""):
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             raise ValueError(f"{value!r} would be read in clear text from another machine; write https://")
         return value
 
@@ -103,7 +91,7 @@ class EcrRegistry(Part):
     registry_id: Annotated[str, Field(pattern=r"^\d{12}$")] | None = Field(
         default=None, description="Account that owns the registry; one's own unless said"
     )
-    pull_role: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]{1,576}$")] | None = Field(
+    pull_role: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/[A-Za-z0-9_+=,.@/-]{1,576}$")] | None = Field(
         default=None,
         description="ARN of a role that may only pull. The controller assumes it, and gives devices that need an app a token "
         "of it that holds for an hour at most. Devices have their own access unless said",
@@ -186,67 +174,6 @@ class KeySettings(Part):
     )
 
 
-class TlsSettings(Part):
-    """The server's certificate."""
-
-    certificate: Path = Field(description="PEM file with the certificate chain")
-    key: Path = Field(description="PEM file with the private key, mode 0600")
-
-
-class ServerSettings(Part):
-    """The HTTP service to which devices report."""
-
-    bind: str = Field(default="127.0.0.1:8470", description="Address and port; loopback only unless `tls` is set")
-    tls: TlsSettings | None = Field(default=None, description="Certificate; without it nothing but loopback is bound")
-    public_url: Annotated[str, Field(pattern=_URL.pattern)] | None = Field(
-        default=None, description="Address under which devices reach it; http(s)://BIND unless said"
-    )
-    operators: Path | None = Field(
-        default=None,
-        description="File of token hashes that may read /v1/plan, /v1/status and, with `tls` or `publicUrl`, "
-        "/metrics; nobody unless said",
-    )
-
-    @property
-    def host(self) -> str:
-        """The host part of `bind`, without brackets."""
-        match = _BIND.match(self.bind)
-        assert match is not None
-        return match.group(1) or match.group(2)
-
-    @property
-    def port(self) -> int:
-        """The port part of `bind`; 0 lets the system choose."""
-        return int(self.bind.rpartition(":")[2])
-
-    @property
-    def address(self) -> str:
-        """Where devices reach the service."""
-        return self.public_url or f"{'https' if self.tls else 'http'}://{self.bind}"
-
-    @property
-    def local(self) -> bool:
-        """Whether this machine alone reaches it, so that a Prometheus beside it needs no token: without TLS it is bound to
-        loopback, and a public address would mean that a proxy stands there for others."""
-        return self.tls is None and self.public_url is None
-
-    @field_validator("bind")
-    @classmethod
-    def _bindable(cls, value: str) -> str:
-        match = _BIND.match(value)
-        if match is None or int(match.group(3)) > 65535:
-            raise ValueError(f"{value!r} is not an address to bind; write HOST:PORT, as 127.0.0.1:8470 or [::1]:8470")
-        return value
-
-    @model_validator(mode="after")
-    def _loopback_without_tls(self) -> ServerSettings:
-        if self.tls is None and not _loopback(self.host):
-            raise ValueError(
-                f"`bind` is {self.bind}, which is not loopback, and `tls` is not set; set `tls`, or bind 127.0.0.1"
-            )
-        return self
-
-
 class BuilderSettings(Part):
     """Where images are built. The builder holds no key and no credential."""
 
@@ -322,6 +249,10 @@ class LoopSettings(Part):
     journal_kept: Duration = Field(
         default=90 * 86400,
         description="How long finished actions stay in the journal. Ninety days: a quarter can be looked back on",
+    )
+    events_kept: Duration = Field(
+        default=365 * 86400,
+        description="How long events and devices' health logs are kept. A year: as long as anybody asks what happened",
     )
 
     @field_validator("nights", mode="before")
