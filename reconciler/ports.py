@@ -18,6 +18,7 @@ from reconciler.model.desired import ImageSpec
 from reconciler.model.history import LineOrigin, PastFile
 from reconciler.model.observed import Artifact, DeviceObservation, Holding, Snapshot
 from reconciler.model.plan import Action, Facts
+from reconciler.ports_events import EventLog
 
 
 class PortError(Exception):
@@ -399,7 +400,7 @@ class Export:
     devices: Iterator[str]
 
 
-class Store(Protocol):
+class Store(EventLog, Protocol):
     """State that must survive. Every method is one transaction; every write carries the writer's epoch where it decides.
 
     TransientError: busy or unreachable. TerminalError: the schema is not ours, or the epoch is not the current one (fenced).

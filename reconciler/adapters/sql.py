@@ -2,8 +2,8 @@
 
 Every method is one transaction, or joins the one its thread has open (`transaction`). Rows and SQL live in the modules
 beside this one: `sql_schema` the tables, `sql_engine` connections and errors, `sql_observations` what devices report
-and are marked with, `sql_journal` what ticks decide, `sql_events` what happened. A commit that returned is on disk. Any number of processes may
-have the store open; which of them may decide is held by the epoch (`begin_epoch`). Source: design §6.
+and are marked with, `sql_journal` what ticks decide, `sql_events` what happened. A commit that returned is on disk. Any
+number of processes may have the store open; which of them may decide is held by the epoch (`begin_epoch`). Source: design §6.
 """
 
 from __future__ import annotations

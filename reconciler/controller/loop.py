@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from reconciler.controller.assign import ON_DEVICES, Artifacts, Assigner, Draft, marks, without
+from reconciler.controller.chronicle import Chronicle
 from reconciler.controller.conditions import MAX_MESSAGE, Conditions, Finding, Type, check_status
 from reconciler.controller.execute import Executor
 from reconciler.controller.gather import Gatherer, World
@@ -62,6 +63,8 @@ class Parts:
     log: Log
     herald: Herald | None = None
     """Who tells the forge; None where there is none."""
+    chronicle: Chronicle | None = None
+    """Who tells what happened; None where nobody will ask."""
 
 
 class Loop:
@@ -181,6 +184,8 @@ class Loop:
         parts = self._parts
         drafts, rows = self._assignments(world, plan)
         told = {draft.device for draft in drafts}
+        if parts.chronicle is not None:
+            parts.chronicle.begin(parts.recorder.epoch, world, plan, parts.conditions)
         plan = without(plan, {a.fields["device"] or "" for a in plan.actions if a.kind in ON_DEVICES} - told)
         parts.executor.unstall(plan.actions)
         actions = [action for action in plan.actions if parts.executor.takes(action, world)]
@@ -235,9 +240,17 @@ class Loop:
             herald.tell(plan, self._parts.gatherer.refused)
         self._set(self._own_findings(world, plan), now)
         self._parts.recorder.status(self._parts.conditions, plan, now)
+        self._tell(world, plan, now)
         self._parts.recorder.tidy(now)
         if self._debug:
             self.check()
+
+    def _tell(self, world: World | None, plan: Plan | None, now: datetime) -> None:
+        """What happened, once everything that is to be seen is on record."""
+        parts = self._parts
+        if parts.chronicle is not None:
+            refused, epoch = parts.gatherer.refused, parts.recorder.epoch
+            parts.chronicle.tell(epoch, world, plan, parts.conditions, refused, now, parts.live.marked)
 
     def _own_findings(self, world: World | None, plan: Plan | None) -> Iterable[Finding]:
         stalled, executor = self.stalled, self._parts.executor

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 
+from reconciler.controller.health import changed_health
 from reconciler.controller.observe import fold
+from reconciler.model.events import HealthChange
 from reconciler.model.observed import DeviceObservation
 from reconciler.ports import AssignmentRow, Store
 from reconciler.protocol.assignment import Assignment
@@ -54,6 +56,7 @@ def record(store: Store, batch: Sequence[Received], stale_after_s: float) -> lis
         assignments = store.assignments(devices)
         folded: dict[str, DeviceObservation] = {}
         sequences: dict[str, tuple[str, int]] = {}
+        health: list[HealthChange] = []
         for received in batch:
             report = received.report
             before = current.get(report.device)
@@ -68,10 +71,14 @@ def record(store: Store, batch: Sequence[Received], stale_after_s: float) -> lis
             outcomes.append(taken)
             if taken:
                 current[report.device] = folded[report.device] = after
+                change = changed_health(before, after, report, received.at)
+                if change is not None:
+                    health.append(change)
                 # A rival's report changes what is known, but the recorded order is that of the present boot.
                 if after.boot is not None and after.boot.id == report.boot_id:
                     sequences[report.device] = (report.boot_id, report.sequence)
         store.observe(list(folded.values()), sequences=sequences)
+        store.add_health(health)
     return [
         outcome if isinstance(outcome, ValueError) else Recorded(outcome, assignments.get(received.report.device))
         for received, outcome in zip(batch, outcomes, strict=True)

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from reconciler.model.events import Event, HealthChange
 from reconciler.model.observed import DeviceObservation, Proposal, Verdict
 from reconciler.model.report_order import Boots
 from reconciler.model.scalars import format_instant
 from reconciler.ports import AssignmentRow, ConditionRow, Intent, TerminalError, TransientError
+from reconciler.ports_events import AcceptedCommit
 
 ABSENT: Any = object()
 
@@ -57,8 +59,14 @@ class Book:
     open: dict[str, int] = field(default_factory=dict)
     """Key of an open intent → its number."""
     tokens: dict[str, tuple[str, datetime]] = field(default_factory=dict)
+    events: dict[int, Event] = field(default_factory=dict)
+    event_keys: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(kind, key) of every event → its number."""
+    health: dict[str, tuple[HealthChange, ...]] = field(default_factory=dict)
+    """The health log of each device, oldest first."""
+    accepted: dict[int, AcceptedCommit] = field(default_factory=dict)
     words: dict[str, Any] = field(default_factory=dict)
-    """Single values: epoch, serial, intent, verdict, plan, commit."""
+    """Single values: epoch, serial, intent, verdict, event, health, accepted, plan, told, commit."""
     changes: list[tuple[int, str]] = field(default_factory=list)
     """(change number, device), rising; an entry is stale where the device has changed since."""
     last_change: int = 0

@@ -33,15 +33,16 @@ from reconciler.simulate.memory_book import (
     split_key,
     verdicts_of,
 )
+from reconciler.simulate.memory_events import MemoryEvents
 
 _OUTCOMES = ("done", "failed")
 
 
-class MemoryStore:
+class MemoryStore(MemoryEvents):
     """`ports.Store` over a book. Safe from any thread; a transaction belongs to the thread that opened it."""
 
     def __init__(self, book: Book | None = None) -> None:
-        self.book = book or Book()
+        self.book: Book = book or Book()
 
     @property
     def _me(self) -> object:
@@ -370,7 +371,7 @@ class MemoryStore:
         """Put a commit in force."""
         with self._write():
             self._fence(epoch)
-            self.book.put(self.book.words, "commit", sha)
+            self._put_commit(sha, at)
 
     def add_token(self, device: str, token_hash: str, at: datetime) -> None:
         """Enrol a device, replacing an earlier token. TerminalError: another device has it."""

@@ -15,6 +15,7 @@ import pytest
 from reconciler.model.observed import Attempt, CheckChange, DeviceObservation, Health, Proposal
 from reconciler.model.plan import Action, ActionKind, DeviceFact, Facts, VerdictFact
 from reconciler.ports import AssignmentRow, ConditionRow, Decision, Store, TerminalError
+from tests.adapters.events_contract import EventContract
 
 NOW = datetime(2026, 1, 15, 1, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -446,5 +447,5 @@ class JournalContract:
         assert store.device_of_token("a2") is None
 
 
-class StoreContract(ObservationContract, JournalContract):
+class StoreContract(ObservationContract, JournalContract, EventContract):
     """All of it."""

@@ -14,17 +14,18 @@ from tests.house.tree import ROOT, parsed, python
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "__init__": frozenset(),
     "model": frozenset(),
-    "ports": frozenset({"model"}),
+    "ports": frozenset({"model", "ports_events"}),
+    "ports_events": frozenset({"model"}),
     "planner": frozenset({"model"}),
     "repo": frozenset({"model"}),
     "protocol": frozenset(),
     "agent": frozenset({"protocol"}),
     # The signer's recheck loads the commit itself (`repo.load`), so that it trusts nothing that the loop says.
     "image": frozenset({"model", "ports", "protocol", "repo"}),
-    "adapters": frozenset({"model", "ports", "protocol"}),
-    "controller": frozenset({"model", "repo", "planner", "ports", "protocol"}),
-    "server": frozenset({"model", "repo", "ports", "protocol", "controller"}),
-    "simulate": frozenset({"model", "repo", "planner", "ports", "protocol", "agent", "controller"}),
+    "adapters": frozenset({"model", "ports", "ports_events", "protocol"}),
+    "controller": frozenset({"model", "repo", "planner", "ports", "ports_events", "protocol"}),
+    "server": frozenset({"model", "repo", "ports", "ports_events", "protocol", "controller"}),
+    "simulate": frozenset({"model", "repo", "planner", "ports", "ports_events", "protocol", "agent", "controller"}),
     # What a merge will do: two desired states and a snapshot, told by the planner and the forecast.
     "review": frozenset({"model", "repo", "planner", "ports", "protocol", "simulate"}),
     # Changes to a fleet repo as a person would write them: edits that keep comments, a branch, a pull request.
