@@ -19,7 +19,7 @@ Opener = Callable[[], Store]
 
 
 def event(key: str, kind: EventKind = EventKind.DEVICE_FLAGGED, **more: str | None) -> Event:
-    return Event(None, NOW, kind, key, message=f"{key} happened", reason="critical", **more)  # type: ignore[arg-type]
+    return Event(None, NOW, kind, key, message=f"{key} happened", reason="critical", **more)
 
 
 def numbers(store: Store, **asked: object) -> list[int | None]:
