@@ -1,6 +1,8 @@
 # `make demo` shows the main job, `make test` proves it; both do their own set-up. `make check` is the inner loop.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
+# Containers for Python often say so. The suite would then compile every module in each of its thousand processes.
+unexport PYTHONDONTWRITEBYTECODE
 PY := .venv/bin/python
 # Debian packages: what the demo needs, what building an image and its install disk needs, and what the suite needs beside it.
 DEMO_PACKAGES := git gnupg gpgv zstd e2fsprogs
@@ -10,7 +12,7 @@ VM_PACKAGES := $(TEST_PACKAGES) qemu-system-x86 ovmf openssh-client
 # The pure parts. Which tests prove them, and are counted: tests/conftest.py.
 PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol
 
-.PHONY: help setup demo test test-vm test-vm-full check bench lock schemas docs packages
+.PHONY: help setup demo test test-vm test-vm-full check bench lock schemas docs book packages
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -53,6 +55,10 @@ schemas:  ## generate schemas/ from the models
 
 docs:  ## generate the reference pages that come from code
 	@$(PY) .ci/docs.py
+
+book:  ## make the documentation as a site, in build/book; a link that leads nowhere is an error
+	@.ci/setup
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --config-file .ci/book/mkdocs.yml
 
 packages:  ## name the Debian packages that the suite needs
 	@echo $(VM_PACKAGES)
