@@ -129,7 +129,14 @@ def disk(
     try:
         papers = enrolment.files if enrolment is not None else None
         made = make_disk(
-            source, out, slot_size=slot_size, data_size=data_size, seed=files, enrolment=papers, progress=progress
+            source,
+            out,
+            slot_size=slot_size,
+            data_size=data_size,
+            seed=files,
+            enrolment=papers,
+            managed=papers is not None,
+            progress=progress,
         )
     finally:
         progress.end()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.image import disk_boot, disk_data
+from reconciler.image import disk_boot, disk_data, gate_keys
 from reconciler.image.disk_slot import CHUNK, SlotImage, SlotSource, copy_sparse, mib, program, write_slot
 from reconciler.image.process import PATH
 from reconciler.ports import TerminalError, TransientError
@@ -121,12 +121,14 @@ def make_disk(
     data_size: int = DATA_BYTES,
     seed: Mapping[str, bytes] | None = None,
     enrolment: Mapping[str, bytes] | None = None,
+    managed: bool = False,
     progress: Progress = lambda stage, done: None,
 ) -> Disk:
     """Make the disk and move it to `out`; packed by zstd where that name ends in `.zst`. Sizes in bytes.
 
     `seed` and `enrolment` are files, name → bytes. With one of them the disk's file can be read by its owner alone:
-    user-data may hold a tunnel's key, and an enrolment holds a token. TerminalError: an input that
+    user-data may hold a tunnel's key, and an enrolment holds a token. `managed` refuses an image without the key that
+    signs assignments: its device would report, and obey nobody. TerminalError: an input that
     cannot be used, or a program that is missing; TransientError: the folder of `out` is full.
     """
     layout = plan_layout(slot_size, data_size)
@@ -148,7 +150,7 @@ def make_disk(
         raise _unwritable(out, error) from None
     try:
         device = {disk_data.SEED: dict(seed or {}), disk_data.ENROLMENT: dict(enrolment or {})}
-        return _make(source, out, layout, device, scratch, progress)
+        return _make(source, out, layout, device, scratch, progress, managed=managed)
     except OSError as error:
         if error.filename is not None and Path(error.filename) == source.path:
             raise TerminalError(
@@ -161,7 +163,16 @@ def make_disk(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _make(source: SlotSource, out: Path, layout: Layout, device: Device, scratch: Path, progress: Progress) -> Disk:
+def _make(
+    source: SlotSource,
+    out: Path,
+    layout: Layout,
+    device: Device,
+    scratch: Path,
+    progress: Progress,
+    *,
+    managed: bool,
+) -> Disk:
     raw = scratch / "disk.raw"
     descriptor = os.open(raw, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -171,6 +182,8 @@ def _make(source: SlotSource, out: Path, layout: Layout, device: Device, scratch
         )
         progress("boot loader", 0)
         loader = disk_boot.read_loader(raw, layout.root_a.start)
+        if managed:
+            _check_obeys(raw, layout.root_a.start, source.path)
         ids = _identifiers(layout, slot, device)
         esp = scratch / "esp.img"
         disk_boot.make_esp(esp, ESP_BYTES, loader.files(), volume=ids("esp-volume").int >> 96, epoch=slot.made_at)
@@ -190,6 +203,23 @@ def _make(source: SlotSource, out: Path, layout: Layout, device: Device, scratch
     size = made.stat().st_size
     _move(made, out)
     return Disk(out, layout, slot, loader.vendor, digest, file_digest, size)
+
+
+def _check_obeys(disk: Path, at: int, image: Path) -> None:
+    """TerminalError: a device with the image at byte `at` of `disk` could verify no assignment."""
+    paths = (gate_keys.ASSIGNMENT_RING, gate_keys.ASSIGNMENT_FINGERPRINTS)
+    ring, named = (disk_boot.read_file(disk, at, f"/{path.decode()}") for path in paths)
+    wrong = [f"/{path.decode()}: {what}" for path, what in gate_keys.judge_assignment(ring, named)]
+    if ring is None and named is None:
+        wrong = [f"it has no /{paths[0].decode()}"]
+    if wrong:
+        raise TerminalError(
+            f"{image.name} holds no key that signs this fleet's assignments ({'; '.join(wrong)}): the device would report, "
+            "and obey nobody",
+            needed_for="a disk that makes a managed device (--enrol)",
+            remedy="put assignment.gpg (gpg --export) and assignment.fpr (its fingerprint) into rootfs/etc/edge/keys of the "
+            "recipe, and build the release again",
+        )
 
 
 def _identifiers(layout: Layout, slot: SlotImage, device: Device) -> Callable[[str], uuid.UUID]:

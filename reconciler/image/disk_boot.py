@@ -141,11 +141,26 @@ class _Slot:
         return call(argv, {}, self.folder).stdout.decode("utf-8", "replace")
 
 
-def _take(slot: _Slot, path: str, package: str) -> bytes:
-    slot.debugfs(f"dump {_resolve(slot, path, package)} taken")
+def read_file(disk: Path, at: int, path: str) -> bytes | None:
+    """A regular file of the slot image that begins at byte `at` of `disk`, symlinks followed; None: there is none.
+
+    Writes a file beside `disk` for a moment.
+    """
+    slot = _Slot(disk.parent, f"{disk.name}?offset={at}")
+    inode = _find(slot, path)
+    return _dump(slot, inode) if inode is not None else None
+
+
+def _dump(slot: _Slot, inode: str) -> bytes:
+    slot.debugfs(f"dump {inode} taken")
     to = slot.folder / "taken"
     data = to.read_bytes() if to.is_file() else b""
     to.unlink(missing_ok=True)
+    return data
+
+
+def _take(slot: _Slot, path: str, package: str) -> bytes:
+    data = _dump(slot, _resolve(slot, path, package))
     if not data.startswith(b"MZ"):
         raise TerminalError(
             f"{path} in the image is no EFI program",
@@ -157,6 +172,15 @@ def _take(slot: _Slot, path: str, package: str) -> bytes:
 
 def _resolve(slot: _Slot, path: str, package: str) -> str:
     """`<inode>` of a regular file, symlinks followed within the image. TerminalError: not there."""
+    inode = _find(slot, path)
+    if inode is None:
+        raise TerminalError(
+            f"the image holds no {path}", needed_for=_PURPOSE, remedy=f"add {package} to the recipe, and build it again"
+        )
+    return inode
+
+
+def _find(slot: _Slot, path: str) -> str | None:
     now = path
     for _ in range(_MAX_LINKS):
         said, link = "", None
@@ -171,13 +195,9 @@ def _resolve(slot: _Slot, path: str, package: str) -> str:
                 break
         if link is None:
             inode = re.search(r"^Inode: (\d+)\s+Type: regular\b", said, re.MULTILINE)
-            if inode is None:
-                break
-            return f"<{inode[1]}>"
+            return f"<{inode[1]}>" if inode is not None else None
         now = posixpath.normpath(link)
-    raise TerminalError(
-        f"the image holds no {path}", needed_for=_PURPOSE, remedy=f"add {package} to the recipe, and build it again"
-    )
+    return None
 
 
 def make_esp(image: Path, size: int, files: Mapping[str, bytes], *, volume: int, epoch: int) -> None:

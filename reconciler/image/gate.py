@@ -126,6 +126,9 @@ class _Inspection:
         ring, fingerprints = (self._text(path) for path in (gate_keys.RING, gate_keys.FINGERPRINTS))
         for path, what in gate_keys.judge(ring, fingerprints, self.allowed):
             yield fault(path, "release-keys", what)
+        pair = (self._text(path) for path in (gate_keys.ASSIGNMENT_RING, gate_keys.ASSIGNMENT_FINGERPRINTS))
+        for path, what in gate_keys.judge_assignment(*pair):
+            yield fault(path, "assignment-keys", what)
         yield from self._residue()
 
     # ------------------------------------------------ names

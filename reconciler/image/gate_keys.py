@@ -1,8 +1,8 @@
-"""Judges the release keys that an image carries: whether a device that runs it will accept the fleet's next release.
+"""Judges the keys that an image carries: whether a device that runs it will accept the fleet's next release, and obey anybody.
 
 gpg reads the keyring, in a home of its own that is gone afterwards; nothing of the machine's own keys is looked at. The
-files' form is that which the agent reads. Called by `image.gate`. Source: design §5 ("a release key in the image's own
-keyring") and the fleet's `releaseKeys`.
+files' form is that which the agent reads. Called by `image.gate` and, of an install disk, by `image.disk`. Source: design §5
+("a release key in the image's own keyring") and the fleet's `releaseKeys`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from reconciler.image.process import PATH, program
 from reconciler.ports import TerminalError
 
 RING, FINGERPRINTS = b"etc/edge/keys/release.gpg", b"etc/edge/keys/release.fpr"
+ASSIGNMENT_RING, ASSIGNMENT_FINGERPRINTS = b"etc/edge/keys/assignment.gpg", b"etc/edge/keys/assignment.fpr"
 MAX_BYTES = 1 << 20
 _TIMEOUT_S = 30
 
@@ -42,43 +43,61 @@ def judge(
         yield RING, "there is none: the device could verify no release"
     if fingerprints is None:
         yield FINGERPRINTS, "there is none: the device would accept no key"
+    for is_ring, what in _pair(ring, fingerprints, allowed, "release"):
+        yield (RING if is_ring else FINGERPRINTS), what
+
+
+def judge_assignment(ring: bytes | None, fingerprints: bytes | None) -> Iterator[tuple[bytes, str]]:
+    """The same of the keys that sign assignments. An image may hold neither file: a device can have them from its enrolment.
+    With one of them alone it reads no other, and obeys nobody."""
+    if (ring is None) != (fingerprints is None):
+        path = ASSIGNMENT_RING if ring is None else ASSIGNMENT_FINGERPRINTS
+        yield path, "there is none, and the other of the two is there: the device would obey nobody"
+    for is_ring, what in _pair(ring, fingerprints, None, "assignment"):
+        yield (ASSIGNMENT_RING if is_ring else ASSIGNMENT_FINGERPRINTS), what
+
+
+def _pair(
+    ring: bytes | None, fingerprints: bytes | None, allowed: Collection[str] | None, kind: str
+) -> Iterator[tuple[bool, str]]:
+    """What is wrong with a keyring (True) and its file of fingerprints (False), of those that are there."""
     named, problems = _named(fingerprints) if fingerprints is not None else ((), ())
-    yield from ((FINGERPRINTS, problem) for problem in problems)
+    yield from ((False, problem) for problem in problems)
     keys: dict[str, Key] = {}
     if ring is not None:
         # gpgv, which the agent calls, reads packets; armour it does not, and a keybox is gpg's own.
         if not ring or len(ring) > MAX_BYTES or not ring[0] & 0x80:
-            yield RING, "no binary OpenPGP keyring, which is all that gpgv reads (is it armoured?)"
+            yield True, "no binary OpenPGP keyring, which is all that gpgv reads (is it armoured?)"
             return
         keys = {key.fingerprint: key for key in read_keys(ring)}
         if not keys:
-            yield RING, "gpg finds no key in it"
+            yield True, "gpg finds no key in it"
         if any(key.secret for key in keys.values()):
-            yield RING, "it holds a secret key"
+            yield True, "it holds a secret key"
     if ring is None or fingerprints is None or not keys:
         return
     for name in named:
         if name not in keys:
-            yield FINGERPRINTS, f"{name} is not in release.gpg as a primary key"
+            yield False, f"{name} is not in {kind}.gpg as a primary key"
     if named:
-        yield from _accepts(named, keys, allowed)
+        yield from _accepts(named, keys, allowed, kind)
 
 
 def _accepts(
-    named: Collection[str], keys: dict[str, Key], allowed: Collection[str] | None
-) -> Iterator[tuple[bytes, str]]:
-    """Whether one of the keys that the device trusts may sign the next release."""
+    named: Collection[str], keys: dict[str, Key], allowed: Collection[str] | None, kind: str
+) -> Iterator[tuple[bool, str]]:
+    """Whether one of the keys that the device trusts may sign the next release, or assignment."""
     wanted = None if allowed is None else {word.upper() for word in allowed}
     trusted = [keys[name] for name in named if name in keys and (wanted is None or name in wanted)]
     if any(key.why_not is None for key in trusted):
         return
     if wanted is not None and not set(named) & wanted:
         yield (
-            FINGERPRINTS,
+            False,
             f"none of its keys is one that the fleet allows ({', '.join(sorted(wanted)) or 'it allows none'})",
         )
     for key in trusted:
-        yield RING, f"key {key.fingerprint} {key.why_not}, and no other key here may sign the next release"
+        yield True, f"key {key.fingerprint} {key.why_not}, and no other key here may sign the next {kind}"
 
 
 def _named(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:

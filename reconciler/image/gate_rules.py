@@ -70,6 +70,13 @@ FORMS: tuple[Rule, ...] = (
         "put them into the recipe's rootfs/etc/edge/keys: release.gpg (gpg --export), release.fpr (a fingerprint a line)",
     ),
     Rule(
+        "assignment-keys",
+        "an image with one of /etc/edge/keys/assignment.gpg and assignment.fpr by which no assignment can be verified; "
+        "a device whose image has neither may have been given them at enrolment",
+        "a device looks there first and nowhere else then: it would report, and obey nobody",
+        "put both into the recipe's rootfs/etc/edge/keys: assignment.gpg (gpg --export), assignment.fpr (a fingerprint a line)",
+    ),
+    Rule(
         "unread",
         "packed data that could not be looked into whole: more than 1 GiB unpacked, packed more than three times over, more than "
         "100 000 members, or minutes of work",

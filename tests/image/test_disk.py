@@ -367,14 +367,46 @@ def test_the_command_says_what_it_made(made: Disk, image: Path, tmp_path: Path) 
     assert f"sha256 {said['sha256']}" in text and "edge-data 64 MiB; boots by the debian shim" in text
 
 
-def test_an_enrolment_goes_onto_the_disk_of_its_own_device_alone(image: Path, tmp_path: Path) -> None:
+RING, NAMED = "/etc/edge/keys/assignment.gpg", "/etc/edge/keys/assignment.fpr"
+
+
+def test_a_managed_device_must_hold_a_key_that_signs_assignments(tmp_path: Path, home: Home) -> None:
+    key = home.generate("assignments")
+    ring, named = home.export([key]), f"{key}\n".encode()
+    kept = {"/usr/lib/keys/ring": ring, NAMED: named}
+    cases: list[tuple[dict[str, bytes], dict[str, str], str | None]] = [
+        ({RING: ring, NAMED: named}, {}, None),
+        (kept, {RING: "../../../usr/lib/keys/ring"}, None),
+        ({}, {}, f"it has no {RING}"),
+        ({RING: ring}, {}, f"{NAMED}: there is none"),
+        ({RING: ring, NAMED: b"0" * 40}, {}, "is not in assignment.gpg"),
+        (kept, {RING: "nowhere"}, f"{RING}: there is none"),
+    ]
+    for number, (files, links, said) in enumerate(cases):
+        folder = tmp_path / str(number)
+        slot = slot_image(folder, {**BOOT, **GRUB_BYTES, **files}, {**LINKS, **links})
+        out = folder / "disk.img"
+        if said is None:
+            assert make_disk(open_source(slot), out, enrolment=PAPERS, managed=True, **SIZES).path == out
+            continue
+        with pytest.raises(TerminalError, match=said) as caught:
+            make_disk(open_source(slot), out, enrolment=PAPERS, managed=True, **SIZES)
+        assert "would report, and obey nobody" in str(caught.value) and "rootfs/etc/edge/keys" in caught.value.remedy
+        assert sorted(path.name for path in folder.iterdir()) == ["root-of-slot.img", "slot.img"]
+
+
+def test_an_enrolment_goes_onto_the_disk_of_its_own_device_alone(image: Path, tmp_path: Path, home: Home) -> None:
     enrol, seed, out = tmp_path / "enrol", tmp_path / "seed", tmp_path / "disk.img"
     for folder in (enrol, seed):
         folder.mkdir(mode=0o700)
     (enrol / "agent.json").write_bytes(settings_text("SITE-1-2", "SITE-1", "https://h.example", authority=False))
     (enrol / "token").write_text("edge_" + "t" * 43 + "\n")
     (enrol / "token").chmod(0o600)
-    arguments = (image, "--out", out, "--slot-size", "32MiB", "--data-size", "64MiB", "--seed", seed, "--enrol", enrol)
+    key = home.generate("assignments")
+    trusted = {RING: home.export([key]), NAMED: f"{key}\n".encode()}
+    slot = slot_image(tmp_path / "slot", {**BOOT, **GRUB_BYTES, **trusted}, LINKS)
+    rest = ("--out", out, "--slot-size", "32MiB", "--data-size", "64MiB", "--seed", seed, "--enrol", enrol)
+    arguments = (slot, *rest)
     for device in ("SITE-1-1", "SITE-1-2"):
         for name, data in resolve(render_site("SITE-1", SPEC, FLEET, device), lambda _: "[Interface]\n").items():
             (seed / name).write_bytes(data)
@@ -385,6 +417,10 @@ def test_an_enrolment_goes_onto_the_disk_of_its_own_device_alone(image: Path, tm
     assert result.exit_code == 0, result.output
     assert "and the enrolment of SITE-1-2, its token included: only you may read it" in result.stderr
     assert "edge_t" not in result.output
+    out.unlink()
+    result = invoke(image, *rest)
+    assert isinstance(result.exception, TerminalError) and not out.exists()
+    assert "obey nobody" in str(result.exception)
 
 
 def test_the_command_refuses_wrong_usage(image: Path, tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from reconciler.image.gate_keys import FINGERPRINTS, RING, judge, read_keys
+from reconciler.image.gate_keys import (
+    ASSIGNMENT_FINGERPRINTS,
+    ASSIGNMENT_RING,
+    FINGERPRINTS,
+    RING,
+    judge,
+    judge_assignment,
+    read_keys,
+)
 from tests.support.gpg import Home, days_ago, make_home
 
 pytestmark = pytest.mark.system
@@ -79,6 +87,19 @@ def test_what_is_missing_is_named(keys: Keys) -> None:
     assert [path for path, _ in wrong(None, keys.old, None)] == [RING]
     (one,) = wrong(keys.ring(keys.old), f"{keys.old}\n{keys.new}\n", [keys.old])
     assert one == (FINGERPRINTS, f"{keys.new} is not in release.gpg as a primary key")
+
+
+def test_the_key_of_assignments_may_come_with_the_enrolment_but_not_by_halves(keys: Keys) -> None:
+    ring, named = keys.ring(keys.old), keys.old.encode()
+    assert list(judge_assignment(None, None)) == [] == list(judge_assignment(ring, named))
+    for given, path in (((ring, None), ASSIGNMENT_FINGERPRINTS), ((None, named), ASSIGNMENT_RING)):
+        ((where, what),) = judge_assignment(*given)
+        assert where == path and "the device would obey nobody" in what
+    ((where, what),) = judge_assignment(ring, keys.new.encode())
+    assert (where, what) == (ASSIGNMENT_FINGERPRINTS, f"{keys.new} is not in assignment.gpg as a primary key")
+    ((where, what),) = judge_assignment(keys.ring(keys.expired), keys.expired.encode())
+    assert where == ASSIGNMENT_RING and what.endswith("no other key here may sign the next assignment")
+    assert [path for path, _ in judge_assignment(b"armour", named)] == [ASSIGNMENT_RING]
 
 
 def test_a_secret_key_in_the_ring_is_refused(keys: Keys) -> None:

@@ -71,8 +71,12 @@ def workstation(tmp_path: Path, home: Home) -> Path:
     """What the pages say that one needs: the release, the fleet repo with its keys, the controller's settings and secrets."""
     folder = tmp_path / "work"
     folder.mkdir()
-    made = artifact(slot_image(tmp_path / "image", {**BOOT, **GRUB_BYTES}, LINKS), folder / RELEASE)
     key = home.generate("release")
+    trusted = {
+        "/etc/edge/keys/assignment.gpg": home.export([key]),
+        "/etc/edge/keys/assignment.fpr": f"{key}\n".encode(),
+    }
+    made = artifact(slot_image(tmp_path / "image", {**BOOT, **GRUB_BYTES, **trusted}, LINKS), folder / RELEASE)
     (made / SUMS_SIGNATURE).write_bytes(home.sign_detached((made / SUMS).read_bytes(), key))
     shutil.copytree(ROOT / "fleet", folder / "fleet", ignore=shutil.ignore_patterns("edge-golden", "tests"))
     keys = folder / KEYS
