@@ -78,6 +78,7 @@ def test_a_record_lost_while_the_device_runs_is_found_out_again_before_anything_
     site.settle(START + minutes(3))
     (site.root / "agent" / "slots.json").write_bytes(damage)
     office.assign(releases.v1, window_waived=True)
+    site.device.call_in()
     site.settle(START + minutes(6))
     assert {item.slots["b"].digest for item in office.reports} == {releases.v1.digest}
     assert asked(office) == {"/v1/exchange"}, "it runs what it is assigned"
