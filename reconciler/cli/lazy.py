@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 Commands = Mapping[str, tuple[str, str, str]]
 """Command → module below `reconciler.cli`, attribute, and one line of help, shown without loading the module."""
@@ -43,6 +44,12 @@ class LazyGroup(click.Group):
             hint = f" Did you mean {near[0]!r}?" if near else f" See `{ctx.command_path} --help`."
             raise click.UsageError(f"no such command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names for the shell, from the table alone: click would import every command that may be meant, at each Tab."""
+        names = [name for name in sorted(self._table) if name.startswith(incomplete)]
+        found = [CompletionItem(name, help=self._table[name][2]) for name in names]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `--help`, from the table alone."""

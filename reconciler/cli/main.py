@@ -38,6 +38,7 @@ COMMANDS: Commands = {
     "pause": ("policy", "pause", "Propose to stop the fleet, or a wave; or to let it go on."),
     "image": ("image", "image", "Build, check and move the golden image; `image bump` proposes the next release."),
     "builder": ("builder", "builder", "Build one release for the reconciler, as a user without keys."),
+    "completion": ("completion", "completion", "Print a script that lets a shell complete commands and options."),
     "signer": ("signer", "signer", "Sign a release that an accepted commit names, after checking it."),
 }
 
