@@ -8,7 +8,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.benchmarks import idling, imaging, loading, planning, reviewing, simulating, starting, ticking, validating
+from tests.benchmarks import (
+    idling,
+    imaging,
+    loading,
+    planning,
+    reverting,
+    reviewing,
+    simulating,
+    starting,
+    ticking,
+    validating,
+)
 
 Row = tuple[str, float, str, float, float]
 MEMORY = "from tests.benchmarks.planning import memory; print(memory())"
@@ -28,6 +39,7 @@ def rows() -> Iterator[Row]:
             yield tuple(row)
     yield from simulating.measure()
     yield from idling.measure()
+    yield from reverting.measure()
     yield from imaging.measure()
 
 
