@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from reconciler.image.gate import inspect
 from reconciler.image.inputs import BUILDER_VERSION, RecipeFile, inputs_digest
 from reconciler.image.pack import hashed, wrong_parts
+from reconciler.image.papers import contradictions
 from reconciler.image.unpack import unpacked
 from reconciler.model.desired import Desired, ImageSpec
 from reconciler.ports import ArtifactFile, GitSource, TerminalError
@@ -141,16 +142,10 @@ def read_papers(store: Shelf, release: str) -> Papers:
         listed, manifest = parse_sums(sums), Manifest.from_bytes(data)
     except Malformed as error:
         raise refused(release, str(error)) from None
-    if set(listed) != manifest.files:
-        raise refused(release, f"{SUMS} lists {', '.join(sorted(listed))}, not {', '.join(sorted(manifest.files))}")
-    if hashlib.sha256(data).hexdigest() != listed[NAME]:
-        raise refused(release, f"{NAME} is not the one that {SUMS} lists")
+    for name, what in contradictions(listed, data, manifest):
+        raise refused(release, f"{name}: {what}")
     if manifest.release != release:
         raise refused(release, f"its manifest is of {manifest.release}")
-    for key in ("chunks", "sbom"):
-        beside = manifest.extra.get(key)
-        if isinstance(beside, Mapping) and beside.get("sha256") != listed.get(str(beside.get("file"))):
-            raise refused(release, f"its manifest names another {beside.get('file')} than {SUMS} lists")
     _passed(release, manifest.extra)
     return Papers(sums, listed, manifest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -128,6 +129,15 @@ def test_an_artifact_is_held_to_its_papers(tmp_path: Path, release: tuple[bytes,
 def test_an_artifact_with_an_image_of_faults(tmp_path: Path, release: tuple[bytes, str]) -> None:
     folder = artifact(tmp_path, image(tmp_path, release, srv__key=RSA_KEY))
     assert [(fault.path, fault.rule) for fault in check(folder).faults] == [("/srv/key", "private-key")]
+
+
+def test_sums_that_list_what_no_manifest_names_are_no_artifacts(tmp_path: Path, release: tuple[bytes, str]) -> None:
+    folder = artifact(tmp_path, image(tmp_path, release))
+    (folder / "notes.txt").write_bytes(b"x")
+    sums = (folder / "SHA256SUMS").read_bytes()
+    (folder / "SHA256SUMS").write_bytes(sums + hashlib.sha256(b"x").hexdigest().encode() + b"  notes.txt\n")
+    (one,) = check(folder).faults
+    assert (one.path, one.rule) == ("<SHA256SUMS>", "artifact") and "notes.txt, not" in one.what
 
 
 def test_spoilt_papers_are_each_named(tmp_path: Path, release: tuple[bytes, str]) -> None:

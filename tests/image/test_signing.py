@@ -210,7 +210,8 @@ CRITICAL_CHECK = {"name": "nvidia", "status": "critical", "message": "no driver"
             "part 1 of 1 of .* another sha256 .* devices would refuse",
         ),
         ({"parts": {"size": 16 << 20, "sha256": []}}, "its list of parts is not one of all of"),
-        ({"chunks": {"file": "x.chunks", "sha256": "0" * 64}}, "SHA256SUMS lists"),
+        ({"chunks": {"file": "x.chunks", "sha256": "0" * 64}}, "SHA256SUMS: it lists .*, not .*x.chunks"),
+        ({"sha256": "0" * 64}, "manifest.json: its sha256 of .* is not the one in SHA256SUMS"),
     ],
 )
 def test_papers_that_do_not_bear_out_the_build_are_refused(
