@@ -25,7 +25,7 @@ from tests.simulate.fleets import Merge, merges
 # Many runs, waits or processes: for the whole suite, not for the inner loop.
 pytestmark = pytest.mark.slow
 
-EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("PROPERTY_EXAMPLES", "8"))
 MANY = int(os.environ.get("PROPERTY_EXAMPLES", "40"))
 LIMIT = timedelta(days=30)
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -96,7 +96,8 @@ def test_of_a_fleet_whose_silent_devices_answer_the_calendar_is_what_the_simulat
     check(merge, "return")
 
 
-@pytest.mark.slow
+@pytest.mark.vm
+@pytest.mark.full
 @settings(max_examples=MANY, deadline=None, suppress_health_check=QUIET)
 @given(merges())
 def test_of_many_fleets_the_calendar_is_what_the_simulator_does_to_the_minute(merge: Merge) -> None:
