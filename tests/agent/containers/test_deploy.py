@@ -69,7 +69,7 @@ def test_a_third_release_removes_the_first_pruning_spares_the_second_and_an_inde
 def test_what_does_not_run_or_is_something_else_is_reported_as_such(device: AppDevice, apps: Apps) -> None:
     device.assign(apps.two)
     subprocess.run([device.units.systemctl, "stop", f"{APP}.service"], check=True)
-    time.sleep(0.2)
+    time.sleep(0.5)
     assert device.containers.running() == {}
     words = [
         "run",
@@ -86,7 +86,7 @@ def test_what_does_not_run_or_is_something_else_is_reported_as_such(device: AppD
     ]
     other = f"{device.registry.removeprefix('http://')}/{REPOSITORY}@{apps.one.digest}"
     subprocess.run([device.runtime, *words, other], check=True, capture_output=True)
-    time.sleep(0.2)
+    time.sleep(0.5)
     assert device.containers.running() == {APP: apps.one.digest}
     # The next look puts it right.
     device.office.reports.clear()

@@ -42,7 +42,7 @@ def test_an_app_that_fails_long_after_its_deployment_is_counted_and_left_to_its_
     device.assign(apps.two)
     (device.system / "etc/edge/cameras").unlink()  # the container cannot be started without it
     subprocess.run([device.runtime, "kill", APP], check=True, capture_output=True)
-    time.sleep(0.3)
+    time.sleep(0.5)
     device.office.reports.clear()
     device.device.call_in()
     report = device.until(refused("restart-failed"))

@@ -24,7 +24,7 @@ from tests.support.podman import Units
 from tests.support.registry import RunningRegistry
 
 APP, REPOSITORY = "video-ingest", "cameras/video-ingest"
-SOON = Limits(steady_s=1.0, come_up_s=6, restart_s=60, fresh_s=0.1)
+SOON = Limits(steady_s=1.0, come_up_s=6, restart_s=60, fresh_s=0.3)
 TOKEN = "short-lived-token-9f8e7d"
 # Of that token, for `htpasswd`; made with crypt(3).
 BCRYPT = "$2b$05$abcdefghijklmnopqrstuuQJZKc/NKUtsx94ucC.3rl37bclMeUHe"
