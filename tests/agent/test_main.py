@@ -25,7 +25,7 @@ PACKAGES = (ROOT / "agent", ROOT / "protocol")
 FILES = [path for package in PACKAGES for path in sorted(package.glob("*.py"))]
 
 
-# ---------------------------------------------------------------- Python 3.10, standard library only
+# ---------------------------------------------------------------- Python 3.10, standard library only (vermin and mypy: tests/house)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
@@ -51,22 +51,6 @@ def test_a_module_says_where_it_runs_and_stays_small(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 70, node.name
-
-
-def test_vermin_finds_nothing_newer_than_3_10() -> None:
-    program = Path(sys.executable).with_name("vermin")
-    command = [str(program), "--target=3.10-", "--no-tips", "--violations", "--eval-annotations"]
-    done = subprocess.run([*command, *map(str, PACKAGES)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.slow
-def test_mypy_is_content_with_3_10() -> None:
-    command = [sys.executable, "-m", "mypy", "--python-version", "3.10", "-p", "reconciler.agent"]
-    done = subprocess.run(
-        [*command, "-p", "reconciler.protocol"], capture_output=True, text=True, check=False, cwd=ROOT.parent
-    )
-    assert done.returncode == 0, done.stdout
 
 
 def test_it_runs_on_a_real_python_3_10() -> None:

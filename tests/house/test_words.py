@@ -77,6 +77,7 @@ def test_the_devices_half_runs_on_python_3_10(part: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # mypy from nothing
 def test_the_devices_half_has_the_types_of_python_3_10(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "mypy", "--strict", "--python-version", "3.10", "--no-error-summary",
