@@ -45,10 +45,11 @@ def in_order(documents: list[Parsed]) -> list[Parsed]:
     return sorted(documents, key=lambda document: document.path)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 40, 41])
-def test_the_same_documents_as_one_process_makes(number: int) -> None:
-    alone = [parse(*task) for task in tasks()]
-    made = parse_divided(tasks(), number)
+# At the end as many processes as documents, and one more.
+@pytest.mark.parametrize(("number", "documents"), [(1, 40), (2, 40), (3, 40), (8, 8), (9, 8)])
+def test_the_same_documents_as_one_process_makes(number: int, documents: int) -> None:
+    alone = [parse(*task) for task in tasks(documents)]
+    made = parse_divided(tasks(documents), number)
     assert made == alone
     assert [d.problems for d in made] == [d.problems for d in alone]
     for document, twin in zip(made, alone, strict=True):
