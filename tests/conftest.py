@@ -27,6 +27,8 @@ TOGETHER = {
     "tests/fleet/test_boot.py": "golden",
     "tests/fleet/test_configure.py": "golden",
     "tests/fleet/test_setup_again.py": "golden",
+    "tests/house/test_imports.py": "parsed",
+    "tests/house/test_sizes.py": "parsed",
 }
 """Files whose tests go on where the one before ended, or share what takes minutes to make: by one worker, in their order."""
 
