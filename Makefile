@@ -24,10 +24,11 @@ demo:  ## a promotion, a bad release stopped, its revert, an app release: 52 sit
 	@.ci/setup --system $(DEMO_PACKAGES)
 	@.venv/bin/reconciler demo $(DEMO)
 
+# Three workers keep two cores busy: much of the suite waits for processes and for clocks.
 test:  ## the whole suite but for virtual machines
 	@.ci/setup --system $(TEST_PACKAGES)
 	@$(PY) -m tests.support.golden
-	@.venv/bin/pytest -q -n 2 -m "not vm" -p no:cacheprovider --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
+	@.venv/bin/pytest -q -n 3 -m "not vm" -p no:cacheprovider --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
 
 test-vm:  ## tests that need root or virtual machines
 	@.ci/setup --system $(VM_PACKAGES)
