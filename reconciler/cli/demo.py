@@ -16,13 +16,17 @@ _FLEET = Path(__file__).resolve().parents[2] / "fleet"
 @click.option(
     "--dir", "root", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to make."
 )
-@click.option("--fleet", type=click.Path(path_type=Path, exists=True), default=_FLEET, help="The fleet repo to copy.")
+@click.option(
+    "--fleet",
+    type=click.Path(path_type=Path, exists=True),
+    help="The fleet repo to copy. [this project's own, in a checkout]",
+)
 @click.option("--keep-running", is_flag=True, help="Go on afterwards, on the system's clock, until interrupted.")
 @click.option(
     "--follow", is_flag=True, help="Play no story: follow what you merge into DIR/fleet.git, until interrupted."
 )
 @click.option("--pushes", type=click.IntRange(min=1), metavar="N", help="With --follow: end after N merges.")
-def demo(root: Path, fleet: Path, keep_running: bool, follow: bool, pushes: int | None) -> None:
+def demo(root: Path, fleet: Path | None, keep_running: bool, follow: bool, pushes: int | None) -> None:
     """Play nine days of a fleet in a minute or two, without root and without an account.
 
     The controller and the agents are the real ones; time is stepped. The folder is left for you to look at.
@@ -33,6 +37,11 @@ def demo(root: Path, fleet: Path, keep_running: bool, follow: bool, pushes: int 
     """
     if (keep_running and follow) or (pushes is not None and not follow):
         raise click.UsageError("--follow goes without --keep-running, and --pushes only with --follow")
+    if fleet is None and not _FLEET.is_dir():
+        raise click.UsageError(
+            "the example fleet is in this project's checkout, not in what is installed; name it: --fleet CHECKOUT/fleet"
+        )
+    fleet = fleet or _FLEET
     # Ctrl-C and SIGTERM both end the controller too, also where a shell has started this in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

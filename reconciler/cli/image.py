@@ -23,6 +23,6 @@ COMMANDS: Commands = {
 }
 
 
-@click.group(cls=LazyGroup, table=COMMANDS)
+@click.group(cls=LazyGroup, table=COMMANDS, path="image")
 def image() -> None:
     """Build, check and move the golden image, and write the documents of its releases."""

@@ -9,16 +9,18 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from reconciler.cli.guide import SECTIONS, attach
+
 Commands = Mapping[str, tuple[str, str, str]]
 """Command → module below `reconciler.cli`, attribute, and one line of help, shown without loading the module."""
 
 
 class LazyGroup(click.Group):
-    """A click group over a table of commands."""
+    """A click group over a table of commands. `path` is the words by which it is called, without the program's name."""
 
-    def __init__(self, *args: Any, table: Commands, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, table: Commands, path: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._table = table
+        self._table, self._path = table, path
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands, in alphabetical order."""
@@ -31,6 +33,7 @@ class LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(f"reconciler.cli.{entry[0]}"), entry[1])
         assert isinstance(command, click.Command)
+        attach(command, f"{self._path} {cmd_name}".strip())
         return command
 
     def resolve_command(
@@ -52,6 +55,11 @@ class LazyGroup(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in `--help`, from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, self._table[name][2]) for name in sorted(self._table)])
+        """The list in `--help`, from the tables alone: the program's by what one wants, a group's by name."""
+        sections = dict(SECTIONS) if not self._path else {}
+        rest = sorted(set(self._table) - {name for names in sections.values() for name in names})
+        for title, names in (*sections.items(), ("More" if sections else "Commands", rest)):
+            rows = [(name, self._table[name][2]) for name in names if name in self._table]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)

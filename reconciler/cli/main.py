@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from reconciler import __version__
+from reconciler.cli.guide import START
 from reconciler.cli.lazy import Commands, LazyGroup
 
 COMMANDS: Commands = {
@@ -52,7 +53,10 @@ gc.set_threshold(50_000, 20, 20)
 
 
 @click.group(
-    cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup,
+    table=COMMANDS,
+    epilog=START,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="reconciler")
 def cli() -> None:

@@ -64,7 +64,7 @@ def test_a_tab_imports_no_command() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert set(done.stdout.split()) == {f"plain,{name}" for name in COMMANDS}
-    assert set(done.stderr.split()) <= {"reconciler.cli", "reconciler.cli.main", "reconciler.cli.lazy"}
+    assert set(done.stderr.split()) <= {"reconciler.cli", "reconciler.cli.main", "reconciler.cli.lazy", "reconciler.cli.guide"}
 
 
 @pytest.mark.parametrize("shell", SHELLS)
