@@ -1,0 +1,46 @@
+"""What the loop says of its own work."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from reconciler.controller.pulse import BOUNDS_S, Pulse
+from reconciler.ports import PublicKey, TransientError
+
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def test_a_tick_is_counted_by_how_long_it_took() -> None:
+    pulse, before = Pulse(), time.time()
+    assert pulse.ticks().last_at is None
+    with pulse.tick():
+        pass
+    with pulse.tick():
+        time.sleep(0.03)
+    ticks = pulse.ticks()
+    assert len(ticks.counts) == len(BOUNDS_S) + 1
+    assert (sum(ticks.counts), ticks.failures) == (2, 0)
+    assert ticks.counts[0] == 1, "the one that did nothing took less than the first bound"
+    assert sum(ticks.counts[:2]) == 1, "and the other took longer than the second"
+    assert ticks.took_s >= 0.03
+    assert ticks.last_at is not None and ticks.last_at >= before
+
+
+def test_a_tick_that_fails_is_a_failure_and_not_the_last_tick() -> None:
+    pulse = Pulse()
+    with pytest.raises(TransientError), pulse.tick():
+        raise TransientError("the store does not answer")
+    ticks = pulse.ticks()
+    assert (sum(ticks.counts), ticks.failures, ticks.last_at) == (1, 1, None)
+
+
+def test_keys_that_cannot_be_looked_at_are_still_known() -> None:
+    pulse = Pulse()
+    assert (pulse.expiring.keys, pulse.expiring.assignments) == (None, None)
+    pulse.looked(2, [("release", PublicKey("A" * 40, "us", AT)), ("assignment", PublicKey("B" * 40, "us", None))])
+    pulse.looked(0, None)
+    assert pulse.expiring.keys == (("release", "A" * 40, AT),), "a key that never expires has no instant"
+    assert pulse.expiring.assignments == 0
