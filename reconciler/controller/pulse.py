@@ -23,8 +23,8 @@ BOUNDS_S: tuple[float, ...] = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 
 @dataclass(frozen=True, slots=True)
 class Ticks:
-    """Ticks since the process began: `counts` has one number a bound, of ticks that took no longer (not cumulative), and one for the
-    rest. `took_s` is their sum. `last_at` is the end of the last that did not fail, as Unix time; None before the first."""
+    """Ticks since the process began: `counts` has one number a bound, of ticks that took no longer (not cumulative), and one
+    for the rest. `took_s` is their sum. `last_at` is the end of the last that did not fail, as Unix time; None before that."""
 
     counts: tuple[int, ...]
     took_s: float
@@ -34,8 +34,8 @@ class Ticks:
 
 @dataclass(frozen=True, slots=True)
 class Expiring:
-    """What the last look found. `keys` are what signs, by purpose and fingerprint, with the instants from which nothing that they sign
-    counts; `assignments` how many of devices in flight are about to expire. None: not looked yet, or it could not be looked at."""
+    """What the last look found. `keys` are what signs, by purpose and fingerprint, with the instant from which nothing that it
+    signs counts; `assignments` how many of devices in flight are about to expire. None: nobody has looked yet."""
 
     keys: tuple[tuple[str, str, datetime], ...] | None = None
     assignments: int | None = None
