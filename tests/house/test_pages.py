@@ -72,10 +72,9 @@ def test_a_diff_that_fits_nowhere_is_an_error(generator: ModuleType) -> None:
 
 
 def test_every_condition_and_reason_is_on_the_page() -> None:
-    page, recover = read("reference/conditions.md"), read("how-to/recover.md")
+    page = read("reference/conditions.md")
     for kind in Type:
         assert f"`{kind.value}`" in page
-        assert f"`{kind.value}`" in recover or kind is Type.PROGRESSING
     # A reason is the third argument of a Finding, one CamelCase word.
     sources = [(ROOT / path).read_text(encoding="utf-8") for path in python() if path.parts[1] == "controller"]
     found = {word for text in sources for word in re.findall(r'Finding\(\s*Type\.\w+,\s*\w+,\s*"([A-Za-z]+)"', text)}
@@ -85,6 +84,27 @@ def test_every_condition_and_reason_is_on_the_page() -> None:
     assert not missing, f"docs/reference/conditions.md lacks {missing}"
     listed = set(re.findall(r"\| (?:True|False|Unknown) \| `(\w+)`", page))
     assert listed == found, "the page names reasons that the code does not have, or the other way round"
+
+
+def test_whoever_looks_up_a_condition_is_led_to_what_to_do() -> None:
+    """A heading for each condition, and for each reason by which it is not as it should be; the table leads there."""
+    recover = read("how-to/recover.md")
+    headings = set(re.findall(r"^#{3,4} (.+)$", recover, re.MULTILINE))
+    rows = re.findall(
+        r"^\| (?:`(\w+)`)? ?\| (True|False|Unknown) \| `(\w+)` \| [^|]+ \| ([^|]*)\|$",
+        read("reference/conditions.md"),
+        re.M,
+    )
+    expected, condition = set(), ""
+    for name, status, reason, remedy in rows:
+        condition = name or condition
+        if status != ("False" if condition == Type.STALLED else "True"):
+            expected.add(f"{condition}: {reason}")
+            assert f"recover.md#{condition}-{reason}".lower() in remedy, f"{condition}, {reason}"
+    assert headings == expected | {kind.value for kind in Type}
+    for title in expected:
+        text = recover.split(f"#### {title}\n", 1)[1].split("\n#", 1)[0]
+        assert len(text.split()) > 5, f"{title}: nothing is said"
 
 
 def test_every_route_is_on_the_page() -> None:
