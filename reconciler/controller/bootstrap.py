@@ -9,13 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.controller import settings as s
 from reconciler.controller.assign import Artifacts, Assigner
+from reconciler.controller.boards import Boards
 from reconciler.controller.by_hand import signing_command
+from reconciler.controller.chronicle import Chronicle, Watched
 from reconciler.controller.conditions import Conditions, Type
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gatekeeper import ReleaseKeys, StateLock
@@ -24,7 +26,9 @@ from reconciler.controller.herald import Herald
 from reconciler.controller.jobs import Jobs, PacedJobs, Underway, Worker
 from reconciler.controller.loop import Loop, Parts
 from reconciler.controller.pace import Backoff, Poll
+from reconciler.controller.pulse import Pulse
 from reconciler.controller.record import Recorder
+from reconciler.controller.signing_keys import signing_keys
 from reconciler.controller.source import Source
 from reconciler.model.desired import Desired, ImageSpec
 from reconciler.model.observed import Snapshot
@@ -362,6 +366,8 @@ class Program:
             make_inputs(settings),
             lambda release, commit: signing_command(settings, release, commit),
         )
+        self.boards, self.pulse = Boards(self.store), Pulse()
+        watched = Watched(lambda: signing_keys(settings.keys), timedelta(seconds=loop.events_kept), self.pulse.looked)
         parts = Parts(
             clock=self.clock,
             store=self.store,
@@ -376,6 +382,9 @@ class Program:
             conditions=Conditions(self.store.conditions(), self.clock.now(), log),
             log=log,
             herald=self.herald,
+            chronicle=Chronicle(self.store, log, watched),
+            boards=self.boards,
+            pulse=self.pulse,
         )
         self.loop = Loop(parts, loop, debug=settings.debug)
         self._watch: Any = None

@@ -18,6 +18,7 @@ from reconciler.model.events import MOST_MESSAGE, Event, EventKind
 from reconciler.model.observed import DeviceObservation, Health
 from reconciler.model.plan import ActionKind, Plan
 from reconciler.model.scalars import format_instant
+from reconciler.planner.live import Live
 from reconciler.ports import PortError, PublicKey, Store
 
 Log = Callable[..., object]
@@ -38,10 +39,12 @@ def _no_keys() -> Sequence[tuple[str, PublicKey]]:
 @dataclass(frozen=True, slots=True)
 class Watched:
     """What the chronicle looks after besides the plan. `keys` gives the signing keys, each with what it is for (PortError: not
-    now); `kept` is how long events and health logs are kept."""
+    now); `kept` is how long events and health logs are kept; `looked` is told how many assignments are about to expire, and the
+    keys (None: not now)."""
 
     keys: Callable[[], Sequence[tuple[str, PublicKey]]] = _no_keys
     kept: timedelta = timedelta(days=365)
+    looked: Callable[[int, Sequence[tuple[str, PublicKey]] | None], object] = lambda _assignments, _keys: None
 
 
 class Chronicle:
@@ -86,12 +89,12 @@ class Chronicle:
         conditions: Conditions,
         refused: tuple[str, str] | None,
         now: datetime,
-        marked: Callable[[], Iterator[str]],
+        live: Live,
     ) -> tuple[Event, ...]:
-        """Record what happened since the last call; returns it. `marked` gives the devices in flight."""
+        """Record what happened since the last call; returns it."""
         before = self._told or self._early
         events, after = happened(before, self._seen(world, plan, conditions, refused, now))
-        found = [*self._detailed(events), *self._expiring(now, marked, epoch)]
+        found = [*self._detailed(events, live), *self._expiring(now, live, epoch)]
         if not found and after == before:
             return ()
         begun = self._told is not None
@@ -143,12 +146,13 @@ class Chronicle:
 
     # ------------------------------------------------ what only the store knows
 
-    def _detailed(self, events: Sequence[Event]) -> Iterator[Event]:
+    def _detailed(self, events: Sequence[Event], live: Live) -> Iterator[Event]:
         names = [event.device for event in events if event.device is not None]
         seen = self._store.observed(names[:_MOST_DETAIL]) if names else {}
         for event in events:
             if event.device is not None and event.device in seen:
-                yield _of_device(event, seen[event.device][0])
+                device = seen[event.device][0]
+                yield replace(_of_device(event, device), wave=live.wave_of(device.site or ""))
             elif event.kind is EventKind.REVERT_PROPOSED:
                 yield self._of_proposal(event)
             else:
@@ -167,17 +171,19 @@ class Chronicle:
 
     # ------------------------------------------------ what is about to expire
 
-    def _expiring(self, now: datetime, marked: Callable[[], Iterator[str]], epoch: int) -> list[Event]:
+    def _expiring(self, now: datetime, live: Live, epoch: int) -> list[Event]:
         if self._looked is not None and timedelta(0) <= now - self._looked < _EVERY:
             return []
         self._looked = now
         self._store.prune_events(epoch, now - self._watched.kept)
-        found = list(self._assignments(now, sorted(marked())))
+        found = list(self._assignments(now, sorted(live.marked())))
         try:
             keys = self._watched.keys()
         except PortError as error:
             self._log("keys not looked at", error=str(error))
+            self._watched.looked(len(found), None)
             return found
+        self._watched.looked(len(found), keys)
         for purpose, key in keys:
             found += _of_key(purpose, key, now)
         return found

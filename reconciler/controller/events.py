@@ -8,7 +8,7 @@ verdicts and proposals on record, the conditions, and the head that is refused. 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -131,7 +131,7 @@ def happened(told: Told, seen: Seen) -> tuple[tuple[Event, ...], Told]:
     if seen.waves is not None and seen.recorded is not None:
         events += [*_verdicts(told, seen, seen.recorded), *_proposals(told, seen, seen.recorded)]
         states = {of: (str(state), *told.waves.get(of, ("",))[1:]) for of, state, _ in _asked(seen.waves)}
-        events += _waves(told, seen, states)
+        events += _waves(told, seen, states, {(proof.wave, proof.key) for proof in seen.recorded.proofs})
         after = replace(
             after,
             waves=states,
@@ -183,23 +183,24 @@ def _asked(waves: Sequence[WaveStatus]) -> Iterator[tuple[Of, WaveState, WaveSta
             yield (wave.name, f"{app}@{status.release}"), status.state, wave
 
 
-def _waves(told: Told, seen: Seen, states: dict[Of, tuple[str, ...]]) -> Iterator[Event]:
-    """Openings, soaks and completions; what is told is added to `states`."""
+def _waves(told: Told, seen: Seen, states: dict[Of, tuple[str, ...]], proved: Set[Of]) -> Iterator[Event]:
+    """Openings, soaks and completions; what is told is added to `states`. A wave is complete once its proof is on record: the tick
+    that establishes it comes before that."""
     for of, state, wave in _asked(seen.waves or ()):
-        before, (name, key) = told.waves.get(of, ("",)), of
+        (before, *known), (name, key) = told.waves.get(of, ("",)), of
         about = {"commit": seen.commit, "wave": name, "release": key}
         ends = _soak_ends(wave, key)
-        if state in _BEGUN and _OPENED not in before:
+        if state in _BEGUN and _OPENED not in known:
             states[of] = (*states[of], _OPENED)
             back = state is WaveState.ROLLING_BACK
             text = f"wave {name!r} {'goes back' if back else 'begins to move'} to {key}: {_size(wave)}"
             reason = "going-back" if back else "promotion"
             yield _event(seen.at, EventKind.WAVE_OPENED, f"{name} {key} {seen.commit}", text, reason, **about)
-        if state is WaveState.SOAKING and before[0] != state and ends is not None:
+        if state is WaveState.SOAKING and before != state and ends is not None:
             until = format_instant(ends)
             text = f"wave {name!r} soaks {key} until {until}, if every device stays healthy"
             yield _event(seen.at, EventKind.WAVE_SOAKING, f"{name} {key} {until}", text, "soaking", **about)
-        if state is WaveState.COMPLETE and _COMPLETE not in before and _everywhere(wave, key):
+        if state is WaveState.COMPLETE and of in proved and _COMPLETE not in known and _everywhere(wave, key):
             states[of] = (*states[of], _COMPLETE)
             text = f"wave {name!r} is complete: {_size(wave)} on {key}"
             yield _event(seen.at, EventKind.WAVE_COMPLETE, f"{name} {key} {seen.commit}", text, "complete", **about)
@@ -281,6 +282,9 @@ def _conditions(told: Told, seen: Seen) -> Iterator[Event]:
         first = before is None or before[0] == "Unknown"
         well = row.status in (_GOOD.get(row.type, "True"), "Unknown")
         if row.type in _SILENT or before == (row.status, row.reason) or (first and well):
+            continue
+        # A head that is refused is told as that.
+        if row.type == Type.FLEET_VALID and row.status == "False" and seen.refused is not None:
             continue
         key = f"{row.type} {row.status} {row.reason} {format_instant(row.since)}"
         text = f"{row.type} is {row.status} ({row.reason})" + (f": {row.message}" if row.message else "")

@@ -9,16 +9,18 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from reconciler.controller.assign import ON_DEVICES, Artifacts, Assigner, Draft, marks, without
+from reconciler.controller.boards import Boards
 from reconciler.controller.chronicle import Chronicle
 from reconciler.controller.conditions import MAX_MESSAGE, Conditions, Finding, Type, check_status
 from reconciler.controller.execute import Executor
 from reconciler.controller.gather import Gatherer, World
 from reconciler.controller.herald import Herald, not_configured
+from reconciler.controller.pulse import Pulse
 from reconciler.controller.record import Log, Recorder
 from reconciler.controller.settings import LoopSettings
 from reconciler.model.observed import ArtifactState
@@ -65,6 +67,10 @@ class Parts:
     """Who tells the forge; None where there is none."""
     chronicle: Chronicle | None = None
     """Who tells what happened; None where nobody will ask."""
+    boards: Boards | None = None
+    """Where every tick is put up for people; None where nobody looks."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """Where the loop says how it is."""
 
 
 class Loop:
@@ -113,11 +119,12 @@ class Loop:
 
     def tick(self) -> bool:
         """One pass. Returns whether it changed something that may let more be done at once."""
-        now = self._parts.clock.now()
-        world = self._gather(now)
-        plan = self._plan(world)
-        changed = self._execute(world, plan)
-        self._record(world, plan, now)
+        with self._parts.pulse.tick():
+            now = self._parts.clock.now()
+            world = self._gather(now)
+            plan = self._plan(world)
+            changed = self._execute(world, plan)
+            self._record(world, plan, now)
         return changed
 
     # ------------------------------------------------ gather
@@ -168,7 +175,9 @@ class Loop:
             self.plan = None
             return None
         shared = world.observed if world.news else None
-        self.plan = self._parts.live.advance(world.desired, world.changed, shared, world.now)
+        live, boards = self._parts.live, self._parts.boards
+        with boards.planning(live) if boards is not None else nullcontext():
+            self.plan = live.advance(world.desired, world.changed, shared, world.now)
         self._parts.gatherer.taken()
         if self._parts.live.desired is not self._compiled:
             self._compiled = self._parts.live.desired
@@ -246,11 +255,13 @@ class Loop:
             self.check()
 
     def _tell(self, world: World | None, plan: Plan | None, now: datetime) -> None:
-        """What happened, once everything that is to be seen is on record."""
+        """What happened and what is, once everything that is to be seen is on record."""
         parts = self._parts
         if parts.chronicle is not None:
             refused, epoch = parts.gatherer.refused, parts.recorder.epoch
-            parts.chronicle.tell(epoch, world, plan, parts.conditions, refused, now, parts.live.marked)
+            parts.chronicle.tell(epoch, world, plan, parts.conditions, refused, now, parts.live)
+        if parts.boards is not None:
+            parts.boards.publish(world, plan, parts.live, parts.conditions.rows(), parts.gatherer.refused, now)
 
     def _own_findings(self, world: World | None, plan: Plan | None) -> Iterable[Finding]:
         stalled, executor = self.stalled, self._parts.executor

@@ -138,7 +138,7 @@ def holds(state: State) -> list[Hold]:
         out += _track_holds(state, number, track)
     out += _track_holds(state, -1, state.config)
     have = {(hold.reason, hold.wave, hold.image, hold.app) for hold in out}
-    for hold in (*_failed_holds(state), *_tag_holds(state)):
+    for hold in (*failed_holds(state), *tag_holds(state)):
         if (hold.reason, hold.wave, hold.image, hold.app) not in have:
             have.add((hold.reason, hold.wave, hold.image, hold.app))
             out.append(hold)
@@ -193,7 +193,7 @@ def _hold(
     )
 
 
-def _failed_holds(state: State) -> Iterator[Hold]:
+def failed_holds(state: State) -> Iterator[Hold]:
     """A stopped release is held in every wave that asks for it, whether or not a device still wants it."""
     for number, gates in enumerate(state.ground.gates):
         for wave in state.roster.waves:
@@ -203,7 +203,8 @@ def _failed_holds(state: State) -> Iterator[Hold]:
                 yield _hold(state, number, Reason.GATE_FAILED, wave.index, wave.ask(number), NEVER)
 
 
-def _tag_holds(state: State) -> Iterator[Hold]:
+def tag_holds(state: State) -> Iterator[Hold]:
+    """Tags that may not move yet, or that somebody else has moved."""
     for verdicts in state.tag_verdicts:
         for verdict in verdicts:
             if verdict.state in (TagState.HELD, TagState.DRIFTED) and verdict.reason is not None:

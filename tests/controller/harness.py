@@ -19,6 +19,8 @@ from reconciler.adapters.registry_layout import LayoutRegistry
 from reconciler.adapters.secrets_dir import DirectorySecrets
 from reconciler.adapters.sql import open_store
 from reconciler.controller.assign import Artifacts, Assigner
+from reconciler.controller.boards import Boards
+from reconciler.controller.chronicle import Chronicle
 from reconciler.controller.conditions import Conditions
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gather import Gatherer, Polls
@@ -239,6 +241,8 @@ class Bench:
             conditions=Conditions(self.store.conditions(), self.clock.now(), self.log),
             log=self.log,
             herald=self.herald,
+            chronicle=Chronicle(self.store, self.log),
+            boards=Boards(self.store),
         )
         self.parts = parts
         self.loop = Loop(parts, settings.loop, debug=True)

@@ -12,7 +12,8 @@ import pytest
 from reconciler.model.observed import ArtifactState
 from tests.controller.harness import Bench, waves
 
-WRITES = ("record", "finish", "retry", "accept_commit", "save_plan", "next_serial")
+WRITES = ("record", "finish", "retry", "accept_commit", "save_plan", "next_serial", "add_events")
+_ONCE = ("commit-accepted", "wave-opened")
 SHARES = 6
 """The boundaries are dealt out to this many tests, so that two cores share them evenly."""
 EFFECTS = {"images": ("stage", "attach_signature", "publish"), "registry": ("retag",)}
@@ -68,6 +69,8 @@ def end(bench: Bench) -> dict[str, Any]:
         "tags": bench.registry.tags("video-ingest"),
         "tags_set": dict(seen.tags_set),
         "members": {key: dict(value) for key, value in seen.members.items()},
+        # A soak may begin again after a kill, since devices report at other instants; what opened and came into force may not.
+        "told": Counter((e.kind, e.wave, e.release) for e in bench.store.events(limit=1000) if e.kind in _ONCE),
         "lab": (lab[0].updating_to, dict(lab[0].failed_attempts)),
     }
 

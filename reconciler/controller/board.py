@@ -1,0 +1,462 @@
+"""What the last tick left, for people: waves, holds, flags, conditions, and every site and device as columns. A value.
+
+A `Board` never changes: its columns are copies that are shared with the board before where nothing in them changed. Rows are made
+when somebody looks at them, a page at a time. Decides nothing: it names the codes that the planner left. Made by
+`controller.boards` after every tick; read by the HTTP service from any thread.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+
+from reconciler.model.desired import Desired
+from reconciler.model.observed import Health, Snapshot
+from reconciler.model.plan import Action, DeviceFact, Reason, WaveStatus
+from reconciler.planner.groups import Codes, Held, keys_of
+from reconciler.planner.judge import Seen
+from reconciler.planner.roster import I8, I32, I64, IMAGE_TRACK, Bools, Roster
+from reconciler.planner.want import MAY_START, REASONS, SETTLED
+from reconciler.planner.windows import NONE, instant
+from reconciler.ports import ConditionRow
+
+
+class DeviceState(StrEnum):
+    """What a person should know first about a device, the worst that holds. A site has the state of its worst device."""
+
+    FAILED = "failed"
+    """Flagged: it failed on the release that its wave asks for."""
+    CRITICAL = "critical"
+    """Its healthcheck is critical, and it has not failed, or not yet."""
+    SILENT = "silent"
+    """It has been silent for longer than `staleAfter`."""
+    NEVER = "never-seen"
+    """Git names it, and it has never reported."""
+    UPDATING = "updating"
+    """Something is being done to it."""
+    HELD = "held"
+    """Something is wanted of it that does not start now."""
+    WARNING = "warning"
+    """Its healthcheck warns, which counts as good."""
+    GOOD = "good"
+    """It runs what it should, in good health."""
+
+
+STATES: tuple[DeviceState, ...] = tuple(DeviceState)
+_HEALTHS = (Health.UNKNOWN, Health.OK, Health.WARNING, Health.CRITICAL)
+
+
+class Index:
+    """Names in order, made once a commit: what paging and searching go by."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+
+    @cached_property
+    def devices(self) -> I64:
+        """Rows by device name."""
+        return np.array(sorted(range(self._roster.size), key=self._roster.device_names.__getitem__), np.int64)
+
+    @cached_property
+    def sites(self) -> I64:
+        """Sites by name."""
+        names = self._roster.site_names
+        return np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+
+    @cached_property
+    def lower(self) -> list[str]:
+        """Device names in small letters, for searching."""
+        return [name.lower() for name in self._roster.device_names]
+
+    @cached_property
+    def lower_sites(self) -> list[str]:
+        """Site names in small letters."""
+        return [name.lower() for name in self._roster.site_names]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Columns over the roster's rows, copied from the planner's; nobody writes to them. Times are microseconds, -1 is no code."""
+
+    roster: Roster
+    index: Index
+    releases: Sequence[str]
+    """Names of release codes. It may grow behind this board, which has no code that is not in it."""
+    digests: tuple[tuple[str, ...], ...]
+    """Per app, the digests of its codes."""
+    wave_of: I32
+    site_wave: I32
+    image: I32
+    previous: I32
+    inactive: I32
+    updating_to: I32
+    health: I8
+    worse: Bools
+    conflict: Bools
+    busy: Bools
+    silent: Bools
+    health_since: I64
+    image_since: I64
+    last_seen: I64
+    app_digest: tuple[I32, ...]
+    tracks: tuple[Codes, ...]
+    """Image first, then the apps."""
+    seen: tuple[I8, ...]
+    config: Codes
+
+    def states(self) -> I8:
+        """Per row, the position of its state in `STATES`."""
+        out = np.full(len(self.image), STATES.index(DeviceState.GOOD), np.int8)
+        held = np.zeros(len(out), np.bool_)
+        failed = np.zeros(len(out), np.bool_)
+        for codes in (*self.tracks, self.config):
+            held |= (codes.reason != SETTLED) & ~codes.starts
+        for seen in self.seen:
+            failed |= seen == Seen.FAILED
+        ladder = (
+            (DeviceState.WARNING, self.health == _HEALTHS.index(Health.WARNING)),
+            (DeviceState.HELD, held),
+            (DeviceState.UPDATING, self.busy),
+            (DeviceState.NEVER, self.last_seen == NONE),
+            (DeviceState.SILENT, self.silent & (self.last_seen != NONE)),
+            (DeviceState.CRITICAL, self.health == _HEALTHS.index(Health.CRITICAL)),
+            (DeviceState.FAILED, failed),
+        )
+        for state, rows in ladder:
+            out[rows] = STATES.index(state)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class AppOnDevice:
+    """An app on a device: versions where git knows the digest, else the digest. `target` None: nothing is wanted."""
+
+    running: str | None
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """A device as lists show it. `holds` are the reasons why something wanted does not start, by track (`image`, `configuration`,
+    or the app's name)."""
+
+    name: str
+    site: str
+    wave: str | None
+    state: DeviceState
+    health: Health
+    image: str | None
+    target: str | None
+    previous: str | None
+    inactive: str | None
+    updating_to: str | None
+    holds: Mapping[str, Reason]
+    last_seen: datetime | None
+    health_since: datetime | None
+    image_since: datetime | None
+    worse: bool
+    conflict: bool
+    suspended: bool
+    pinned: bool
+    flagged: bool
+    apps: Mapping[str, AppOnDevice]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRow:
+    """A site as lists and the grid show it: the state of its worst device, and how many devices are in each."""
+
+    name: str
+    wave: str | None
+    state: DeviceState
+    devices: int
+    counts: Mapping[DeviceState, int]
+    lab: bool
+    suspended: bool
+    timezone: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a list of devices is cut down to; None and empty: everything. `q` is a part of a device's or a site's name."""
+
+    wave: str | None = None
+    site: str | None = None
+    state: DeviceState | None = None
+    health: Health | None = None
+    release: str | None = None
+    """Devices that run it, or that are being moved to it: `v1.4.2`, or `video-ingest@2.8.0`."""
+    flagged: bool | None = None
+    q: str = ""
+
+
+@dataclass(frozen=True)
+class Board:
+    """One reading of everything. `rows` and `desired` are None before anything was planned; `generation` rises when something that
+    a person could see has changed, which `last_seen` alone is not; `at` is the instant of the tick."""
+
+    generation: int
+    at: datetime
+    commit: str | None
+    desired: Desired | None
+    observed: Snapshot
+    """What the stores hold: artifacts, tags, proofs, failures, members, proposals; no devices."""
+    waves: tuple[WaveStatus, ...]
+    holds: tuple[Held, ...]
+    flagged: tuple[DeviceFact, ...]
+    actions: tuple[Action, ...]
+    conditions: tuple[ConditionRow, ...]
+    refused: tuple[str, str] | None
+    """The branch's head that is not acted on, and why."""
+    wake_at: datetime | None
+    rows: Rows | None
+
+    @cached_property
+    def states(self) -> I8:
+        """Per row, the position of its state in `STATES`."""
+        return np.zeros(0, np.int8) if self.rows is None else self.rows.states()
+
+    @cached_property
+    def next_change_at(self) -> datetime | None:
+        """The earliest `until` of a hold."""
+        return min((one.hold.until for one in self.holds if one.hold.until is not None), default=None)
+
+    @cached_property
+    def counts(self) -> Mapping[DeviceState, int]:
+        """How many devices are in each state."""
+        sums = np.bincount(self.states, minlength=len(STATES))
+        return {state: int(sums[number]) for number, state in enumerate(STATES)}
+
+    @property
+    def devices_in_all(self) -> int:
+        """How many devices git names."""
+        return len(self.states)
+
+    # ------------------------------------------------ devices
+
+    def device(self, name: str) -> DeviceRow | None:
+        """One device; None where git names none that is called so."""
+        row = None if self.rows is None else self.rows.roster.row_of.get(name)
+        return None if row is None else self._device(row)
+
+    def devices(self, asked: Asked | None = None, *, after: str | None = None, limit: int = 100) -> Sequence[DeviceRow]:
+        """A page of devices by name, those behind the name `after`."""
+        return [self._device(row) for row in self._page(self.matching(asked or Asked()), after, limit)]
+
+    def count(self, asked: Asked) -> int:
+        """How many devices a list has in all."""
+        return int(self.matching(asked).sum())
+
+    def matching(self, asked: Asked) -> Bools:
+        """Per row, whether the device is in a list."""
+        rows = self.rows
+        if rows is None:
+            return np.zeros(0, np.bool_)
+        out = np.ones(len(self.states), np.bool_)
+        if asked.wave is not None:
+            out &= rows.wave_of == rows.roster.wave_code.get(asked.wave, len(rows.roster.waves))
+        if asked.site is not None:
+            out &= rows.roster.site_of == rows.roster.site_code.get(asked.site, -1)
+        if asked.state is not None:
+            out &= self.states == STATES.index(asked.state)
+        if asked.health is not None:
+            out &= rows.health == _HEALTHS.index(asked.health)
+        if asked.release is not None:
+            out &= self._running(rows, asked.release)
+        if asked.flagged is not None:
+            out &= (self.states == STATES.index(DeviceState.FAILED)) == asked.flagged
+        if asked.q:
+            out &= _named(rows, asked.q.lower())
+        return out
+
+    def of_hold(self, held: Held, limit: int = 100) -> Sequence[str]:
+        """Names of the devices that a hold is about, the first of them by name."""
+        rows = self.rows
+        if rows is None or not held.keys:
+            return ()
+        codes = rows.config if held.track < 0 else rows.tracks[held.track]
+        of = keys_of(rows.roster, held.track, codes, rows.wave_of, slice(None))
+        mask = np.isin(of, list(held.keys))
+        return [rows.roster.device_names[row] for row in self._page(mask, None, limit)]
+
+    def running(self, release: str) -> int:
+        """How many devices run a release: `v1.4.2`, or `video-ingest@2.8.0`."""
+        return 0 if self.rows is None else int(self._running(self.rows, release, moving=False).sum())
+
+    def images(self) -> Mapping[str, int]:
+        """Image releases that devices run → how many do."""
+        if self.rows is None:
+            return {}
+        known = self.rows.image[self.rows.image >= 0]
+        sums = np.bincount(known) if len(known) else np.zeros(0, np.int64)
+        return {self.rows.releases[code]: int(sums[code]) for code in np.flatnonzero(sums).tolist()}
+
+    @staticmethod
+    def _running(rows: Rows, release: str, *, moving: bool = True) -> Bools:
+        app, at_sign, version = release.partition("@")
+        if not at_sign:
+            try:
+                code = list(rows.releases).index(release)
+            except ValueError:
+                return np.zeros(len(rows.image), np.bool_)
+            on = rows.image == code
+            return np.asarray(on | (rows.updating_to == code) if moving else on, np.bool_)
+        number = rows.roster.app_code.get(app, -1)
+        if number < 0 or version not in rows.roster.apps[number].versions:
+            return np.zeros(len(rows.image), np.bool_)
+        facts = rows.roster.apps[number]
+        digest = facts.digests[facts.versions.index(version)]
+        table = rows.digests[number]
+        code = table.index(digest) if digest in table else -2
+        return np.asarray(rows.app_digest[number] == code, np.bool_)
+
+    def _page(self, mask: Bools, after: str | None, limit: int) -> list[int]:
+        rows = self.rows
+        if rows is None:
+            return []
+        order, names = rows.index.devices, rows.roster.device_names
+        first = 0 if after is None else bisect.bisect_right(order, after, key=lambda row: names[row])
+        found: I64 = order[first:]
+        page: list[int] = found[mask[found]][:limit].tolist()
+        return page
+
+    def _device(self, row: int) -> DeviceRow:
+        rows = self.rows
+        assert rows is not None
+        roster, site = rows.roster, int(rows.roster.site_of[row])
+        image = rows.tracks[IMAGE_TRACK]
+        wanted = int(image.target[row])
+        return DeviceRow(
+            name=roster.device_names[row],
+            site=roster.site_names[site],
+            wave=_wave(roster, int(rows.wave_of[row])),
+            state=STATES[self.states[row]],
+            health=_HEALTHS[rows.health[row]],
+            image=_release(rows, int(rows.image[row])),
+            target=_release(rows, wanted) if image.reason[row] != SETTLED else _release(rows, int(rows.image[row])),
+            previous=_release(rows, int(rows.previous[row])),
+            inactive=_release(rows, int(rows.inactive[row])),
+            updating_to=_release(rows, int(rows.updating_to[row])),
+            holds=dict(_holds(rows, row)),
+            last_seen=_instant(rows.last_seen[row]),
+            health_since=_instant(rows.health_since[row]),
+            image_since=_instant(rows.image_since[row]),
+            worse=bool(rows.worse[row]),
+            conflict=bool(rows.conflict[row]),
+            suspended=bool(roster.suspended_of[row]),
+            pinned=bool(roster.pin_of[row] >= 0),
+            flagged=STATES[self.states[row]] is DeviceState.FAILED,
+            apps=dict(_apps(rows, row)),
+        )
+
+    # ------------------------------------------------ sites
+
+    @cached_property
+    def site_counts(self) -> I64:
+        """Per site and state, how many devices."""
+        if self.rows is None:
+            return np.zeros((0, len(STATES)), np.int64)
+        sites, of = len(self.rows.roster.site_names), self.rows.roster.site_of.astype(np.int64)
+        sums = np.bincount(of * len(STATES) + self.states, minlength=sites * len(STATES))
+        return sums.reshape(sites, len(STATES))
+
+    def site(self, name: str) -> SiteRow | None:
+        """One site; None where git names none that is called so."""
+        code = None if self.rows is None else self.rows.roster.site_code.get(name)
+        return None if code is None else self._site(code)
+
+    def sites(
+        self,
+        *,
+        wave: str | None = None,
+        state: DeviceState | None = None,
+        q: str = "",
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> Sequence[SiteRow]:
+        """Sites by name, those behind the name `after`; no limit: all of them."""
+        return list(self._sites(wave, state, q.lower(), after, limit))
+
+    def _sites(
+        self, wave: str | None, state: DeviceState | None, q: str, after: str | None, limit: int | None
+    ) -> Iterator[SiteRow]:
+        rows = self.rows
+        if rows is None:
+            return
+        names, order = rows.roster.site_names, rows.index.sites
+        first = 0 if after is None else bisect.bisect_right(order, after, key=lambda code: names[code])
+        code_of_wave = None if wave is None else rows.roster.wave_code.get(wave, len(rows.roster.waves))
+        found = 0
+        for code in order[first:].tolist():
+            if found == limit:
+                return
+            if code_of_wave is not None and rows.site_wave[code] != code_of_wave:
+                continue
+            if q and q not in rows.index.lower_sites[code]:
+                continue
+            row = self._site(code)
+            if state is None or row.state is state:
+                found += 1
+                yield row
+
+    def _site(self, code: int) -> SiteRow:
+        rows = self.rows
+        assert rows is not None
+        roster, sums = rows.roster, self.site_counts[code]
+        there = np.flatnonzero(sums)
+        name = roster.site_names[code]
+        return SiteRow(
+            name=name,
+            wave=_wave(roster, int(rows.site_wave[code])),
+            state=STATES[int(there[0])] if len(there) else DeviceState.GOOD,
+            devices=int(sums.sum()),
+            counts={STATES[number]: int(sums[number]) for number in there.tolist()},
+            lab=bool(roster.site_lab[code]),
+            suspended=bool(roster.site_suspended[code]),
+            timezone=roster.desired.sites[name].timezone,
+        )
+
+
+def _named(rows: Rows, q: str) -> Bools:
+    """Rows whose device or site has `q` in its name."""
+    sites = np.array([q in name for name in rows.index.lower_sites], np.bool_)
+    devices = np.array([q in name for name in rows.index.lower], np.bool_)
+    return np.asarray(devices | sites[rows.roster.site_of], np.bool_)
+
+
+def _wave(roster: Roster, code: int) -> str | None:
+    return roster.waves[code].spec.name if code >= 0 else None
+
+
+def _release(rows: Rows, code: int) -> str | None:
+    return rows.releases[code] if code >= 0 else None
+
+
+def _instant(value: int) -> datetime | None:
+    return None if value == NONE else instant(int(value))
+
+
+def _holds(rows: Rows, row: int) -> Iterator[tuple[str, Reason]]:
+    names = ("image", *(app.name for app in rows.roster.apps), "configuration")
+    for name, codes in zip(names, (*rows.tracks, rows.config), strict=True):
+        code = int(codes.reason[row])
+        if code != SETTLED and not codes.starts[row]:
+            yield name, Reason.BUDGET if code == MAY_START else REASONS[code - 1]
+
+
+def _apps(rows: Rows, row: int) -> Iterator[tuple[str, AppOnDevice]]:
+    for number, app in enumerate(rows.roster.apps):
+        codes, digest = rows.tracks[number + 1], int(rows.app_digest[number][row])
+        running = rows.digests[number][digest] if digest >= 0 else None
+        if running in app.digests:
+            running = app.versions[app.digests.index(running)]
+        target = int(codes.target[row])
+        wanted = app.versions[target] if target >= 0 else None
+        if running is not None or wanted is not None:
+            yield app.name, AppOnDevice(running, wanted)
