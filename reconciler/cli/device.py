@@ -18,7 +18,7 @@ from reconciler.cli.run import CONFIG
 from reconciler.cli.token import issue
 
 if TYPE_CHECKING:
-    from reconciler.controller.settings import ServerSettings
+    from reconciler.controller.settings_server import ServerSettings
 
 
 @click.group(short_help="Enrol a device: all that its agent needs, in one folder.")

@@ -28,6 +28,7 @@ COMMANDS: Commands = {
     "publish-review": ("publish_review", "publish_review", "Post a review's comment and commit status; for workflows."),
     "token": ("token", "token", "Enrol devices and operators; revoke and list their tokens."),
     "device": ("device", "device", "Enrol a device: all that its agent needs, in one folder."),
+    "audit": ("audit", "audit", "List what people did: logins, acknowledgements, tokens."),
     "run": ("run", "run", "Run the loop and the HTTP service."),
     "adopt": ("adopt", "adopt", "Record proofs for what a running fleet already runs in health."),
     "demo": ("demo", "demo", "A fleet of 52 sites on this machine: a promotion, a bad release, a rollback."),

@@ -67,11 +67,11 @@ def _serve(program: Program, log: Any) -> HttpServer:
     """Start the HTTP service on the program's parts."""
     from reconciler.controller import settings as s
     from reconciler.server.app import create_app
-    from reconciler.server.options import Limits, Options
+    from reconciler.server.options import Limits, Options, SessionTimes
     from reconciler.server.pull_tokens import PullTokens
     from reconciler.server.run import HttpServer, Tls
     from reconciler.server.serving import Serving
-    from reconciler.server.tokens import Scope, read_hashes
+    from reconciler.server.tokens import read_operators
 
     settings, loop, images = program.settings, program.loop, program.images
     place, operators = settings.server, settings.server.operators
@@ -95,14 +95,19 @@ def _serve(program: Program, log: Any) -> HttpServer:
         sources=serving.sources,
         config=serving.config,
         artifact=artifact,
-        metrics_open=place.local,
-        operators=(lambda: read_hashes(operators)) if operators is not None else frozenset,
-        readers=(lambda: read_hashes(operators, Scope.READ)) if operators is not None else frozenset,
+        access=program.store.access,
+        operators=(lambda: read_operators(operators)) if operators is not None else tuple,
+        sessions=SessionTimes(place.sessions.idle, place.sessions.longest),
+        audit_kept_s=place.audit_kept,
+        local=place.local,
+        public_url=place.public_url,
         export=program.store.export,
         stores=lambda: loop.world.observed if loop.world is not None else None,
         not_ready=lambda: () if loop.world is not None else ("a commit in force, and the image store",),
         reported=program.clock.wake,
         tls=place.tls is not None,
+        boards=program.boards,
+        pulse=program.pulse,
         limits=limits,
     )
     tls = Tls(place.tls.certificate, place.tls.key) if place.tls is not None else None

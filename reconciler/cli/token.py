@@ -1,24 +1,38 @@
 """`reconciler token`: enrol devices and operators. A token is shown once; only its hash is kept.
 
-Works on the store of the settings, beside a running `reconciler run`: what is added or revoked counts from the next
-request.
+What is made and revoked stands in the audit log, by the user of this machine who did it. Works on the store of the
+settings, beside a running `reconciler run`: what is added or revoked counts from the next request.
 """
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from reconciler.cli.run import CONFIG
-from reconciler.model.scalars import NAME_PATTERN, format_instant
-from reconciler.ports import Store, TerminalError
+from reconciler.model.access import AuditEntry, Deed, OperatorToken, Outcome, Scope, parse_scopes
+from reconciler.model.scalars import NAME_PATTERN, format_instant, parse_duration
+from reconciler.ports import TerminalError
+
+if TYPE_CHECKING:
+    from reconciler.adapters.sql import SqlStore
+    from reconciler.server.ports import AccessStore
 
 _SUFFIX = ".token"
+SOON = timedelta(days=14)
+"""A token that expires within this is marked: time to make the next one, and to hand it out."""
+
+LONGEST_S = 3650 * 86400
+OUTPUT = click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
 
 def _names(_context: click.Context, _parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:
@@ -46,8 +60,12 @@ def token() -> None:
     help=f"Write each token to DIR/DEVICE{_SUFFIX} (mode 0600) and print the paths instead.",
 )
 @click.option("--replace", is_flag=True, help="Replace tokens that exist: the devices must be given the new ones.")
-def add(devices: tuple[str, ...], config: Path, out: Path | None, replace: bool) -> None:
-    """Make a token for each DEVICE, keep its hash, and print `DEVICE TOKEN`, one a line. All of them or none."""
+@OUTPUT
+def add(devices: tuple[str, ...], config: Path, out: Path | None, replace: bool, output: str) -> None:
+    """Make a token for each DEVICE, keep its hash, and print `DEVICE TOKEN`, one a line. All of them or none.
+
+    With --output json: a list of objects with `device`, and `token`, or `file` where --out is given.
+    """
     from reconciler.server.tokens import write_token
 
     def keep(made: Mapping[str, str], written: list[Path]) -> None:
@@ -62,6 +80,15 @@ def add(devices: tuple[str, ...], config: Path, out: Path | None, replace: bool)
             written.append(path)
 
     made = issue(devices, config, replace=replace, keep=keep)
+    if output == "json":
+        rows = [
+            {"device": device, "token": made[device]}
+            if out is None
+            else {"device": device, "file": str(out / f"{device}{_SUFFIX}")}
+            for device in devices
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
     for device in devices:
         click.echo(f"{device} {made[device]}" if out is None else str(out / f"{device}{_SUFFIX}"))
 
@@ -91,6 +118,7 @@ def issue(
                 )
             for device in devices:
                 store.add_token(device, hash_token(made[device]), now)
+                _write_down(store.access, Deed.MAKE_TOKEN, f"device {device}", now)
             # Before the commit: a token whose hash is kept and that nobody can read would be lost.
             keep(made, written)
     except BaseException:
@@ -102,87 +130,274 @@ def issue(
     return made
 
 
-@token.command(short_help="Make devices' tokens invalid.")
-@DEVICES
+@token.command(short_help="Make tokens of devices and operators invalid.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", callback=_names)
 @CONFIG
-def revoke(devices: tuple[str, ...], config: Path) -> None:
-    """Make the tokens of DEVICEs invalid, from their next request on. All of them or none."""
+@click.option(
+    "--kind",
+    type=click.Choice(["device", "operator"]),
+    help="Whose they are, where a device and an operator share a name.",
+)
+@OUTPUT
+def revoke(names: tuple[str, ...], config: Path, kind: str | None, output: str) -> None:
+    """Make the tokens of NAMEs invalid, devices' or operators', from their next request on. All of them or none.
+
+    An operator's sessions end with the token. Tokens that stand in the file `server.operators` are revoked by taking their
+    lines out of it.
+    """
+    now = datetime.now(UTC)
     store = _store(config, create=False)
+    revoked: list[tuple[str, str]] = []
     try:
         with store.transaction():
-            unknown = [device for device in devices if not store.revoke_token(device)]
+            devices = store.tokens() if kind != "operator" else {}
+            people = (
+                {one.name for one in store.access.operators() if one.revoked_at is None} if kind != "device" else set()
+            )
+            both = [name for name in names if name in devices and name in people]
+            if both:
+                raise click.UsageError(f"{', '.join(both)}: a device and an operator; say which by --kind")
+            unknown = [name for name in names if name not in devices and name not in people]
             if unknown:
                 raise TerminalError(
                     f"{', '.join(unknown)}: no token on record, so nothing was revoked",
                     needed_for="revoking",
                     remedy="see `reconciler token list`",
                 )
-    finally:
-        store.close()
-    for device in devices:
-        click.echo(f"{device} revoked")
-
-
-@token.command("list", short_help="List the enrolled devices.")
-@CONFIG
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def list_tokens(config: Path, output: str) -> None:
-    """List the devices that have a token, and since when. Tokens themselves are not kept."""
-    store = _store(config, create=False)
-    try:
-        found = store.tokens()
+            for name in names:
+                found = "device" if name in devices else "operator"
+                if found == "device":
+                    store.revoke_token(name)
+                else:
+                    store.access.revoke_operator(name, now)
+                _write_down(store.access, Deed.REVOKE_TOKEN, f"{found} {name}", now)
+                revoked.append((found, name))
     finally:
         store.close()
     if output == "json":
-        rows = [{"device": device, "createdAt": format_instant(at)} for device, at in found.items()]
+        click.echo(json.dumps([{"kind": found, "name": name, "revoked": True} for found, name in revoked], indent=2))
+        return
+    for _, name in revoked:
+        click.echo(f"{name} revoked")
+
+
+@token.command("list", short_help="List the tokens of devices and operators.")
+@CONFIG
+@click.option("--kind", type=click.Choice(["device", "operator"]), help="These alone.")
+@OUTPUT
+def list_tokens(config: Path, kind: str | None, output: str) -> None:
+    """List who has a token: operators with their scopes and when their tokens expire, and devices. Tokens are not kept.
+
+    The state of an operator's token is `good`, `expires soon` (within two weeks), `expired`, `revoked`, or `in the file`: a
+    line of `server.operators`, which does not expire.
+    """
+    from reconciler.controller.settings import load_settings
+    from reconciler.server.tokens import read_operators
+
+    file = load_settings(config).server.operators
+    store = _store(config, create=False)
+    try:
+        devices = store.tokens() if kind != "operator" else {}
+        people = store.access.operators() if kind != "device" else ()
+    finally:
+        store.close()
+    now = datetime.now(UTC)
+    rows = [token_row(one, now) for one in people]
+    if file is not None and kind != "device":
+        rows += [_file_row(one.name, one.scopes) for one in read_operators(file)]
+    rows += [
+        {"kind": "device", "name": name, "device": name, "createdAt": format_instant(at)}
+        for name, at in devices.items()
+    ]
+    if output == "json":
         click.echo(json.dumps(rows, indent=2))
         return
-    width = max((len(device) for device in found), default=0)
-    for device, at in found.items():
-        click.echo(f"{device:<{width}}  {format_instant(at.replace(microsecond=0))}")
+    for line in _table(rows):
+        click.echo(line)
 
 
-@token.command(short_help="Make a token that may read plan, status and metrics.")
+def token_row(one: OperatorToken, now: datetime) -> dict[str, Any]:
+    """An operator's token as `token list --output json` shows it."""
+    if one.revoked_at is not None:
+        state = "revoked"
+    elif not one.valid(now):
+        state = "expired"
+    else:
+        soon = one.expires_at is not None and one.expires_at - now <= SOON
+        state = "expires soon" if soon else "good"
+    return {
+        "kind": "operator",
+        "name": one.name,
+        "scopes": sorted(one.scopes),
+        "createdAt": _second(one.created_at),
+        "expiresAt": _second(one.expires_at),
+        "lastUsedAt": _second(one.last_used_at),
+        "revokedAt": _second(one.revoked_at),
+        "state": state,
+    }
+
+
+def _file_row(name: str, scopes: Iterable[Scope]) -> dict[str, Any]:
+    empty = dict.fromkeys(("createdAt", "expiresAt", "lastUsedAt", "revokedAt"))
+    return {"kind": "operator", "name": name, "scopes": sorted(scopes), **empty, "state": "in the file"}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Columns that line up: operators first, then devices as they have always been listed, name and instant."""
+    people = [row for row in rows if row["kind"] == "operator"]
+    if people:
+        head = ("OPERATOR", "SCOPES", "EXPIRES", "LAST USED", "STATE")
+        cells = [
+            (
+                row["name"],
+                ",".join(row["scopes"]),
+                row["expiresAt"] or "never",
+                row["lastUsedAt"] or "-",
+                row["state"],
+            )
+            for row in people
+        ]
+        widths = [max(len(line[column]) for line in (head, *cells)) for column in range(len(head))]
+        for line in (head, *cells):
+            yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    devices = [row for row in rows if row["kind"] == "device"]
+    if people and devices:
+        yield ""
+    width = max((len(row["name"]) for row in devices), default=0)
+    for row in devices:
+        yield f"{row['name']:<{width}}  {row['createdAt'].partition('.')[0].removesuffix('Z')}Z"
+
+
+def _expiry(_context: click.Context, _parameter: click.Parameter, value: str) -> int | None:
+    """`90d` → seconds, `never` → None."""
+    if value == "never":
+        return None
+    try:
+        seconds = parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, or `never`") from None
+    if seconds <= 0 or seconds > LONGEST_S:
+        raise click.BadParameter("write a time from 1s to 3650d, or `never`")
+    return seconds
+
+
+def _scopes(_context: click.Context, _parameter: click.Parameter, value: str) -> frozenset[Scope]:
+    try:
+        return parse_scopes(value)
+    except ValueError:
+        raise click.BadParameter(f"write some of {', '.join(Scope)}, with commas between them") from None
+
+
+@token.command(short_help="Make a token for a person, or for a program that reads.")
 @click.argument("name", callback=lambda context, parameter, value: _names(context, parameter, [value])[0])
 @CONFIG
+@click.option(
+    "--scope",
+    "scopes",
+    default="all",
+    show_default=True,
+    callback=_scopes,
+    metavar="SCOPE[,SCOPE...]",
+    help="`read`: pages and API, also what the checks of a pull request need. `metrics`: /metrics alone. `acknowledge`: "
+    "acknowledge flags. `all`: these and the audit log.",
+)
+@click.option(
+    "--expires",
+    default="90d",
+    show_default=True,
+    callback=_expiry,
+    metavar="DURATION|never",
+    help="How long it is good, as 30d or 12h.",
+)
+@click.option("--replace", is_flag=True, help="Replace the good token that this name has; it is invalid at once.")
 @click.option(
     "--file",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The file of operators' hashes; `server.operators` of the settings unless said.",
+    help="Add its hash to this file instead, for set-ups that are written as files (`server.operators`). It does not expire.",
 )
-@click.option(
-    "--scope",
-    type=click.Choice(["all", "read"]),
-    default="all",
-    show_default=True,
-    help="`read`: plan, status and the observed snapshot alone, as the checks of a pull request need them.",
-)
-def operator(name: str, config: Path, path: Path | None, scope: str) -> None:
-    """Make a token for an operator called NAME, add its hash to the file of operators, and print the token once."""
+@OUTPUT
+@click.pass_context
+def operator(
+    context: click.Context,
+    name: str,
+    config: Path,
+    scopes: frozenset[Scope],
+    expires: int | None,
+    replace: bool,
+    path: Path | None,
+    output: str,
+) -> None:
+    """Make a token for an operator called NAME, keep its hash, and print the token, this once.
+
+    It opens the pages too: who logs in with it is known there by NAME, and so is what they do in `reconciler audit`. Needs no
+    restart.
+    """
+    from reconciler.server.tokens import hash_token, make_token
+
+    made, now = make_token(), datetime.now(UTC)
+    ends = None if expires is None else now + timedelta(seconds=expires)
+    if path is not None:
+        if replace or context.get_parameter_source("expires") is not ParameterSource.DEFAULT:
+            raise click.UsageError(
+                "a token in a file does not expire and replaces none; edit the file, or leave --file out"
+            )
+        _into_file(path, name, scopes, hash_token(made))
+        ends = None
+    else:
+        store = _store(config, create=True)
+        try:
+            with store.transaction():
+                store.access.add_operator(hash_token(made), OperatorToken(name, scopes, now, ends), replace=replace)
+                until = f"until {_second(ends)}" if ends is not None else "for good"
+                _write_down(store.access, Deed.MAKE_TOKEN, f"operator {name}: {','.join(sorted(scopes))}, {until}", now)
+        finally:
+            store.close()
+    if output == "json":
+        row = {"name": name, "token": made, "scopes": sorted(scopes), "expiresAt": _second(ends)}
+        click.echo(json.dumps(row, indent=2))
+        return
+    click.echo(made)
+    good = (
+        f"until {_second(ends)}"
+        if ends is not None
+        else "until it is " + ("taken out of the file" if path else "revoked")
+    )
+    click.echo(f"{name} may {', '.join(sorted(scopes))} with it {good}. It is shown this once.", err=True)
+
+
+def _into_file(path: Path, name: str, scopes: frozenset[Scope], token_hash: str) -> None:
     from reconciler.adapters import durable
-    from reconciler.server.tokens import hash_token, make_token, read_hashes
+    from reconciler.server.tokens import read_operators
 
-    if path is None:
-        from reconciler.controller.settings import load_settings
-
-        path = load_settings(config).server.operators
-    if path is None:
-        raise click.UsageError("the settings name no `server.operators`; set it, or give --file")
     before = ""
     if path.exists():
-        read_hashes(path)  # An invalid file is not made longer.
+        read_operators(path)  # An invalid file is not made longer.
         before = path.read_text(encoding="utf-8")
         before += "" if before.endswith("\n") or not before else "\n"
-    made = make_token()
-    word = "" if scope == "all" else f" {scope}"
-    text = f"{before}{hash_token(made)}{word}  # {name}, {format_instant(datetime.now(UTC).replace(microsecond=0))}\n"
+    word = "" if Scope.ALL in scopes else f" {','.join(sorted(scopes))}"
+    text = f"{before}{token_hash}{word}  # {name}, {_second(datetime.now(UTC))}\n"
     with durable.os_errors(f"write {path}", needed_for="adding an operator"):
         durable.write_atomic(path, [text.encode()], 0o600)
-    click.echo(made)
 
 
-def _store(config: Path, *, create: bool) -> Store:
+def _write_down(access: AccessStore, deed: Deed, about: str, at: datetime) -> None:
+    """Into the audit log, by the name of the user of this machine."""
+    access.add_audit(AuditEntry(at, _user(), "local", deed, about, Outcome.DONE))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()[:100]
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
+
+
+def _second(at: datetime | None) -> str | None:
+    return format_instant(at.replace(microsecond=0)) if at is not None else None
+
+
+def _store(config: Path, *, create: bool) -> SqlStore:
     from reconciler.controller.bootstrap import make_store
     from reconciler.controller.settings import load_settings
 

@@ -97,7 +97,7 @@ class Ground:
         self._secrets(loaded.desired)
         token = make_token()
         _private(self.tokens / "operator", token)
-        (self.root / "operators.txt").write_text(f"{hash_token(token)}  # tokens/operator\n")
+        (self.root / "operators.txt").write_text(f"{hash_token(token)}  # demo, tokens/operator\n")
         self._settings()
         return loaded.desired
 

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
+
+from reconciler.model.scalars import format_instant
 
 
 class Scope(StrEnum):
@@ -30,7 +33,7 @@ def parse_scopes(text: str) -> frozenset[Scope]:
 
     A scope that is not understood is no scope: a narrow token must not become a wide one by a mistake in writing.
     """
-    return frozenset(Scope(word.strip()) for word in text.split(","))
+    return frozenset(Scope(word) for word in text.split(","))
 
 
 def covers(scopes: Iterable[Scope], wanted: Scope) -> bool:
@@ -114,3 +117,15 @@ class AuditEntry:
     about: str
     outcome: Outcome
     id: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the API and for `reconciler audit`."""
+        return {
+            "id": self.id,
+            "at": format_instant(self.at.replace(microsecond=0)),
+            "who": self.who,
+            "address": self.address,
+            "what": self.what.value,
+            "about": self.about,
+            "outcome": self.outcome.value,
+        }

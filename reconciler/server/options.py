@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
+from reconciler.controller.boards import Boards
+from reconciler.controller.pulse import Pulse
 from reconciler.controller.reports import Sources
 from reconciler.model.observed import Snapshot
 from reconciler.ports import Export, Store
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.exchange import SiteConfig
+from reconciler.server.ports import AccessStore
+from reconciler.server.tokens import FileToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,18 @@ class Limits:
     """Reports waiting to be recorded before new ones are asked to come again."""
 
 
+@dataclass(frozen=True, slots=True)
+class SessionTimes:
+    """How long a browser stays logged in: unused, and at all."""
+
+    idle_s: float = 12 * 3600.0
+    longest_s: float = 7 * 86400.0
+
+
+def _real_time() -> datetime:
+    return datetime.now(UTC)
+
+
 def _nowhere(_assignment: Assignment) -> Sources:
     return Sources()
 
@@ -58,26 +74,39 @@ class Options:
 
     `config` renders the files of a device's own site, secrets resolved in memory, or None where git knows no such
     device; `sources` gives the addresses for an assignment; `artifact` finds a file of the directory image store
-    (TerminalError: absent), None where artifacts are served elsewhere; `operators` are the sha256 hashes of the
-    tokens that may read everything that operators read, `readers` those that may read plan, status and the observed
-    snapshot alone; `export` and `stores` are what the snapshot is made of: everything recorded, and what the loop last saw
-    in the stores (None: nothing yet); `metrics_open` lets anybody who reaches the service read the
-    metrics; `not_ready` names what keeps the service from being ready, nothing if it is; `reported` is told after
-    reports were recorded, so that the loop wakes.
+    (TerminalError: absent), None where artifacts are served elsewhere; `access` keeps operators' tokens, sessions and
+    the audit log, `operators` are tokens that stand in a file; `wall` is real time, by which tokens and sessions expire,
+    also where the loop's time is stepped; `export` and `stores` are what the snapshot is made of: everything recorded,
+    and what the loop last saw in the stores (None: nothing yet); `local` says that this machine alone reaches the
+    service, so that pages and metrics ask for no token; `public_url` is the address under which browsers know it, where
+    that is not its own; `not_ready` names what keeps the service from being ready, nothing if it is; `reported` is told
+    after reports were recorded, so that the loop wakes; `boards` and `pulse` are what the loop last left for people, and what
+    it says of its own work.
     """
 
     store: Store
     now: Callable[[], datetime]
+    access: AccessStore
     policy: Callable[[], Policy] = Policy
     sources: Callable[[Assignment], Sources] = _nowhere
     config: Callable[[str], SiteConfig | None] = _no_config
     artifact: Callable[[str, str], Path] | None = None
-    operators: Callable[[], frozenset[str]] = frozenset
-    readers: Callable[[], frozenset[str]] = frozenset
+    operators: Callable[[], Sequence[FileToken]] = tuple
+    wall: Callable[[], datetime] = _real_time
+    sessions: SessionTimes = SessionTimes()
+    audit_kept_s: float = 365 * 86400.0
     export: Callable[[], AbstractContextManager[Export]] | None = None
     stores: Callable[[], Snapshot | None] = lambda: None
-    metrics_open: bool = False
+    local: bool = False
+    public_url: str | None = None
     not_ready: Callable[[], Sequence[str]] = tuple
     reported: Callable[[], None] = lambda: None
     tls: bool = False
+    boards: Boards | None = None
+    pulse: Pulse | None = None
     limits: Limits = Limits()
+
+    @property
+    def secure(self) -> bool:
+        """Whether browsers reach the service by TLS: its own, or that of a proxy before it."""
+        return self.tls or (self.public_url or "").startswith("https://")

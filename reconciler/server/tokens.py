@@ -1,4 +1,4 @@
-"""Bearer tokens: made here, kept as hashes only. Pure but for randomness; used by server and CLI.
+"""Bearer tokens and sessions' ids: made here, kept as hashes only. Pure but for randomness; used by server and CLI.
 
 A token is 256 random bits, so its sha256 needs no salt and no stretching: it cannot be guessed from the hash. Source:
 design §5, "it has its own identity from enrolment".
@@ -11,10 +11,12 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Iterable
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from reconciler.model.access import Scope, parse_scopes
+from reconciler.model.scalars import NAME_PATTERN
 from reconciler.ports import TerminalError
 
 PREFIX = "edge_"
@@ -24,12 +26,13 @@ _TOKEN = re.compile(r"edge_[A-Za-z0-9_-]{43}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
-class Scope(StrEnum):
-    """What an operator's token may ask for."""
+@dataclass(frozen=True, slots=True)
+class FileToken:
+    """A line of the operators' file: the hash of a token, its scopes, and the name that its note begins with."""
 
-    ALL = "all"
-    READ = "read"
-    """Plan, status and the observed snapshot; nothing else, and nothing that will come later. For a pull request's checks."""
+    token_hash: str
+    scopes: frozenset[Scope]
+    name: str
 
 
 def make_token() -> str:
@@ -37,29 +40,46 @@ def make_token() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
+def make_session_id() -> str:
+    """A new session's id: 256 random bits, as a cookie's value may be written."""
+    return secrets.token_urlsafe(32)
+
+
 def hash_token(token: str) -> str:
-    """The sha256 of a token, 64 hexadecimal digits: what is stored."""
+    """The sha256 of a token, or of a session's id, 64 hexadecimal digits: what is stored."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def csrf_token(session_id: str) -> str:
+    """What a form of this session carries, 64 hexadecimal digits. Only who has the session's id can make it."""
+    return hmac.new(session_id.encode(), b"form", hashlib.sha256).hexdigest()
 
 
 def bearer(header: str | None) -> str | None:
     """The token of an Authorization header, None where it has none of ours."""
     scheme, _, value = (header or "").partition(" ")
     token = value.strip()
-    return token if scheme.lower() == "bearer" and _TOKEN.fullmatch(token) else None
+    return token if scheme.lower() == "bearer" and looks_like_token(token) else None
 
 
-def is_among(token_hash: str, hashes: Iterable[str]) -> bool:
-    """Whether a hash is one of these. Compares with each, in constant time."""
-    found = False
-    for known in hashes:
-        found |= hmac.compare_digest(known, token_hash)
+def looks_like_token(text: str) -> bool:
+    """Whether this has the form of a token of ours."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def find(token_hash: str, tokens: Sequence[FileToken]) -> FileToken | None:
+    """The token of the file with this hash. Compares with each, in constant time; of a hash that stands twice, the first."""
+    found = None
+    for token in tokens:
+        if hmac.compare_digest(token.token_hash, token_hash) and found is None:
+            found = token
     return found
 
 
-def read_hashes(path: Path, scope: Scope = Scope.ALL) -> frozenset[str]:
-    """Hashes of a file that have a scope: `HASH [SCOPE]` a line, all where none is written; `#` begins a note.
+def read_operators(path: Path) -> tuple[FileToken, ...]:
+    """The tokens of a file: `HASH [SCOPE,...]` a line, all scopes where none is written; `#` begins a note.
 
+    A token is called what its note says, up to a comma, where that is a name; `line-N` otherwise.
     TerminalError: unreadable, a line is no hash, or a scope is unknown.
     """
     try:
@@ -69,11 +89,12 @@ def read_hashes(path: Path, scope: Scope = Scope.ALL) -> frozenset[str]:
         raise TerminalError(
             f"cannot read {path}: {reason}",
             needed_for="knowing the operators",
-            remedy="make it with `reconciler token operator`, or drop `server.operators`",
+            remedy="make it with `reconciler token operator NAME --file FILE`, or drop `server.operators`",
         ) from None
-    hashes = set()
+    found = []
     for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].split()
+        text, _, note = line.partition("#")
+        words = text.split()
         if not words:
             continue
         if not _HASH.fullmatch(words[0]):
@@ -81,18 +102,19 @@ def read_hashes(path: Path, scope: Scope = Scope.ALL) -> frozenset[str]:
             raise TerminalError(
                 f"{path}:{number}:1: is not the sha256 of a token",
                 needed_for="knowing the operators",
-                remedy="write 64 lower-case hexadecimal digits, as `reconciler token operator` does",
+                remedy="write 64 lower-case hexadecimal digits, as `reconciler token operator --file` does",
             )
-        if len(words) > 2 or words[-1] not in (words[0], *Scope):
-            # A scope that is not understood is no scope: a narrow token must not become a wide one by a mistake in writing.
+        try:
+            scopes = parse_scopes(" ".join(words[1:]) or Scope.ALL)
+        except ValueError:
             raise TerminalError(
                 f"{path}:{number}:{line.index(words[1]) + 1}: is not a scope",
                 needed_for="knowing the operators",
-                remedy=f"write one of {', '.join(Scope)} after the hash, or nothing for all",
-            )
-        if (words[1] if len(words) == 2 else Scope.ALL) == scope:
-            hashes.add(words[0])
-    return frozenset(hashes)
+                remedy=f"write some of {', '.join(Scope)} with commas between them after the hash, or nothing for all",
+            ) from None
+        name = note.partition(",")[0].strip()
+        found.append(FileToken(words[0], scopes, name if re.fullmatch(NAME_PATTERN, name) else f"line-{number}"))
+    return tuple(found)
 
 
 def write_token(path: Path, token: str) -> None:

@@ -161,7 +161,7 @@ def bench(root: Path, keys: Keys, tls: Tls | None = None) -> Iterator[Bench]:
     store, token = open_store(root / "store.db"), make_token()
     store.add_token(DEVICE, hash_token(token), datetime.now(UTC))
     options = replace(
-        Options(store=store, now=lambda: datetime.now(UTC)),
+        Options(store=store, now=lambda: datetime.now(UTC), access=store.access),
         policy=lambda: replace(Policy(), report_every_s=1),
         tls=tls is not None,
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from reconciler.adapters.sql import open_store
 from reconciler.cli.main import cli
+from reconciler.model.access import OperatorToken, Scope
 from reconciler.ports import TerminalError
-from reconciler.server.tokens import Scope, hash_token, read_hashes
+from reconciler.server.tokens import FileToken, hash_token, read_operators
 from tests.support.settings import write_settings
 
 
@@ -98,15 +102,134 @@ def test_without_a_store_there_is_nothing_to_list(config: Path) -> None:
 def test_an_operators_token_is_added_to_their_file(config: Path, tmp_path: Path) -> None:
     path = tmp_path / "operators"
     first = run(config, "operator", "alice", "--file", str(path)).stdout.strip()
-    second = run(config, "operator", "bob", "--file", str(path)).stdout.strip()
-    assert read_hashes(path) == {hash_token(first), hash_token(second)}
+    second = run(config, "operator", "bob", "--file", str(path), "--scope", "read,acknowledge").stdout.strip()
+    assert read_operators(path) == (
+        FileToken(hash_token(first), frozenset({Scope.ALL}), "alice"),
+        FileToken(hash_token(second), frozenset({Scope.READ, Scope.ACKNOWLEDGE}), "bob"),
+    )
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert "# alice, " in path.read_text()
-    narrow = run(config, "operator", "checks", "--file", str(path), "--scope", "read").stdout.strip()
-    assert read_hashes(path, Scope.READ) == {hash_token(narrow)}
-    assert read_hashes(path) == {hash_token(first), hash_token(second)}
     path.write_text("not a hash\n")
     result = run(config, "operator", "eve", "--file", str(path))
     assert isinstance(result.exception, TerminalError) and "is not the sha256" in str(result.exception)
     assert path.read_text() == "not a hash\n"
-    assert run(config, "operator", "eve").exit_code == 2
+    for more in (["--expires", "90d"], ["--replace"]):
+        assert run(config, "operator", "eve", "--file", str(path), *more).exit_code == 2
+
+
+def people(config: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run(config, "list", "--kind", "operator", "--output", "json").stdout)
+    return found
+
+
+def test_an_operators_token_is_kept_as_a_hash_with_scopes_and_an_end(config: Path) -> None:
+    result = run(config, "operator", "anna", "--scope", "read,acknowledge", "--expires", "30d")
+    token = result.stdout.strip()
+    assert "anna may acknowledge, read with it until" in result.stderr
+    assert token not in result.stderr
+    store = open_store(config.parent / "state" / "store.db")
+    kept = store.access.operator(hash_token(token))
+    store.close()
+    assert kept is not None and kept.expires_at is not None
+    assert (kept.name, kept.scopes) == ("anna", {Scope.READ, Scope.ACKNOWLEDGE})
+    assert kept.expires_at - kept.created_at == timedelta(days=30)
+    (row,) = people(config)
+    assert (row["scopes"], row["state"], row["lastUsedAt"]) == (["acknowledge", "read"], "good", None)
+    for file in (config.parent / "state").iterdir():
+        assert token.encode() not in file.read_bytes()
+
+
+def test_a_token_ends_after_ninety_days_unless_something_else_is_said(config: Path) -> None:
+    made = json.loads(run(config, "operator", "anna", "--output", "json").stdout)
+    assert (made["name"], made["scopes"], made["token"][:5]) == ("anna", ["all"], "edge_")
+    left = datetime.fromisoformat(made["expiresAt"]) - datetime.now(UTC)
+    assert timedelta(days=89) < left <= timedelta(days=90)
+    assert (
+        json.loads(run(config, "operator", "ben", "--expires", "never", "--output", "json").stdout)["expiresAt"] is None
+    )
+
+
+@pytest.mark.parametrize("more", [["--scope", "reed"], ["--scope", ""], ["--expires", "soon"], ["--expires", "0s"]])
+def test_what_no_token_can_be_is_wrong_usage(config: Path, more: list[str]) -> None:
+    assert run(config, "operator", "anna", *more).exit_code == 2
+    assert not (config.parent / "state").exists()
+
+
+def test_the_list_marks_what_ends_soon_and_shows_what_stands_in_the_file(config: Path, tmp_path: Path) -> None:
+    path = tmp_path / "operators"
+    run(config, "operator", "grafana", "--scope", "metrics", "--file", str(path))
+    write_settings(config.parent, server={"operators": str(path)})
+    run(config, "operator", "anna", "--expires", "never")
+    run(config, "operator", "ben", "--expires", "13d", "--scope", "read")
+    run(config, "operator", "carl", "--expires", "15d")
+    run(config, "operator", "eve")
+    run(config, "revoke", "eve")
+    run(config, "add", "A-1")
+    store = open_store(config.parent / "state" / "store.db")
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    store.access.add_operator(
+        "dd", OperatorToken("dora", frozenset({Scope.READ}), long_ago, long_ago + timedelta(days=90))
+    )
+    store.close()
+    states = {row["name"]: row["state"] for row in people(config)}
+    assert states == {
+        "anna": "good", "ben": "expires soon", "carl": "good", "dora": "expired", "eve": "revoked", "grafana": "in the file"
+    }  # fmt: skip
+    lines = run(config, "list").stdout.splitlines()
+    assert lines[0].split() == ["OPERATOR", "SCOPES", "EXPIRES", "LAST", "USED", "STATE"]
+    assert lines[1].split() == ["anna", "all", "never", "-", "good"]
+    assert lines[2].endswith("expires soon")
+    assert lines[-1].startswith("A-1  20")
+
+
+def test_a_name_has_one_good_token(config: Path) -> None:
+    first = run(config, "operator", "anna").stdout.strip()
+    again = run(config, "operator", "anna")
+    assert isinstance(again.exception, TerminalError) and "give --replace" in str(again.exception)
+    second = run(config, "operator", "anna", "--replace").stdout.strip()
+    store = open_store(config.parent / "state" / "store.db")
+    assert [store.access.operator(hash_token(token)) is not None for token in (first, second)] == [False, True]
+    store.close()
+
+
+def test_revoking_takes_devices_and_operators_and_asks_where_a_name_is_both(config: Path) -> None:
+    run(config, "add", "A-1", "both")
+    run(config, "operator", "anna")
+    run(config, "operator", "both")
+    result = run(config, "revoke", "A-1", "both")
+    assert result.exit_code == 2 and "say which by --kind" in result.output
+    told = run(config, "revoke", "A-1", "anna", "--output", "json").stdout
+    assert json.loads(told) == [
+        {"kind": "device", "name": "A-1", "revoked": True},
+        {"kind": "operator", "name": "anna", "revoked": True},
+    ]
+    assert run(config, "revoke", "both", "--kind", "operator").exit_code == 0
+    assert "both" in run(config, "list", "--kind", "device").stdout
+    assert {row["state"] for row in people(config)} == {"revoked"}
+    gone = run(config, "revoke", "anna")
+    assert isinstance(gone.exception, TerminalError) and "anna: no token" in str(gone.exception)
+
+
+def test_what_is_made_and_revoked_is_in_the_audit_log(config: Path) -> None:
+    run(config, "operator", "anna", "--scope", "read", "--expires", "never")
+    run(config, "add", "A-1")
+    run(config, "revoke", "anna")
+    result = CliRunner().invoke(cli, ["audit", "--config", str(config), "--since", "1h", "--output", "json"])
+    rows = json.loads(result.stdout)
+    assert [(row["what"], row["about"], row["address"], row["outcome"]) for row in rows] == [
+        ("revoke-token", "operator anna", "local", "done"),
+        ("make-token", "device A-1", "local", "done"),
+        ("make-token", "operator anna: read, for good", "local", "done"),
+    ]
+    assert rows[0]["who"] == getpass.getuser()
+    text = CliRunner().invoke(cli, ["audit", "--config", str(config), "--limit", "1"]).stdout
+    assert text.split()[1:] == [getpass.getuser(), "local", "revoke-token", "done", "operator", "anna"]
+    later = CliRunner().invoke(cli, ["audit", "--config", str(config), "--since", "2199-01-01T00:00:00Z"])
+    assert (later.exit_code, later.stdout) == (0, "")
+    assert CliRunner().invoke(cli, ["audit", "--config", str(config), "--since", "lately"]).exit_code == 2
+
+
+def test_devices_tokens_are_told_as_json_too(config: Path, tmp_path: Path) -> None:
+    (row,) = json.loads(run(config, "add", "A-1", "--output", "json").stdout)
+    assert (row["device"], row["token"][:5]) == ("A-1", "edge_")
+    (row,) = json.loads(run(config, "add", "B-1", "--out", str(tmp_path), "--output", "json").stdout)
+    assert row == {"device": "B-1", "file": f"{tmp_path}/B-1.token"}

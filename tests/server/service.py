@@ -48,7 +48,7 @@ class Service:
 def running(folder: Path, **options: Any) -> Iterator[Service]:
     """Start a service over a new store in `folder`."""
     store = open_store(folder / "store.db")
-    given = replace(Options(store=store, now=lambda: NOW), **options)
+    given = replace(Options(store=store, now=lambda: NOW, access=store.access, wall=lambda: NOW), **options)
     with (
         HttpServer(create_app(given), "127.0.0.1", 0) as server,
         httpx.Client(base_url=server.address, timeout=20, trust_env=False) as client,

@@ -228,7 +228,7 @@ def test_an_address_has_a_limit_too(tmp_path: Path) -> None:
 
 
 def test_reports_of_many_devices_share_transactions_and_none_is_lost(tmp_path: Path) -> None:
-    with running(tmp_path, metrics_open=True) as service:
+    with running(tmp_path, local=True) as service:
         names = [f"SITE-{number:04d}-1" for number in range(40)]
         tokens = {name: service.enrol(name) for name in names}
 

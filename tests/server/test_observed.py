@@ -15,13 +15,14 @@ from structlog.testing import capture_logs
 
 from reconciler.cli.main import cli
 from reconciler.cli.snapshot import fetch_snapshot
+from reconciler.model.access import Scope
 from reconciler.model.observed import Artifact, ArtifactState, Snapshot
 from reconciler.model.plan import Facts, VerdictFact
 from reconciler.ports import Decision, Export, TransientError
 from reconciler.repo.snapshot import load_snapshot
 from reconciler.server.observed import Exporter, Spooled
 from reconciler.server.options import Options
-from reconciler.server.tokens import hash_token, make_token
+from reconciler.server.tokens import FileToken, hash_token, make_token
 from tests.server.service import NOW, OTHER, Service, report, running
 
 # Many runs, waits or processes: for the whole suite, not for the inner loop.
@@ -66,8 +67,10 @@ def serving(tmp_path: Path):  # type: ignore[no-untyped-def]
         capture_logs(),
         running(
             tmp_path,
-            operators=lambda: frozenset({hash_token(operator)}),
-            readers=lambda: frozenset({hash_token(reader)}),
+            operators=lambda: (
+                FileToken(hash_token(operator), frozenset({Scope.ALL}), "anna"),
+                FileToken(hash_token(reader), frozenset({Scope.READ}), "checks"),
+            ),
             export=export,
             stores=lambda: STORES,
         ) as service,
@@ -126,7 +129,9 @@ def test_the_tag_stays_until_something_is_reported_or_decided(serving: Serving) 
 
 def test_before_the_first_tick_there_is_none(tmp_path: Path) -> None:
     reader = make_token()
-    with running(tmp_path, readers=lambda: frozenset({hash_token(reader)})) as service:
+    with running(
+        tmp_path, operators=lambda: (FileToken(hash_token(reader), frozenset({Scope.READ}), "checks"),)
+    ) as service:
         answer = service.client.get("/v1/observed", headers={"Authorization": f"Bearer {reader}"})
         assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
 
@@ -140,7 +145,9 @@ def test_a_large_fleet_is_not_held_in_memory() -> None:
 
     tracemalloc.start()
     try:
-        answer = Exporter(Options(store=None, now=lambda: NOW, export=export, stores=lambda: STORES)).answer("")  # type: ignore[arg-type]
+        answer = Exporter(
+            Options(store=None, now=lambda: NOW, access=None, export=export, stores=lambda: STORES)
+        ).answer("")  # type: ignore[arg-type]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

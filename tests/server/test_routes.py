@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from reconciler.adapters.images_dir import DirectoryImageStore
+from reconciler.model.access import Scope
 from reconciler.ports import TerminalError, TransientError
 from reconciler.protocol.report import DeviceClock
 from reconciler.server.answers import Refusal
 from reconciler.server.options import Limits
-from reconciler.server.tokens import hash_token, make_token
+from reconciler.server.tokens import FileToken, hash_token, make_token
 from tests.server.service import NOW, Service, report, running
 
 PLAN = {
@@ -28,9 +29,10 @@ PLAN = {
 }
 
 
-def operator() -> tuple[dict[str, str], frozenset[str]]:
+def operator() -> tuple[dict[str, str], tuple[FileToken, ...]]:
     token = make_token()
-    return {"Authorization": f"Bearer {token}"}, frozenset({hash_token(token)})
+    of_all = FileToken(hash_token(token), frozenset({Scope.ALL}), "anna")
+    return {"Authorization": f"Bearer {token}"}, (of_all,)
 
 
 def save_plan(service: Service) -> None:
@@ -52,7 +54,7 @@ def test_operators_read_plan_and_status_and_devices_do_not(tmp_path: Path) -> No
 
 
 def test_metrics_tell_of_clocks_without_naming_a_device(tmp_path: Path) -> None:
-    with running(tmp_path, metrics_open=True) as service:
+    with running(tmp_path, local=True) as service:
         token, now = service.enrol("A-1"), NOW
         wrong = DeviceClock(now - timedelta(minutes=5), synchronised=False)
         service.send(report("A-1", clock=wrong), token)
@@ -67,7 +69,7 @@ def test_metrics_tell_of_clocks_without_naming_a_device(tmp_path: Path) -> None:
 
 
 def test_metrics_say_where_the_rollout_stands_and_name_no_device(tmp_path: Path) -> None:
-    with running(tmp_path, metrics_open=True) as service:
+    with running(tmp_path, local=True) as service:
         save_plan(service)
         service.send(report("SITE-2847-1"), service.enrol("SITE-2847-1"))
         service.client.get("/v1/artifacts/SITE-2847-1/x")
@@ -89,7 +91,7 @@ def test_metrics_say_where_the_rollout_stands_and_name_no_device(tmp_path: Path)
 def test_metrics_of_two_services_do_not_meet(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    with running(tmp_path / "a", metrics_open=True) as one, running(tmp_path / "b", metrics_open=True) as two:
+    with running(tmp_path / "a", local=True) as one, running(tmp_path / "b", local=True) as two:
         one.send(report("A-1"), one.enrol("A-1"))
         assert 'reconciler_reports_total{outcome="taken"} 0.0' in two.client.get("/metrics").text
 
@@ -109,7 +111,7 @@ def test_health_is_the_process_and_readiness_is_what_it_needs(tmp_path: Path) ->
 
 
 def test_what_needs_no_token_has_a_limit_too(tmp_path: Path) -> None:
-    with running(tmp_path, metrics_open=True, limits=Limits(per_address=(0.01, 3))) as service:
+    with running(tmp_path, local=True, limits=Limits(per_address=(0.01, 3))) as service:
         paths = ("/readyz", "/metrics", "/readyz", "/readyz", "/metrics")
         assert [service.client.get(path).status_code for path in paths] == [200, 200, 200, 429, 429]
         assert service.client.get("/healthz").status_code == 200
@@ -224,7 +226,7 @@ def test_a_store_that_is_busy_is_a_503_with_a_wait(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_list_of_operators_lets_nobody_in(tmp_path: Path) -> None:
-    def unreadable() -> frozenset[str]:
+    def unreadable() -> tuple[FileToken, ...]:
         raise TerminalError("cannot read operators")
 
     headers, _ = operator()

@@ -20,11 +20,12 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from reconciler.adapters.sql import open_store
+from reconciler.model.access import Scope
 from reconciler.ports import TerminalError
 from reconciler.server.app import create_app
 from reconciler.server.options import Options
 from reconciler.server.run import HttpServer, Tls, is_loopback
-from reconciler.server.tokens import Scope, bearer, hash_token, make_token, read_hashes, write_token
+from reconciler.server.tokens import FileToken, bearer, find, hash_token, make_token, read_operators, write_token
 from tests.server.service import NOW
 
 
@@ -81,7 +82,7 @@ def test_with_tls_the_service_speaks_tls_and_says_so(tmp_path: Path) -> None:
     tls = certificate(tmp_path)
     store = open_store(tmp_path / "store.db")
     trusting = ssl.create_default_context(cafile=str(tls.certificate))
-    given = create_app(Options(store=store, now=lambda: NOW, tls=True))
+    given = create_app(Options(store=store, now=lambda: NOW, access=store.access, tls=True))
     with HttpServer(given, "127.0.0.1", 0, tls) as server:
         assert server.address.startswith("https://127.0.0.1:")
         response = httpx.get(f"{server.address}/healthz", verify=trusting, trust_env=False)
@@ -162,25 +163,32 @@ def test_a_file_of_operators_is_read_strictly(tmp_path: Path) -> None:
     path = tmp_path / "operators"
     token = make_token()
     path.write_text(f"# who may read\n\n{hash_token(token)}  # alice\n")
-    assert read_hashes(path) == {hash_token(token)}
+    assert read_operators(path) == (FileToken(hash_token(token), frozenset({Scope.ALL}), "alice"),)
     path.write_text(f"{hash_token(token)}\n{token}\n")
     with pytest.raises(TerminalError, match=r"operators:2:1: is not the sha256") as caught:
-        read_hashes(path)
+        read_operators(path)
     assert token not in str(caught.value)
     with pytest.raises(TerminalError, match="No such file"):
-        read_hashes(tmp_path / "absent")
+        read_operators(tmp_path / "absent")
 
 
 def test_a_scope_stands_after_the_hash_and_none_is_all(tmp_path: Path) -> None:
     path = tmp_path / "operators"
-    old, whole, narrow = (hash_token(make_token()) for _ in range(3))
-    path.write_text(f"{old}\n{whole} all # alice\n{narrow}  read  # the pull requests' checks\n")
-    assert read_hashes(path) == {old, whole}
-    assert read_hashes(path, Scope.READ) == {narrow}
-    for word in ("reed", "read all", "READ"):
+    old, whole, narrow, two = (hash_token(make_token()) for _ in range(4))
+    text = f"{old}\n{whole} all # alice, 2026\n{narrow}  read  # the pull requests' checks\n{two} read,metrics #!\n"
+    path.write_text(text)
+    assert read_operators(path) == (
+        FileToken(old, frozenset({Scope.ALL}), "line-1"),
+        FileToken(whole, frozenset({Scope.ALL}), "alice"),
+        FileToken(narrow, frozenset({Scope.READ}), "line-3"),
+        FileToken(two, frozenset({Scope.READ, Scope.METRICS}), "line-4"),
+    )
+    assert find(narrow, read_operators(path)) == FileToken(narrow, frozenset({Scope.READ}), "line-3")
+    assert find(hash_token("other"), read_operators(path)) is None
+    for word in ("reed", "read all", "READ", "read,", "read,reed"):
         path.write_text(f"{old}\n{narrow} {word}\n")
-        with pytest.raises(TerminalError, match=r"operators:2:66: is not a scope.*all, read"):
-            read_hashes(path)
+        with pytest.raises(TerminalError, match=r"operators:2:66: is not a scope.*read, metrics, acknowledge, all"):
+            read_operators(path)
 
 
 def test_a_tokens_file_is_its_owners_alone_and_never_overwritten(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What browsers are shown: the shell of every page, its templates and its static files."""
