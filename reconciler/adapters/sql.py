@@ -21,6 +21,7 @@ from reconciler.adapters.sql_access import SqlAccess
 from reconciler.adapters.sql_engine import BUSY_TIMEOUT_S, Database, chunked, open_engine, store_url, upsert
 from reconciler.adapters.sql_events import SqlEvents
 from reconciler.adapters.sql_migrate import HEAD, migrate, revision_of
+from reconciler.adapters.sql_notices import SqlNotices
 from reconciler.adapters.sql_schema import commits, counters, plans, tokens
 from reconciler.model.observed import DeviceObservation, Snapshot
 from reconciler.ports import AssignmentRow, Changes, ConditionRow, Decision, Export, Intent, TerminalError
@@ -49,6 +50,8 @@ class SqlStore(SqlEvents):
         self._db = Database(engine)
         self.access = SqlAccess(self._db)
         """Operators' tokens, sessions and the audit log, in the same database and the same transactions."""
+        self.notices = SqlNotices(self._db)
+        """Notifications that are on their way, likewise."""
 
     @property
     def engine(self) -> Engine:

@@ -295,3 +295,35 @@ health_log = Table(
     Column("document", Text, nullable=False),
 )
 Index("ix_health_log_device_id", health_log.c.device, health_log.c.id)
+
+# ---------------------------------------------------------------- notifications
+
+# How far a target was told: the number of the last event that is in one of its deliveries, or that it does not ask for.
+notice_targets = Table(
+    "notice_targets",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("event", BigInteger, nullable=False),
+)
+
+# A message to a target. It has no outcome until the target has taken it, or it was given up.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", RowNumber, primary_key=True, autoincrement=True),
+    Column("target", String(63), nullable=False),
+    Column("message_id", String(64), nullable=False, unique=True),
+    Column("kind", String(32), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("created_at", UtcInstant, nullable=False),
+    Column("ready_at", UtcInstant, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("refusals", Integer, nullable=False),
+    Column("not_before", UtcInstant),
+    Column("error", Text),
+    Column("outcome", String(16)),
+    Column("finished_at", UtcInstant),
+    sqlite_autoincrement=True,
+)
+Index("ix_deliveries_target_outcome", deliveries.c.target, deliveries.c.outcome)
