@@ -12,9 +12,9 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Try it", ("demo", "simulate")),
     ("Change the fleet, by a pull request", ("promote", "rollback", "pause", "pin", "withdraw", "site", "image")),
     ("Check a fleet repo", ("validate", "test", "diff", "plan", "schema")),
-    ("See what is, and why", ("status", "explain", "snapshot")),
-    ("Run it", ("run", "token", "device", "adopt")),
-    ("Called by others than people", ("builder", "signer", "publish-review")),
+    ("See what is, and why", ("status", "explain", "snapshot", "audit")),
+    ("Run it", ("run", "token", "device", "adopt", "systemd-units")),
+    ("Called by others than people", ("builder", "signer", "relay", "publish-review")),
 )
 """The commands by what one wants. What stands in no section is shown after them."""
 
@@ -40,6 +40,7 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
         "the controller's settings, as its user; the loop stopped; devices that have reported.",
         ("reconciler adopt --dry-run", "reconciler adopt"),
     ),
+    "audit": (_STORE, ("reconciler audit", "reconciler audit --since 7d --output json")),
     "builder": (
         "a request on standard input, as the controller's `builder.command` sends it; mmdebstrap and bubblewrap.",
         ("reconciler builder --work /var/lib/reconciler-builder < request",),
@@ -135,6 +136,14 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
         "a token that may comment and set statuses (GITHUB_TOKEN), and the forge.",
         ("reconciler publish-review review.md --pull-request 7 --sha 4f0c0f6d2b1f6d2b1f6d2b1f6d2b1f6d2b1f6d2b",),
     ),
+    "relay answer": (
+        "a connection as standard input, from a unit with Accept=yes and StandardInput=socket.",
+        ("reconciler relay answer -- reconciler signer --config /etc/reconciler/signer.yaml",),
+    ),
+    "relay ask": (
+        "the right to connect to the socket; a unit that answers there.",
+        ("reconciler relay ask /run/reconciler/signer.sock",),
+    ),
     "rollback": (_PROPOSAL, ("reconciler rollback", "reconciler rollback v1.4.2 --to v1.4.1 --dry-run")),
     "run": (
         "settings in reconciler.yaml, the keys that they name, git, gpg, gpgv and zstd; the stores that they name.",
@@ -172,6 +181,13 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "status": (_STORE, ("reconciler status", "reconciler status --watch", "reconciler status --output json")),
+    "systemd-units": (
+        "nothing; systemd 250 or newer to use them.",
+        (
+            "reconciler systemd-units --output units",
+            "reconciler systemd-units --output units --program /opt/bin/reconciler",
+        ),
+    ),
     "test": (_FOLDER, ("reconciler test --fleet fleet", "reconciler test fleet/tests --output junit")),
     "token add": (
         "the controller's settings and the right to write its store, as its user.",
@@ -180,7 +196,7 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     "token list": (_STORE, ("reconciler token list",)),
     "token operator": (
         "the controller's settings, as its user.",
-        ("reconciler token operator anna", "reconciler token operator checks --scope read"),
+        ("reconciler token operator anna", "reconciler token operator checks --scope read --expires 365d"),
     ),
     "token revoke": (
         "the controller's settings and the right to write its store, as its user.",
