@@ -52,11 +52,12 @@ T = TypeVar("T")
 
 def create_app(options: Options) -> ASGIApp:
     """The app, with metrics and limiters of its own."""
-    metrics = Metrics(options.store)
+    metrics = Metrics(options)
     limits = options.limits
 
     def write(batch: Sequence[Received]) -> Sequence[Recorded | Exception]:
-        return record(options.store, batch, options.policy().stale_after_s)
+        with metrics.recording():
+            return record(options.store, batch, options.policy().stale_after_s)
 
     batcher = Batcher(write, batch=limits.batch, queue=limits.queue, worked=metrics.batch)
 

@@ -23,7 +23,6 @@ from reconciler.controller.conditions import Type
 from reconciler.controller.settings import load_settings
 from reconciler.model import observed, plan
 from reconciler.repo.accept import Refusal
-from reconciler.server.metrics import Metrics
 from reconciler.server.options import Options
 from tests.house.tree import ROOT, files, python
 
@@ -120,23 +119,6 @@ def test_every_status_of_a_refusal_is_on_the_page() -> None:
     table = read("reference/http-api.md").split("| status | when |", 1)[1].split("##", 1)[0]
     assert len(found) > 8
     assert found <= set(re.findall(r"\b\d{3}\b", table))
-
-
-def test_every_metric_is_on_the_page() -> None:
-    class Silent:
-        def last_plan(self) -> None:
-            return None
-
-        def conditions(self) -> tuple[()]:
-            return ()
-
-        def open_intents(self) -> tuple[()]:
-            return ()
-
-    text = Metrics(Silent()).text().decode()  # type: ignore[arg-type]
-    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
-    names = {name for name, kind in kinds.items() if not name.endswith("_created") and kind != "unknown"}
-    assert names == set(re.findall(r"^\| `(reconciler_\w+)`", read("reference/http-api.md"), re.MULTILINE))
 
 
 def test_limits_on_the_page_are_those_of_the_code() -> None:
