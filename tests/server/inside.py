@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from starlette.types import ASGIApp
@@ -21,6 +21,7 @@ from reconciler.server.options import Limits, Options
 from reconciler.server.tokens import hash_token, make_token
 from tests.server.service import NOW
 
+T = TypeVar("T")
 HERE = "http://127.0.0.1:8470"
 # Tests ask often, and from one address.
 EASY = Limits(per_address=(1e6, 10**6), refused_per_address=(1e6, 10**6), per_device=(1e6, 10**6))
@@ -49,6 +50,10 @@ class Inside:
         self.store, self.options, self._runner = store, options, runner
         self.app = create_app(options)
         self.at = NOW
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the app's own event loop makes of something."""
+        return self._runner.run(work)
 
     def later(self, **lapse: float) -> None:
         """Let real time go on."""
