@@ -7,7 +7,7 @@ that nobody waits for boto3 who keeps images in a folder. Source: design §6, "A
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from reconciler.controller.gather import Gatherer, Polls
 from reconciler.controller.herald import Herald
 from reconciler.controller.jobs import Jobs, PacedJobs, Underway, Worker
 from reconciler.controller.loop import Loop, Parts
+from reconciler.controller.notify_senders import make_notifier
 from reconciler.controller.pace import Backoff, Poll
 from reconciler.controller.pulse import Pulse
 from reconciler.controller.record import Recorder
@@ -168,20 +169,12 @@ def make_secrets(settings: s.Settings) -> Secrets:
     return SecretsManager(_aws(place.region, place.endpoint))
 
 
-class SilentDoorbell:
-    """`ports.Doorbell` where devices call in by themselves."""
-
-    def ring(self, devices: Any) -> Mapping[str, str]:
-        """Nobody is asked."""
-        return dict.fromkeys(devices, "unknown")
-
-
 def make_doorbell(settings: s.Settings) -> Doorbell:
     """How devices are asked to call in."""
+    from reconciler.adapters.doorbell_local import LocalDoorbell, SilentDoorbell
+
     place = settings.doorbell
     if isinstance(place, s.DirectoryPlace):
-        from reconciler.adapters.doorbell_local import LocalDoorbell
-
         return LocalDoorbell(place.path)
     if isinstance(place, s.SsmDoorbell):
         from reconciler.adapters.doorbell_ssm import Bell, SsmDoorbell
@@ -331,8 +324,7 @@ class Program:
         self.clock, working = clock
         self._lock = StateLock(make_folder(settings.state, "what the controller keeps"))
         self.store = make_store(settings, create=True)
-        self.git = make_git(settings, self.clock.now)
-        self.images = make_images(settings, self.clock.now)
+        self.git, self.images = make_git(settings, self.clock.now), make_images(settings, self.clock.now)
         self.secrets = make_secrets(settings)
         registry = make_registry(settings)
         loop = settings.loop
@@ -344,21 +336,20 @@ class Program:
         polls = Polls(*(Poll(loop.stores_poll, backoff) for _ in range(3)))
         self.gatherer = Gatherer(self.source, self.store, self.images, registry, self.secrets, polls, rng)
         self.jobs = Jobs(self.clock.wake, working, inline=inline)
-        work = settings.builder.work or settings.state / "builds"
         # Under a stepped clock a tick is an event of its time; what a build says of itself is none.
-        system = isinstance(settings.clock, s.SystemClockSettings)
+        rings = self.clock.wake if isinstance(settings.clock, s.SystemClockSettings) else None
         # Nobody can ask a single pass how far it is: it says so itself.
         tell: Callable[[str], object] | None = (lambda text: log("under way", work=text)) if inline else None
-        underway = Underway(self.clock.wake if system else None, tell)
+        underway = Underway(rings, tell)
         self.forge = make_forge(settings)
-        self.herald = self._make_herald(backoff)
+        self.herald, self.boards, self.pulse = self._make_herald(backoff), Boards(self.store), Pulse()
         hands = Hands(
             self.git,
             self.images,
             registry,
             make_builder(settings, self.git, underway.stage),
             make_release_signer(settings, self.images, self.clock.now),
-            work,
+            settings.builder.work or settings.state / "builds",
             ReleaseKeys(settings.keys.release_keyring, settings.keys.releases, self.clock.now).judge,
             self.forge,
             settings.git.branch,
@@ -366,8 +357,9 @@ class Program:
             make_inputs(settings),
             lambda release, commit: signing_command(settings, release, commit),
         )
-        self.boards, self.pulse = Boards(self.store), Pulse()
         watched = Watched(lambda: signing_keys(settings.keys), timedelta(seconds=loop.events_kept), self.pulse.looked)
+        recorder = Recorder(self.store, epoch, backoff, rng, log, journal_kept=loop.journal_kept)
+        self.notifier = make_notifier(settings, self.store, self.secrets, recorder, backoff, log, self.clock.wake)
         parts = Parts(
             clock=self.clock,
             store=self.store,
@@ -375,14 +367,15 @@ class Program:
             live=Live(),
             executor=Executor(hands, make_worker(settings, self.clock, self.jobs)),
             assigner=Assigner(self.store, valid_s=loop.assignment_valid, nights=loop.nights),
-            recorder=Recorder(self.store, epoch, backoff, rng, log, journal_kept=loop.journal_kept),
+            recorder=recorder,
             signer=make_assignment_signer(settings),
             artifacts=Artifacts(self.images),
             doorbell=make_doorbell(settings),
             conditions=Conditions(self.store.conditions(), self.clock.now(), log),
             log=log,
             herald=self.herald,
-            chronicle=Chronicle(self.store, log, watched),
+            notifier=self.notifier,
+            chronicle=Chronicle(self.store, log, watched, self.notifier.ring),
             boards=self.boards,
             pulse=self.pulse,
         )
@@ -403,11 +396,13 @@ class Program:
         TransientError: a system did not answer, so that nothing could be planned. TerminalError: the branch's head is
         not acted on; what the commit in force asks for was done.
         """
+        self.notifier.start()
         for _ in range(100):
             if not self.loop.tick() and not self.jobs.busy:
                 break
         if self.herald is not None:
             self.herald.flush(_HERALD_S)
+        self.notifier.flush(_HERALD_S)
         rows = {row.type: row for row in self.store.conditions() if row.status == "False"}
         refused = rows.get(Type.FLEET_VALID)
         if refused is not None:
@@ -420,6 +415,7 @@ class Program:
     def run(self, serve: Callable[[], Service]) -> None:
         """Serve and tick until stopped. Errors of the store that will not pass end it, after everything is closed."""
         try:
+            self.notifier.start()
             # The first tick before the first report: how much silence ends a run is for the commit in force to say.
             self.loop.first_tick()
             self._start_watch()
@@ -441,6 +437,7 @@ class Program:
         self.jobs.stop(_JOB_STOP_S)
         if self.herald is not None:
             self.herald.stop(_HERALD_S)
+        self.notifier.stop(_HERALD_S)
         if self.forge is not None:
             self.forge.close()
         self.store.close()

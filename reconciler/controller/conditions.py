@@ -30,6 +30,7 @@ class Type(StrEnum):
     STORES_READY = "StoresReady"
     SIGNING_READY = "SigningReady"
     FORGE_READY = "ForgeReady"
+    NOTIFICATIONS_READY = "NotificationsReady"
     PROGRESSING = "Progressing"
     STALLED = "Stalled"
 
@@ -102,7 +103,7 @@ def check_status(
             faults.append(f"2: {row.type} has a status of three and a reason in one word")
         if row.since > now:
             faults.append(f"3: {row.type} changed in the future")
-    good = {Type.GIT_READY, Type.FLEET_VALID, Type.STORES_READY, Type.SIGNING_READY, Type.FORGE_READY}
+    good = set(Type) - {Type.PROGRESSING, Type.STALLED}
     for row in conditions:
         if row.status == "False" and row.type in good and not row.message:
             faults.append(f"4: {row.type} is False and says nothing")

@@ -20,6 +20,8 @@ from reconciler.controller.conditions import MAX_MESSAGE, Conditions, Finding, T
 from reconciler.controller.execute import Executor
 from reconciler.controller.gather import Gatherer, World
 from reconciler.controller.herald import Herald, not_configured
+from reconciler.controller.notify import Notifier
+from reconciler.controller.notify import not_configured as nobody_told
 from reconciler.controller.pulse import Pulse
 from reconciler.controller.record import Log, Recorder
 from reconciler.controller.settings import LoopSettings
@@ -67,6 +69,8 @@ class Parts:
     """Who tells the forge; None where there is none."""
     chronicle: Chronicle | None = None
     """Who tells what happened; None where nobody will ask."""
+    notifier: Notifier | None = None
+    """Who tells it to people's chats and services; None where the settings name none."""
     boards: Boards | None = None
     """Where every tick is put up for people; None where nobody looks."""
     pulse: Pulse = field(default_factory=Pulse)
@@ -279,6 +283,7 @@ class Loop:
         elif plan is not None:
             yield Finding(Type.SIGNING_READY, True, "CanSign")
         yield not_configured() if self._parts.herald is None else self._parts.herald.finding()
+        yield nobody_told() if self._parts.notifier is None else self._parts.notifier.finding()
         if world is None or plan is None:
             yield Finding(
                 Type.PROGRESSING, False, "NothingKnown", "no commit is in force, or the image store is unknown"

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from reconciler.controller.settings_forge import GithubForge
 from reconciler.controller.settings_git import AllowedSettings, CommitSettings, GitSettings
+from reconciler.controller.settings_notify import NotifyTarget
 from reconciler.controller.settings_server import URL, ServerSettings, is_loopback
 from reconciler.model.desired import Part
 from reconciler.model.scalars import Duration, Fingerprint, Flag, Size
@@ -286,6 +287,9 @@ class Settings(Part):
     forge: GithubForge | None = Field(
         default=None, description="Where pull requests are; nothing is told there unless said"
     )
+    notifications: tuple[NotifyTarget, ...] = Field(
+        default=(), description="Who is told what happens: chats, and services of your own. Nobody unless said"
+    )
     builder: BuilderSettings = Field(default=BuilderSettings(), description="Where images are built")
     loop: LoopSettings = Field(default=LoopSettings(), description="How the loop paces itself")
     clock: Annotated[SystemClockSettings | SteppedClockSettings, Field(discriminator="type")] = Field(
@@ -311,6 +315,10 @@ class Settings(Part):
             raise ValueError(
                 "`keys.signer` is no key of `keys.releases`, so no device would take what it signs; add it there"
             )
+        names = [target.name for target in self.notifications]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"`notifications` has two targets called {twice[0]!r}; give each a name of its own")
         return self
 
 
@@ -408,6 +416,8 @@ def _absolute(value: P, folder: Path) -> P:
             changes[name] = folder / item.expanduser()
         elif isinstance(item, Part):
             changes[name] = _absolute(item, folder)
+        elif isinstance(item, tuple) and any(isinstance(each, Part) for each in item):
+            changes[name] = tuple(_absolute(each, folder) for each in item)
     if isinstance(value, Settings) and value.store is not None and "://" not in value.store:
         changes["store"] = str(folder / value.store)
     return value.model_copy(update=changes)

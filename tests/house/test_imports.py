@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 BESIDES: dict[str, tuple[frozenset[str], str]] = {
     "reconciler/controller/bootstrap.py": (frozenset({"adapters", "image"}), "the one place that names adapters"),
     "reconciler/controller/signing_keys.py": (frozenset({"adapters"}), "gpg tells when the signing keys expire"),
+    "reconciler/controller/notify_senders.py": (frozenset({"adapters"}), "how targets of notifications are told"),
     "reconciler/adapters/gpg_signer.py": (
         frozenset({"image"}),
         "the signer rechecks an image before it signs: the check is the image's, the key the adapter's",
