@@ -66,6 +66,7 @@ def run(config: Path, once: bool, form: str | None) -> None:
 def _serve(program: Program, log: Any) -> HttpServer:
     """Start the HTTP service on the program's parts."""
     from reconciler.controller import settings as s
+    from reconciler.controller.gatekeeper import ReleaseKeys
     from reconciler.server.app import create_app
     from reconciler.server.options import Limits, Options, SessionTimes
     from reconciler.server.pull_tokens import PullTokens
@@ -74,6 +75,7 @@ def _serve(program: Program, log: Any) -> HttpServer:
     from reconciler.server.tokens import read_operators
 
     settings, loop, images = program.settings, program.loop, program.images
+    keys = ReleaseKeys(settings.keys.release_keyring, settings.keys.releases, program.clock.now)
     place, operators = settings.server, settings.server.operators
     tokens = _token_source(settings, program.secrets)
     artifact = getattr(images, "path", None) if isinstance(settings.images, s.DirectoryPlace) else None
@@ -107,6 +109,9 @@ def _serve(program: Program, log: Any) -> HttpServer:
         reported=program.clock.wake,
         tls=place.tls is not None,
         boards=program.boards,
+        images=images,
+        signed_by=keys.signed_by,
+        commit=program.git.commit,
         pulse=program.pulse,
         limits=limits,
     )

@@ -289,6 +289,14 @@ class Board:
         """How many devices run a release: `v1.4.2`, or `video-ingest@2.8.0`."""
         return 0 if self.rows is None else int(self._running(self.rows, release, moving=False).sum())
 
+    def running_in(self, release: str) -> Mapping[str, int]:
+        """Wave → how many of its devices run a release; the empty name is for devices in no wave."""
+        if self.rows is None:
+            return {}
+        of = self.rows.wave_of[self._running(self.rows, release, moving=False)]
+        sums = np.bincount(of + 1, minlength=1) if len(of) else np.zeros(1, np.int64)
+        return {_wave(self.rows.roster, code - 1) or "": int(sums[code]) for code in np.flatnonzero(sums).tolist()}
+
     def images(self) -> Mapping[str, int]:
         """Image releases that devices run → how many do."""
         if self.rows is None:

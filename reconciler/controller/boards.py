@@ -19,13 +19,15 @@ from reconciler.controller.board import Board, Index, Rows
 from reconciler.controller.gather import World
 from reconciler.model.observed import Snapshot
 from reconciler.model.plan import Plan
-from reconciler.planner.explain import Explanation, Kind, explain
+from reconciler.planner.explain import AmbiguousName, Explanation, Kind, UnknownName, explain
 from reconciler.planner.groups import Codes, held, keys_of
 from reconciler.planner.live import Live
 from reconciler.planner.roster import I64
 from reconciler.planner.sets import union
 from reconciler.planner.state import State, Track
 from reconciler.ports import ConditionRow, Store, TransientError
+
+__all__ = ["AmbiguousName", "Boards", "UnknownName"]
 
 A = TypeVar("A", bound=np.ndarray)
 
@@ -52,6 +54,8 @@ class Boards:
         self._looked: I64 | None = np.zeros(0, np.int64)
         """Rows that the planner looked at since the last board; None: all."""
         self._counts: dict[int, dict[int, int]] = {}
+        self.closed = False
+        """Whether the loop has ended: there will be no other board."""
 
     # ------------------------------------------------ the loop's side
 
@@ -129,7 +133,9 @@ class Boards:
             busy=_kept(_of(before, "busy"), state.busy),
             silent=_kept(_of(before, "silent"), state.silent),
             app_digest=_each(_of(before, "app_digest"), obs.app_digest),
-            tracks=tuple(_codes(None if before is None else before.tracks[at], track) for at, track in enumerate(state.tracks)),
+            tracks=tuple(
+                _codes(None if before is None else before.tracks[at], track) for at, track in enumerate(state.tracks)
+            ),
             seen=_each(_of(before, "seen"), [track.seen for track in state.tracks]),
             config=_codes(_of(before, "config"), state.config),
         )
@@ -156,6 +162,15 @@ class Boards:
             for key, count in _summed(keys_of(rows.roster, number, codes, rows.wave_of, changed)).items():
                 known[key] = known.get(key, 0) + count
 
+    def close(self) -> None:
+        """The loop has ended. Whoever waits is told."""
+        with self._new:
+            self.closed = True
+            self._new.notify_all()
+            waiting = list(self._callbacks.values())
+        for callback in waiting:
+            callback()
+
     # ------------------------------------------------ everybody else's side
 
     def latest(self) -> Board | None:
@@ -168,12 +183,16 @@ class Boards:
         return 0 if self._board is None else self._board.generation
 
     def wait(self, generation: int, timeout_s: float) -> bool:
-        """Block until there is a board beyond a generation; False where the time is up first."""
+        """Block until there is a board beyond a generation; False where the time is up first, or the loop has ended."""
         with self._new:
-            return self._new.wait_for(lambda: self.generation > generation, timeout_s)
+            self._new.wait_for(lambda: self.closed or self.generation > generation, timeout_s)
+            return self.generation > generation
 
     def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
-        """Call `callback` on the loop's thread whenever the generation has risen: it must return at once. Returns what ends it."""
+        """Call `callback` on the loop's thread whenever the generation has risen, and when the loop ends; returns what ends that.
+
+        It must return at once: the loop waits for it.
+        """
         with self._new:
             self._next += 1
             number = self._next

@@ -54,6 +54,10 @@ class ReleaseKeys:
 
     def judge(self, release: str, sums: bytes, signature: bytes, narrowed: Collection[str]) -> None:
         """TerminalError: SHA256SUMS of a release is not signed by an allowed key. `narrowed`: the fleet's own choice of them."""
+        self.signed_by(release, sums, signature, narrowed)
+
+    def signed_by(self, release: str, sums: bytes, signature: bytes, narrowed: Collection[str] = ()) -> str:
+        """The primary fingerprint of the allowed key that signed. TerminalError: as `judge`."""
         allowed = self._allowed & {key.upper() for key in narrowed} if narrowed else self._allowed
         try:
             keyring = self._keyring.read_bytes()
@@ -64,7 +68,7 @@ class ReleaseKeys:
                 remedy="export the release keys there: gpg --export FINGERPRINT… > FILE, and name it in `keys.releaseKeyring`",
             ) from None
         try:
-            verify_detached(sums, signature, keyring, allowed, self._now())
+            return verify_detached(sums, signature, keyring, allowed, self._now()).primary
         except Refused as error:
             raise TerminalError(
                 f"SHA256SUMS.gpg of {release} is refused: {error.reason} ({error.code})",

@@ -114,6 +114,8 @@ class Loop:
             spins = 0
             self._parts.clock.wait(self.next_due(started, self.plan.wake_at if self.plan is not None else None))
             self._keep_apart(started)
+        if self._parts.boards is not None:
+            self._parts.boards.close()
         self._parts.log("stopped")
 
     def stop(self) -> None:

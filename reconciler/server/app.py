@@ -23,6 +23,7 @@ from reconciler.model.observed import Snapshot
 from reconciler.ports import PortError, TransientError
 from reconciler.server.access import Callers, check_routes
 from reconciler.server.answers import Guard, Refusal, refusal_of
+from reconciler.server.api import serve_api
 from reconciler.server.audit import Audit, serve_audit
 from reconciler.server.batch import Batcher
 from reconciler.server.dashboard.shell import Shell, serve_assets
@@ -90,6 +91,7 @@ def make_routes(
     serve_flags(app, options, callers, desk)
     serve_flag_forms(app, callers, desk)
     serve_audit(app, options, callers)
+    serve_api(app, options, callers)
     serve_description(app, options, callers)
     check_routes(app)
     return app

@@ -16,6 +16,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_S = 20.0
 """From the first byte to the end of a request's head. It is one packet; on a bad line that takes seconds."""
 
+TAKE_S = 60.0
+"""Longest time in which somebody takes nothing of an answer: its pieces wait in memory meanwhile."""
+
 MOST = 4096
 """Connections at once, and never more than half of the descriptors that the process may open."""
 
@@ -24,8 +27,10 @@ class BoundedProtocol(H11Protocol):
     """One connection, which brings the whole head of a request in time. A new one beyond the most is closed."""
 
     head_s = HEAD_S
+    take_s = TAKE_S
     most = MOST
     _waiting: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Somebody connected."""
@@ -48,7 +53,24 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection ended."""
         self._rest()
+        self._taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More waits to be sent than should."""
+        super().pause_writing()
+        if self._stuck is None:
+            self._stuck = self.loop.call_later(self.take_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """What waited has been taken."""
+        self._taken()
+        super().resume_writing()
+
+    def _taken(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
 
     def _watch(self) -> None:
         """Run the clock while a head is awaited: bytes do not set it back, a request that is being answered stops it."""

@@ -16,7 +16,7 @@ from reconciler.controller.boards import Boards
 from reconciler.controller.pulse import Pulse
 from reconciler.controller.reports import Sources
 from reconciler.model.observed import Snapshot
-from reconciler.ports import Export, Store
+from reconciler.ports import Commit, Export, ImageStore, Store
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.exchange import SiteConfig
 from reconciler.server.ports import AccessStore
@@ -46,6 +46,8 @@ class Limits:
     batch: int = 100
     queue: int = 5000
     """Reports waiting to be recorded before new ones are asked to come again."""
+    stream_clients: int = 1000
+    """Who may listen to the stream of events at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Options:
     service, so that pages and metrics ask for no token; `public_url` is the address under which browsers know it, where
     that is not its own; `not_ready` names what keeps the service from being ready, nothing if it is; `reported` is told
     after reports were recorded, so that the loop wakes; `boards` and `pulse` are what the loop last left for people, and what
-    it says of its own work.
+    it says of its own work; `images`, `signed_by` (release, SHA256SUMS, signature → fingerprint; TerminalError: refused) and
+    `commit` are what a release and a commit are looked up by.
     """
 
     store: Store
@@ -103,6 +106,9 @@ class Options:
     reported: Callable[[], None] = lambda: None
     tls: bool = False
     boards: Boards | None = None
+    images: ImageStore | None = None
+    signed_by: Callable[[str, bytes, bytes], str] | None = None
+    commit: Callable[[str], Commit] | None = None
     pulse: Pulse | None = None
     limits: Limits = Limits()
 
