@@ -89,7 +89,7 @@ class WebhookSender:
             raise TransientError(
                 f"it did not answer ({_why(error)})",
                 needed_for=self._purpose,
-                remedy="check the network, the target and its certificate; it is tried again",
+                remedy="check the network, the target and its certificate",
             ) from None
 
     # ------------------------------------------------ one request
@@ -122,7 +122,7 @@ class WebhookSender:
         status, said = answer.status_code, self._said(answer, url)
         text = f"it answered {status}{f' ({said})' if said else ''}"
         if status >= 500 or status in (408, 429):
-            remedy = "it is tried again; see the target's own log"
+            remedy = "see the target's own log"
             raise TransientError(text, needed_for=self._purpose, remedy=remedy, retry_after_s=self._later(answer))
         return Answer(False, status, f"{text}: {_remedy(status)}", gone=status == 410)
 

@@ -13,7 +13,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Change the fleet, by a pull request", ("promote", "rollback", "pause", "pin", "withdraw", "site", "image")),
     ("Check a fleet repo", ("validate", "test", "diff", "plan", "schema")),
     ("See what is, and why", ("status", "explain", "snapshot", "audit")),
-    ("Run it", ("run", "token", "device", "adopt", "systemd-units")),
+    ("Run it", ("run", "token", "device", "notify", "adopt", "systemd-units")),
     ("Called by others than people", ("builder", "signer", "relay", "publish-review")),
 )
 """The commands by what one wants. What stands in no section is shown after them."""
@@ -111,6 +111,10 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
             "reconciler image upload edge-golden-v1.5.0-20260115 --config reconciler.yaml",
             "reconciler image upload edge-golden-v1.5.0-20260115 --store s3://vlt-edge-images/ --region eu-central-1",
         ),
+    ),
+    "notify test": (
+        "the controller's settings with `notifications`, and the right to read their secrets, so the controller's user.",
+        ("reconciler notify test", "reconciler notify test ops-chat --output json"),
     ),
     "pause": (_PROPOSAL, ("reconciler pause", "reconciler pause --wave tenth", "reconciler pause --wave tenth --off")),
     "pin": (

@@ -30,6 +30,7 @@ COMMANDS: Commands = {
     "device": ("device", "device", "Enrol a device: all that its agent needs, in one folder."),
     "audit": ("audit", "audit", "List what people did: logins, acknowledgements, tokens."),
     "run": ("run", "run", "Run the loop and the HTTP service."),
+    "notify": ("notify", "notify", "Try the targets of notifications."),
     "adopt": ("adopt", "adopt", "Record proofs for what a running fleet already runs in health."),
     "demo": ("demo", "demo", "A fleet of 52 sites on this machine: a promotion, a bad release, a rollback."),
     "site": ("site", "site", "Look at single sites (`site render` shows their cloud-init files), and add them."),
