@@ -1,9 +1,9 @@
 """Writes the reference pages that come from code: `make docs`. A test fails where a page is stale.
 
-Sources: the commands' own help (`docs/reference/cli.md`), the fields of `controller/settings.py` (`settings.md`), the ladder of
-`planner/want.py` (`reasons.md`), the rules of the sysprep gate (`image-check.md`), the example fleet as it would report
-(`docs/tutorial/observed.json`), and what the commands print that the README and some guides show (`transcript`). The tutorial
-is held to its output by `tests/e2e/test_tutorial.py`.
+Sources: the commands' own help (`docs/reference/cli.md`), the fields of `controller/settings.py` (`settings.md`) and of the fleet
+documents (`fields`), the ladder of `planner/want.py` (`reasons.md`), the rules of the sysprep gate (`image-check.md`), the
+example fleet as it would report (`docs/tutorial/observed.json`), and what the commands print that the README and some guides
+show (`transcript`). The tutorial is held to its output by `tests/e2e/test_tutorial.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+import fields
+import metrics_page
 import transcript
 
 from reconciler.agent import main as agent
@@ -281,12 +283,16 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/reasons.md": reasons_page,
     "docs/reference/image-check.md": image_check_page,
+    "docs/reference/metrics.md": lambda: HEAD + metrics_page.page(),
     "docs/tutorial/observed.json": observed_example,
 }
 
 
 TRANSCRIPTS: tuple[str, ...] = ()
 """Pages by hand, in which the output of commands is filled in."""
+
+FIELDS = ("docs/reference/fleet-repo.md",)
+"""Pages by hand, in which the tables of fields are filled in."""
 
 CLONES = ("README.md", "docs/how-to/change-the-fleet.md", "docs/how-to/find-out-why.md")
 """The same, where the commands work in a clone."""
@@ -306,6 +312,8 @@ def pages() -> Iterator[tuple[str, str]]:
     """Every page that comes from code, whole or in part, as it should be. Transcripts last: they read the snapshot."""
     for name, make in PAGES.items():
         yield name, make()
+    for name in FIELDS:
+        yield name, fields.fill((ROOT / name).read_text(encoding="utf-8"))
     for name in TRANSCRIPTS:
         yield name, transcript.fill((ROOT / name).read_text(encoding="utf-8"))
     for name in CLONES:

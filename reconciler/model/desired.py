@@ -57,7 +57,9 @@ class Window(Part):
     """A daily maintenance window in local time, half-open. `end` before `start` crosses midnight."""
 
     start: TimeOfDay = Field(description='Local time at which the window opens, as "02:00"')
-    end: TimeOfDay = Field(description='Local time at which the window closes; "24:00" is the end of the day')
+    end: TimeOfDay = Field(
+        description='Local time at which it closes; "24:00" is the end of the day, before `start` the next day'
+    )
 
     @model_validator(mode="after")
     def _not_empty(self) -> Window:
@@ -121,12 +123,16 @@ class FleetSpec(Part):
     attempts: Annotated[int, Field(ge=1, le=100)] = Field(
         default=3, description="Update attempts a device has for one release"
     )
-    flash_duration: Duration = Field(default=1200, description="Time a flash needs inside the window")
+    flash_duration: Duration = Field(
+        default=1200, description="Time a flash needs inside the window; the download does not count"
+    )
     on_failure: Literal["hold", "rollback"] = Field(
         default="hold", description="What failed devices do: hold, or return to their previous release at once"
     )
     rollback: RollbackPolicy = Field(default=RollbackPolicy(), description="How devices go back")
-    freezes: tuple[Freeze, ...] = Field(default=(), description="Intervals in which nothing moves forward")
+    freezes: tuple[Freeze, ...] = Field(
+        default=(), description="Intervals in which nothing moves forward; going back is always possible"
+    )
     paused: Flag = Field(default=False, description="Stops every promotion, retag and restart; not rollback")
     tag_drift: Literal["restore", "report"] = Field(
         default="restore", description="What happens to a tag that somebody else moved"
@@ -174,7 +180,9 @@ class WaveSpec(Part):
     """An ordered group of sites, with the releases it shall run."""
 
     name: Name = Field(description="Name of the wave")
-    sites: tuple[Name, ...] | None = Field(default=None, description="Sites listed by name")
+    sites: tuple[Name, ...] | None = Field(
+        default=None, description="Sites listed by name; a wave has these, or `percent`"
+    )
     percent: Percentage | None = Field(default=None, description="Cumulative percentage of all sites that are not lab")
     image: Release | None = Field(default=None, description="Image release that the wave shall run")
     apps: Mapping[Name, Version] = Field(default_factory=dict, description="App releases that the wave shall run")
@@ -242,7 +250,7 @@ class SiteSpec(Part):
     ntp: tuple[Host, ...] = Field(default=(), description="Time servers")
     vpn: Vpn | None = Field(default=None, description="Tunnel, its secret by reference")
     cameras: tuple[CameraAddress, ...] = Field(
-        default=(), description="Addresses of the cameras that healthcheck.sh tries"
+        default=(), description="Cameras that healthcheck.sh tries: a host, with its port where that is not 554"
     )
     labels: Mapping[str, str] = Field(default_factory=dict, description="Free labels, text to text")
 

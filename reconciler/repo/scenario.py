@@ -113,19 +113,19 @@ class ScenarioObserved(Part):
 class ExpectedAction(Part):
     """One entry of `expect.actions`: matches an action on the keys it gives."""
 
-    kind: ActionKind | None = None
-    image: str | None = None
-    device: str | None = None
-    site: str | None = None
-    wave: str | None = None
-    from_: str | None = Field(default=None, alias="from")
-    to: str | None = None
-    why: Why | None = None
-    method: str | None = None
-    app: str | None = None
-    release: str | None = None
-    tag: str | None = None
-    config: str | None = None
+    kind: ActionKind | None = Field(default=None, description="What is done, as `flash`")
+    image: str | None = Field(default=None, description="Release of the image that is built, signed or published")
+    device: str | None = Field(default=None, description="The device")
+    site: str | None = Field(default=None, description="Its site")
+    wave: str | None = Field(default=None, description="Its wave, or that of the tag")
+    from_: str | None = Field(default=None, alias="from", description="Release that it comes from")
+    to: str | None = Field(default=None, description="Release that it goes to")
+    why: Why | None = Field(default=None, description="What for, as `promote` or `rollback`")
+    method: str | None = Field(default=None, description="How a slot gets the release: a download, or a switch")
+    app: str | None = Field(default=None, description="The app")
+    release: str | None = Field(default=None, description="The app's release")
+    tag: str | None = Field(default=None, description="Tag that is moved")
+    config: str | None = Field(default=None, description="Digest of the configuration that is sent")
     count: Annotated[int, Field(ge=0)] = Field(default=1, description="How many actions this entry stands for")
 
     @property
@@ -140,16 +140,16 @@ class ExpectedAction(Part):
 class ExpectedHold(Part):
     """One entry of `expect.holds`: at least one hold must match the keys it gives."""
 
-    reason: Reason | None = None
-    wave: str | None = None
+    reason: Reason | None = Field(default=None, description="Why it is held")
+    wave: str | None = Field(default=None, description="The hold's wave")
     device: str | None = Field(
         default=None, description="Among the hold's devices; or it has none, and this is in its wave"
     )
     devices: tuple[str, ...] | None = Field(default=None, description="Exactly these devices, in any order")
-    image: str | None = None
-    app: str | None = None
-    release: str | None = None
-    until: Instant | None = None
+    image: str | None = Field(default=None, description="Release of the image that is held")
+    app: str | None = Field(default=None, description="The app that is held")
+    release: str | None = Field(default=None, description="The app's release that is held")
+    until: Instant | None = Field(default=None, description="The instant at which it can change")
     message: str | None = Field(default=None, description="Text that the hold's message contains")
 
 
