@@ -36,6 +36,8 @@ _RECENT = 20
 _HEALTH = 50
 _COUNTED = 1000
 Word = Annotated[str | None, Query(max_length=192)]
+Last = Annotated[str | None, Header(alias="last-event-id", max_length=40)]
+After = Annotated[int | None, Query(ge=0, le=1 << 62, description="As `Last-Event-ID`")]
 
 
 def serve_api(app: FastAPI, options: Options, callers: Callers) -> None:
@@ -299,9 +301,6 @@ def _serve_events(app: FastAPI, options: Options, callers: Callers, stream: Stre
             return await stream.answer(seen, lambda: callers.still(caller))
         except PortError as error:
             raise refusal_of(error) from None
-
-    Last = Annotated[str | None, Header(alias="last-event-id", max_length=40)]
-    After = Annotated[int | None, Query(ge=0, le=1 << 62, description="As `Last-Event-ID`")]
 
     @app.get("/v1/events/stream", response_class=Response, responses=answers(None, 400) | told)
     async def get_stream(last: Last = None, after: After = None, caller: Caller = by_reader) -> Response:

@@ -101,6 +101,7 @@ class Stream:
         self._cursor = await run_in_threadpool(self._options.store.last_event)
         if self._pump is None or self._pump.done():
             self._news = asyncio.Event()
+            self._generation = self._options.boards.generation if self._options.boards is not None else -1
             self._pump = asyncio.create_task(self._feed(self._news))
 
     async def _missed(self, after: int | None) -> bytes:
