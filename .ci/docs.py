@@ -14,6 +14,7 @@ import types
 import typing
 from argparse import HelpFormatter
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,9 @@ def _tables(prefix: str, model: type[Part], title: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         key = field.alias or name
         full = f"{prefix}{key}"
-        parts = [part for part in _members(field.annotation) if isinstance(part, type) and issubclass(part, Part)]
+        parts = [
+            part for part in _members(_item(field.annotation)) if isinstance(part, type) and issubclass(part, Part)
+        ]
         kind = _SCALARS[reader] if (reader := _reader(field)) else _kind(field.annotation, full, parts)
         rows.append(f"| `{key}` | {kind} | {_default(field, parts)} | {_cell(field.description or '')} |")
         for part in parts:
@@ -132,6 +135,11 @@ def _tables(prefix: str, model: type[Part], title: str) -> Iterator[str]:
         yield from _tables(path, part, heading)
 
 
+def _item(annotation: Any) -> Any:
+    """Of a list what is in it, else the same."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else annotation
+
+
 def _members(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of an annotation, without `None` and without what pydantic annotates."""
     if typing.get_origin(annotation) is typing.Annotated:
@@ -143,12 +151,15 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _kind(annotation: Any, full: str, parts: list[type[Part]]) -> str:
     if parts:
-        return f"[below](#{_anchor(full, parts)})"
+        each = "list of " if typing.get_origin(annotation) is tuple else ""
+        return f"{each}[below](#{_anchor(full, parts)})"
     words = []
     for member in _members(annotation):
         origin, arguments = typing.get_origin(member), typing.get_args(member)
         if origin is typing.Literal:
             words.append(" or ".join(f"`{value}`" for value in arguments))
+        elif isinstance(member, type) and issubclass(member, Enum):
+            words.append(" or ".join(f"`{each.value}`" for each in member))
         elif origin is tuple:
             words.append(f"list of {_kind(arguments[0], full, [])}")
         else:
@@ -171,6 +182,8 @@ def _default(field: Any, parts: list[type[Part]]) -> str:
         return f"type {tag}" if tag and len(parts) > 1 else "as below"
     if value is None or value in ((), {}):
         return "none"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{each}`" for each in value)
     if isinstance(value, bool):
         return "`true`" if value else "`false`"
     if isinstance(value, int) and (reader := _reader(field)) is not None:

@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
@@ -147,9 +147,9 @@ class Notifier:
         troubles = [(courier.name, *trouble) for courier in self._couriers if (trouble := courier.trouble) is not None]
         if not troubles:
             return Finding(Type.NOTIFICATIONS_READY, True, "UpToDate", "every target takes what it is sent")
-        reason = min((reason for _, reason, _ in troubles), key=_WORST.index)
+        reasons = {reason for _, reason, _ in troubles}
         text = "; ".join(f"{name}: {said}" for name, _, said in troubles)
-        return Finding(Type.NOTIFICATIONS_READY, False, reason, text)
+        return replace(next(found for found in _WORST if found.reason in reasons), message=text)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything told so far is sent, or has failed once; whether that was so in time. For a single pass."""
@@ -165,7 +165,12 @@ class Notifier:
             courier.join(timeout_s)
 
 
-_WORST = ("Refused", "CannotSend", "NotAnswering")
+_WORST = (
+    Finding(Type.NOTIFICATIONS_READY, False, "Refused"),
+    Finding(Type.NOTIFICATIONS_READY, False, "CannotSend"),
+    Finding(Type.NOTIFICATIONS_READY, False, "NotAnswering"),
+)
+"""Of several targets' troubles the first of these is the reason: what passes by itself comes last."""
 
 
 def not_configured() -> Finding:

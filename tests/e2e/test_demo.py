@@ -120,7 +120,7 @@ def test_the_fleet_ends_where_git_wants_it(played: Played) -> None:
     conditions = {row.type: row.status for row in played.demo.store.conditions()}
     assert conditions == {
         "GitReady": "True", "FleetValid": "True", "StoresReady": "True", "SigningReady": "True", "ForgeReady": "True",
-        "Progressing": "False", "Stalled": "False",
+        "NotificationsReady": "True", "Progressing": "False", "Stalled": "False",
     }  # fmt: skip
 
 
