@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
 from reconciler.cli.inputs import input_options, read_inputs, write
+from reconciler.cli.names import sites
+from reconciler.cli.server import server_options
 
 if TYPE_CHECKING:
     from reconciler.cli.explain_places import Found
@@ -16,13 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", metavar="DEVICE|SITE|WAVE")
+@click.argument("name", metavar="DEVICE|SITE|WAVE", shell_complete=sites)
 @click.option(
     "--kind",
     type=click.Choice(["device", "site", "wave"]),
     help="What NAME is, where a device, a site and a wave share it. [whichever has the name]",
 )
 @input_options
+@server_options
 @click.option(
     "--history/--no-history",
     default=True,
@@ -39,6 +43,8 @@ def explain(
     observed: Path | None,
     at: str | None,
     config: Path | None,
+    server: str | None,
+    token_file: Path | None,
     history: bool,
     output: str,
 ) -> None:
@@ -46,7 +52,18 @@ def explain(
 
     The chain of reasons goes from the name down to the devices that keep a gate open, with instants. Exit codes: 0 fine, 1 the
     input is invalid or nothing has the name, 2 wrong usage, 3 a system that was needed did not answer.
+
+    With --server the controller's service says it, from its last tick; who asked for it is known where the fleet repo is.
     """
+    if server is not None:
+        if any(value is not None for value in (fleet, observed, at, config)):
+            raise click.UsageError(
+                "--server says where to look; --fleet, --observed, --at and --config do too: give one"
+            )
+        _ask(server, token_file, name, kind, output)
+        return
+    if token_file is not None:
+        raise click.UsageError("--token-file goes with --server")
     from reconciler.planner import Columns, Roster, decide
     from reconciler.planner.explain import AmbiguousName, UnknownName
     from reconciler.planner.explain import explain as make
@@ -65,6 +82,26 @@ def explain(
     found = _places(said, fleet, config, desired.commit, history=history)
     signing = _awaited(config) if observed is None and _waits_for_an_image(said) else None
     write(_as_json(said, found, signing) if output == "json" else _as_text(said, found, signing))
+
+
+def _ask(server: str, token_file: Path | None, name: str, kind: str | None, output: str) -> None:
+    """What the service says. Its text is for people, the rest of its answer is the document that programs read."""
+    from reconciler.cli.server import Asked, NotThere, ask_json
+
+    query = {"kind": kind} if kind is not None else {}
+    path = f"/v1/explain/{quote(name, safe='')}"
+    wanted = Asked(path, f"explaining {name}", "explained nothing", query=query, missing=name)
+    try:
+        said = ask_json(server, token_file, wanted)
+    except NotThere as error:
+        click.echo(f"error: {error}; `reconciler status --server {server}` shows the waves", err=True)
+        raise SystemExit(1) from None
+    lines = said.pop("text", [])
+    if output == "json":
+        write(json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+        return
+    # What a device said is in it: nothing of that may steer the terminal.
+    write("".join(f"{line if line.isprintable() else ascii(line)}\n" for line in map(str, lines)))
 
 
 def _waits_for_an_image(said: Explanation) -> bool:

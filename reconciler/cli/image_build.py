@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reconciler.cli.names import releases
+
 if TYPE_CHECKING:
     from reconciler.model.desired import ImageSpec
 
@@ -30,7 +32,7 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 
 
 @click.command(short_help="Build a release from its recipe.")
-@click.argument("release")
+@click.argument("release", shell_complete=releases)
 @click.option("--fleet", type=click.Path(path_type=Path), help="The fleet repo's folder. [the one you are in]")
 @click.option(
     "--out",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reconciler.cli.image_store import place_of
+from reconciler.cli.names import releases
 
 if TYPE_CHECKING:
     from reconciler.image.recheck import Named, Papers, Shelf
@@ -65,7 +66,7 @@ class Given:
 
 
 @click.command(short_help="Sign a release with a key of your own, and put the signature where it is waited for.")
-@click.argument("release")
+@click.argument("release", shell_complete=releases)
 @click.option(
     "--commit", metavar="SHA", help="Accepted commit that names the release; the command that is shown has it."
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from reconciler.cli.names import releases, sites
 from reconciler.cli.proposal import Options, carry_out, proposing
 
 
 @click.command(short_help="Propose that devices of a site run a release of their own.")
-@click.argument("site")
-@click.argument("release", required=False)
+@click.argument("site", shell_complete=sites)
+@click.argument("release", required=False, shell_complete=releases)
 @click.option(
     "--device", "devices", metavar="DEVICE", multiple=True, help="A device to pin; all of the site unless said."
 )
@@ -34,7 +35,7 @@ def pin(
 
 
 @click.command(short_help="Propose that nothing moves to a release any more.")
-@click.argument("release")
+@click.argument("release", shell_complete=releases)
 @click.option("--why", metavar="TEXT", required=True, help="Why; shown wherever the ban holds something.")
 @proposing
 def withdraw(options: Options, release: str, why: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reconciler.cli.names import releases
 from reconciler.cli.proposal import Options, carry_out, proposing
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Propose that the next wave, or every wave, runs a release.")
-@click.argument("release")
+@click.argument("release", shell_complete=releases)
 @click.option("--wave", metavar="WAVE", help="The wave to raise. [the first that does not ask for RELEASE]")
 @click.option("--all", "every", is_flag=True, help="Raise every wave: the gates pace them.")
 @proposing
@@ -35,7 +36,7 @@ def promote(options: Options, release: str, wave: str | None, every: bool) -> No
 
 
 @click.command(short_help="Propose that waves go back to what they ran before.")
-@click.argument("release", required=False)
+@click.argument("release", required=False, shell_complete=releases)
 @click.option("--wave", metavar="WAVE", help="Take it back in this wave alone.")
 @click.option("--all", "every", is_flag=True, help="Take it back in every wave that asks for it; so it is unless said.")
 @click.option("--to", metavar="RELEASE", help="Release to go back to. [what each wave asked for before, as git tells]")

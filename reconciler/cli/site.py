@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from reconciler.cli.names import sites
 from reconciler.cli.proposal import Options, carry_out, proposing
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def site() -> None:
 
 
 @site.command(short_help="Render a site's cloud-init files.")
-@click.argument("name", metavar="SITE")
+@click.argument("name", metavar="SITE", shell_complete=sites)
 @click.option(
     "--fleet",
     "folder",

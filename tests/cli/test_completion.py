@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from reconciler.cli.completion import SHELLS
@@ -53,6 +54,26 @@ def test_bash_is_offered_what_fits(script: str, tmp_path: Path, words: tuple[str
     assert completed(script, tmp_path, *words) == offered
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("promote", "v1."), ["v1.4.1", "v1.4.2"]),
+        (("image", "build", "v1.4.2"), ["v1.4.2"]),
+        (("pin", "SITE-2847"), ["SITE-2847"]),
+        (("site", "render", "LAB"), ["LAB-0001"]),
+        (("explain", "SITE-2847"), ["SITE-2847"]),
+        (("explain", "--fleet", "nowhere", "SITE"), []),
+    ],
+    ids=" ".join,
+)
+def test_names_of_the_fleet_that_one_is_in_are_offered(
+    words: tuple[str, ...], offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    found = ShellComplete(cli, {}, "reconciler", "_RECONCILER_COMPLETE").get_completions(list(words[:-1]), words[-1])
+    assert [item.value for item in found] == offered
+
+
 def test_a_tab_imports_no_command() -> None:
     code = (
         "import os, sys\n"
@@ -64,7 +85,12 @@ def test_a_tab_imports_no_command() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert set(done.stdout.split()) == {f"plain,{name}" for name in COMMANDS}
-    assert set(done.stderr.split()) <= {"reconciler.cli", "reconciler.cli.main", "reconciler.cli.lazy", "reconciler.cli.guide"}
+    assert set(done.stderr.split()) <= {
+        "reconciler.cli",
+        "reconciler.cli.main",
+        "reconciler.cli.lazy",
+        "reconciler.cli.guide",
+    }
 
 
 @pytest.mark.parametrize("shell", SHELLS)
