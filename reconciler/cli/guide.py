@@ -13,7 +13,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Change the fleet, by a pull request", ("promote", "rollback", "pause", "pin", "withdraw", "site", "image")),
     ("Check a fleet repo", ("validate", "test", "diff", "plan", "schema")),
     ("See what is, and why", ("status", "explain", "snapshot", "audit")),
-    ("Run it", ("run", "token", "device", "notify", "adopt", "systemd-units")),
+    ("Run it", ("run", "token", "device", "notify", "adopt", "monitoring", "systemd-units")),
     ("Called by others than people", ("builder", "signer", "relay", "publish-review")),
 )
 """The commands by what one wants. What stands in no section is shown after them."""
@@ -115,6 +115,17 @@ GUIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     "notify test": (
         "the controller's settings with `notifications`, and the right to read their secrets, so the controller's user.",
         ("reconciler notify test", "reconciler notify test ops-chat --output json"),
+    ),
+    "monitoring alerts": (
+        "nothing; Prometheus to use them, with the scrape job called `reconciler`.",
+        (
+            "reconciler monitoring alerts > reconciler.rules.yaml",
+            "reconciler monitoring alerts --runbook https://book.example/how-to/recover.html > reconciler.rules.yaml",
+        ),
+    ),
+    "monitoring grafana": (
+        "nothing; Grafana 10 or newer to use it.",
+        ("reconciler monitoring grafana > reconciler.json",),
     ),
     "pause": (_PROPOSAL, ("reconciler pause", "reconciler pause --wave tenth", "reconciler pause --wave tenth --off")),
     "pin": (

@@ -43,6 +43,7 @@ COMMANDS: Commands = {
     "builder": ("builder", "builder", "Build one release for the reconciler, as a user without keys."),
     "completion": ("completion", "completion", "Print a script that lets a shell complete commands and options."),
     "relay": ("relay", "relay", "Ask a command of another user over a socket; for signer and builder."),
+    "monitoring": ("monitoring", "monitoring", "Print alert rules for Prometheus and a dashboard for Grafana."),
     "systemd-units": ("units", "systemd_units", "Write the systemd units for controller, signer and builder."),
     "signer": ("signer", "signer", "Sign a release that an accepted commit names, after checking it."),
 }
