@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message
 
 from reconciler.adapters.sql import SqlStore, open_store
 from reconciler.model.access import OperatorToken, Scope
@@ -29,18 +29,53 @@ PAGE = {"Accept": "text/html"}
 
 
 class Bridge(httpx.BaseTransport):
-    """Asks an app in this process, over one event loop: what it keeps between requests stays."""
+    """Asks an app in this process, over one event loop: what it keeps between requests stays. A stream is left at its first
+    piece, as a client that goes away leaves it."""
 
     def __init__(self, app: ASGIApp, runner: asyncio.Runner, peer: str) -> None:
-        self._inner = httpx.ASGITransport(app, raise_app_exceptions=False, client=(peer, 50000))
-        self._runner = runner
+        self._app, self._runner, self._peer = app, runner, peer
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            answer = await self._inner.handle_async_request(request)
-            return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
+        return self._runner.run(self._ask(request))
 
-        return self._runner.run(ask())
+    async def _ask(self, request: httpx.Request) -> httpx.Response:
+        scope = {
+            "type": "http",
+            "method": request.method,
+            "scheme": request.url.scheme,
+            "path": request.url.path,
+            "raw_path": request.url.raw_path.split(b"?")[0],
+            "query_string": request.url.query,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+            "server": (request.url.host, request.url.port),
+            "client": (self._peer, 50000),
+            "root_path": "",
+        }
+        sent, body, gone = list[Message](), bytearray(), asyncio.Event()
+        waiting = [{"type": "http.request", "body": request.read(), "more_body": False}]
+
+        async def receive() -> Message:
+            if waiting:
+                return waiting.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent.append(message)
+                return
+            body.extend(message.get("body", b""))
+            streams = any(value.startswith(b"text/event-stream") for name, value in sent[0]["headers"])
+            if streams or not message.get("more_body", False):
+                gone.set()
+
+        work = asyncio.ensure_future(self._app(scope, receive, send))
+        left = asyncio.ensure_future(gone.wait())
+        await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+        with suppress(TimeoutError, asyncio.CancelledError):
+            await asyncio.wait_for(work, 2)
+        left.cancel()
+        return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=bytes(body))
 
 
 class Inside:
