@@ -24,7 +24,7 @@ from reconciler.ports import PortError, PublicKey, Store
 Log = Callable[..., object]
 
 _EVERY = timedelta(hours=1)
-_KEY_STAGES = (timedelta(days=30), timedelta(days=7), timedelta(0))
+_KEY_STAGES = (timedelta(days=30), timedelta(days=7), timedelta(days=1), timedelta(0))
 """Time left at which an expiring key is told of, again and again."""
 _ASSIGNMENT_LEFT = timedelta(hours=6)
 _MOST_DETAIL = 200
@@ -218,7 +218,7 @@ def _of_device(event: Event, device: DeviceObservation) -> Event:
 
 
 def _of_key(purpose: str, key: PublicKey, now: datetime) -> Iterator[Event]:
-    """The stage that a key has reached, if any: a month, a week, expired."""
+    """The stage that a key has reached, if any: a month, a week, a day, expired."""
     if key.expires_at is None:
         return
     left = key.expires_at - now
@@ -229,7 +229,7 @@ def _of_key(purpose: str, key: PublicKey, now: datetime) -> Iterator[Event]:
     gone = stage <= timedelta(0)
     text = f"the {purpose} key {key.fingerprint} {'expired' if gone else 'expires'} at {at}"
     text += ": nothing that it signs counts" if gone else "; rotate it before"
-    reason = "expired" if gone else f"{stage.days}-days-left"
+    reason = "expired" if gone else f"{stage.days}-day{'s' * (stage.days > 1)}-left"
     yield Event(
         None, now, EventKind.KEY_EXPIRING, f"{key.fingerprint} {at} {stage.days}", reason=reason, message=text
     )  # fmt: skip

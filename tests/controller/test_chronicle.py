@@ -383,15 +383,15 @@ def test_a_flag_says_where_and_which_checks_are_worse() -> None:
     )
 
 
-def test_keys_are_told_of_a_month_and_a_week_before_they_expire_and_when_they_have() -> None:
+def test_keys_are_told_of_a_month_a_week_and_a_day_before_they_expire_and_when_they_have() -> None:
     key = PublicKey("F" * 40, "release", T0 + 40 * DAY)
     bench = Bench(watched=Watched(lambda: [("release", key), ("assignment", PublicKey("A" * 40, "x", None))]))
     said = []
-    for day in (0, 11, 12, 34, 41, 42):
+    for day in (0, 11, 12, 34, 39, 41, 42):
         bench.now = T0 + day * DAY
         bench.restart()
         said.append([event.reason for event in bench.tick()])
-    assert said == [[], ["30-days-left"], [], ["7-days-left"], ["expired"], []]
+    assert said == [[], ["30-days-left"], [], ["7-days-left"], ["1-day-left"], ["expired"], []]
 
 
 def test_keys_that_cannot_be_looked_at_stop_nothing() -> None:
