@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.support.webhooks import Receiver, Says, make_certificate, verify
 
 AT = datetime(2026, 1, 15, 1, 30, tzinfo=UTC)
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+OTHER = "whsec_" + base64.b64encode(b"y" * 24).decode()
 FLAG = Event(
     7,
     AT,
@@ -103,12 +105,25 @@ def test_a_service_gets_json_whose_signature_holds() -> None:
         verify(SECRET, request, time.time() + 301)
 
 
-def test_with_two_keys_both_sign_so_that_either_side_may_change_first() -> None:
-    other = "whsec_" + base64.b64encode(b"y" * 24).decode()
+def test_the_receiver_that_the_guide_shows_takes_it_and_refuses_what_was_changed() -> None:
+    guide = (Path(__file__).parents[2] / "docs/how-to/get-notified.md").read_text()
+    shown: dict[str, Any] = {}
+    exec(re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S)[0], shown)
+    verified = shown["verified"]
     with Receiver() as receiver:
-        service(receiver.url, f"{other}\n{SECRET}").send("msg_1", MESSAGE)
+        service(receiver.url, f"{OTHER}\n{SECRET}").send("msg_1", MESSAGE)
         (request,) = receiver.received
-    assert verify(SECRET, request, time.time()) == verify(other, request, time.time())
+    old = request.headers | {"webhook-timestamp": str(int(time.time()) - 301)}
+    assert verified(SECRET, request.headers, request.body) and verified(OTHER, request.headers, request.body)
+    assert not verified(SECRET, request.headers, request.body + b" ")
+    assert not verified(SECRET, old, request.body)
+
+
+def test_with_two_keys_both_sign_so_that_either_side_may_change_first() -> None:
+    with Receiver() as receiver:
+        service(receiver.url, f"{OTHER}\n{SECRET}").send("msg_1", MESSAGE)
+        (request,) = receiver.received
+    assert verify(SECRET, request, time.time()) == verify(OTHER, request, time.time())
 
 
 @pytest.mark.parametrize("text", ["", "topsecret", "whsec_", "whsec_c2hvcnQ=", "whsec_####", f"{SECRET}\nplain"])
