@@ -85,6 +85,7 @@ CASES = [
     *condition("ReconcilerStoresNotReady", "StoresReady", "False", 15),
     *condition("ReconcilerSigningNotReady", "SigningReady", "False", 15),
     *condition("ReconcilerForgeNotReady", "ForgeReady", "False", 60),
+    *condition("ReconcilerNotificationsNotReady", "NotificationsReady", "False", 15),
     *condition("ReconcilerStalled", "Stalled", "True", 10),
     fires("ReconcilerHeadRefused", "11m", head_refused="1x20"),
     quiet("ReconcilerHeadRefused", "11m", head_refused="1x5 0x20"),
