@@ -260,10 +260,10 @@ class Office:
             and seen.phase == "idle"
         )
 
-    def configures(self, device: str) -> bool:
-        """Whether a device is being sent a configuration."""
+    def was_configured(self, device: str, before: str | None) -> bool:
+        """Whether a device is being sent another configuration than it had, or has it."""
         seen = self.device(device)
-        return seen is not None and seen.configuring_since is not None
+        return seen is not None and (seen.configuring_since is not None or seen.config != before)
 
     def is_configured(self, device: str, before: str | None) -> bool:
         """Whether a device is known to have another configuration than it had, and is at rest."""
