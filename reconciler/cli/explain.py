@@ -94,6 +94,8 @@ def _ask(server: str, token_file: Path | None, name: str, kind: str | None, outp
     try:
         said = ask_json(server, token_file, wanted)
     except NotThere as error:
+        if error.unclear:
+            raise click.UsageError(str(error)) from None
         click.echo(f"error: {error}; `reconciler status --server {server}` shows the waves", err=True)
         raise SystemExit(1) from None
     lines = said.pop("text", [])

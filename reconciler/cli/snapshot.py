@@ -6,19 +6,15 @@ other; TLS is verified; nothing is changed anywhere but in the output file, whic
 
 from __future__ import annotations
 
-import ipaddress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 import click
 
 from reconciler.model.observed import Snapshot
 from reconciler.ports import TransientError
 
-_CONNECT_S = 5.0
-_READ_S = 120.0
 _SHOWN = 200
 
 
@@ -89,86 +85,17 @@ def check(data: bytes, server: str) -> Snapshot:
 
 def fetch(server: str, token_file: Path) -> bytes:
     """The bytes of `GET /v1/observed`. TransientError: none came. UsageError: see `fetch_snapshot`."""
-    import httpx
-
+    from reconciler.cli.server import Asked, ask
     from reconciler.repo.snapshot import MAX_BYTES
 
-    address, token = _address(server), _token(token_file)
-    timeout = httpx.Timeout(_READ_S, connect=_CONNECT_S)
-    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json", "User-Agent": "reconciler"}
-    data = bytearray()
-    try:
-        # No redirect is followed: the token is for this address.
-        with (
-            httpx.Client(timeout=timeout, follow_redirects=False, trust_env=not _loopback(address)) as client,
-            client.stream("GET", f"{address}/v1/observed", headers=headers) as answer,
-        ):
-            if answer.status_code != 200:
-                _none(server, f"it answered {answer.status_code}", _remedy(answer.status_code))
-            for chunk in answer.iter_bytes():
-                data += chunk
-                if len(data) > MAX_BYTES:
-                    _none(
-                        server, f"its answer is longer than {MAX_BYTES} bytes", "read it from the store, with --config"
-                    )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        cause = f"{type(error).__name__}: {error}"[:_SHOWN] if str(error) else type(error).__name__
-        _none(
-            server, f"it did not answer ({cause})", "see that the service runs, and that its certificate is known here"
-        )
-    return bytes(data)
+    wanted = Asked(
+        "/v1/observed", "what is observed", "gave no snapshot", MAX_BYTES, "read it from the store, with --config"
+    )
+    return ask(server, token_file, wanted)
 
 
 def _none(server: str, wrong: str, remedy: str) -> NoReturn:
     raise TransientError(f"{server} gave no snapshot: {wrong}", needed_for="what is observed", remedy=remedy)
-
-
-def _remedy(status: int) -> str:
-    if status in (401, 403):
-        return "make a token with `reconciler token operator NAME --scope read`, and name its file"
-    if status == 404:
-        return "name the address of the service itself, without a path; an older version has no /v1/observed"
-    if 300 <= status < 400:
-        return "name the final address; redirects are not followed"
-    return "try again; the controller's log has the cause"
-
-
-def _address(server: str) -> str:
-    """The service's address without a slash at its end. UsageError: none to which a token may go."""
-    try:
-        parts = urlsplit(server)
-        host = parts.hostname or ""
-        known = parts.scheme in ("http", "https") and host and not parts.username and not parts.query
-        known = bool(known and not parts.fragment and (parts.port is None or parts.port))
-    except ValueError:
-        known = False
-    if not known:
-        raise click.BadParameter("write https://HOST[:PORT], without user or query", param_hint="--server")
-    if parts.scheme == "http" and not _loopback(server):
-        raise click.BadParameter(
-            f"{server} is not encrypted, and the token would be readable on the way; write https://",
-            param_hint="--server",
-        )
-    return server.rstrip("/")
-
-
-def _loopback(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _token(path: Path) -> str:
-    try:
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no token"
-        raise click.BadParameter(f"{path} cannot be read ({why})", param_hint="--token-file") from None
-    if not token or not token.isprintable() or " " in token:
-        raise click.BadParameter(f"{path} holds no token; write it alone, on one line", param_hint="--token-file")
-    return token
 
 
 def _from_store(config: Path | None) -> bytes:

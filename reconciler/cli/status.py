@@ -1,4 +1,4 @@
-"""`reconciler status`: where the rollout stands, read from the store, for a terminal or for a program.
+"""`reconciler status`: where the rollout stands, read from the store or asked of the service, for a terminal or for a program.
 
 Shows what the loop saw at its last tick; asks no other system. The picture itself is in `cli.status_view`.
 """
@@ -10,14 +10,16 @@ import re
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from reconciler.cli.run import CONFIG
+from reconciler.cli.server import server_options
+from reconciler.ports import TransientError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,29 +29,72 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Show where every wave stands, what is held and why.")
-@CONFIG
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The controller's settings: its store is read. [reconciler.yaml]",
+)
+@server_options
 @click.option("--watch", is_flag=True, help="Keep showing it until interrupted.")
 @click.option(
     "--every", type=click.FloatRange(0.2, 3600), default=2.0, show_default=True, help="Seconds between two looks."
 )
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def status(config: Path, watch: bool, every: float, output: str) -> None:
+def status(
+    config: Path | None, server: str | None, token_file: Path | None, watch: bool, every: float, output: str
+) -> None:
     """Show where every wave stands, what is held and until when, flagged devices, conditions, and open actions.
 
-    Reads the store of the settings: it says what the loop saw at its last tick, also while no loop runs.
+    Reads the store of the settings: it says what the loop saw at its last tick, also while no loop runs. With --server it asks
+    the controller's service for the same, from anywhere.
+
+    Exit codes: 0 fine, 1 an input is invalid, 2 wrong usage, 3 the store or the service gave none.
     """
     if watch and output == "json":
         raise click.UsageError("--watch is for people; call `status --output json` as often as you like instead")
+    if server is not None and config is not None:
+        raise click.UsageError("--server and --config each say where to look; give one of them")
+    if server is None and token_file is not None:
+        raise click.UsageError("--token-file goes with --server")
+    with _looking(config, server, token_file) as look:
+        _show(look, output, every if watch else None)
+
+
+@contextmanager
+def _looking(config: Path | None, server: str | None, token_file: Path | None) -> Iterator[Callable[[], Status]]:
+    """What gives the status: the service, or the store."""
+    if server is not None:
+        yield lambda: _asked(server, token_file)
+        return
     from reconciler.controller.bootstrap import make_store
     from reconciler.controller.settings import load_settings
     from reconciler.controller.status import status_of
 
-    settings = load_settings(config)
+    settings = load_settings(config or Path("reconciler.yaml"))
     store = make_store(settings, create=False)
+    try:
+        yield lambda: status_of(store, _now(settings))
+    finally:
+        store.close()
 
-    def look() -> Status:
-        return status_of(store, _now(settings))
 
+def _asked(server: str, token_file: Path | None) -> Status:
+    from reconciler.cli.server import Asked, ask_json
+    from reconciler.controller.status import status_from
+
+    document = ask_json(server, token_file, Asked("/v1/status", "the status", "gave no status"))
+    try:
+        return status_from(document)
+    except ValueError:
+        raise TransientError(
+            f"{server} gave no status: its answer is another one",
+            needed_for="the status",
+            remedy="check that the address is a reconciler's, of this version",
+        ) from None
+
+
+def _show(look: Callable[[], Status], output: str, every: float | None) -> None:
+    """Print what `look` gives: once, or (`every` seconds) until interrupted."""
     try:
         if output == "json":
             click.echo(json.dumps(look().to_dict(), indent=2, ensure_ascii=False))
@@ -57,7 +102,7 @@ def status(config: Path, watch: bool, every: float, output: str) -> None:
         from rich.console import Console
 
         console = Console(highlight=False, emoji=False, markup=False)
-        if watch:
+        if every is not None:
             _watch(console, look, every)
         else:
             from reconciler.cli.status_view import view
@@ -69,8 +114,6 @@ def status(config: Path, watch: bool, every: float, output: str) -> None:
                 console.print(line, soft_wrap=True)
     except KeyboardInterrupt:
         return
-    finally:
-        store.close()
 
 
 def _to_be_run(status: Status) -> list[str]:
@@ -90,7 +133,6 @@ def _watch(console: Console, look: Callable[[], Status], every: float) -> None:
     from rich.live import Live
 
     from reconciler.cli.status_view import view
-    from reconciler.ports import TransientError
 
     if console.is_terminal:
         first = view(look(), console.width, _ascii(console))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from reconciler.model.scalars import format_instant
+from reconciler.model.plan import Action, ActionKind
+from reconciler.model.scalars import format_instant, parse_instant
 from reconciler.ports import ConditionRow, Intent, Store, TerminalError
 
 
@@ -62,6 +63,42 @@ class Status:
                 for intent in self.open_actions
             ],
         }
+
+
+def status_from(document: Mapping[str, Any]) -> Status:
+    """A status from its own `to_dict`, as a service gives it. ValueError: it is none."""
+    try:
+        plan = {key: document[key] for key in ("waves", "holds", "flagged", "nextChangeAt")} | {
+            "at": document["planAt"]
+        }
+        return Status(
+            parse_instant(document["at"]),
+            document["commit"],
+            plan if document["planAt"] is not None else None,
+            tuple(
+                ConditionRow(row["type"], row["status"], row["reason"], row["message"], parse_instant(row["since"]))
+                for row in document["conditions"]
+            ),
+            tuple(_intent(row) for row in document["openActions"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"this is no status: {error!r}") from None
+
+
+def _intent(row: Mapping[str, Any]) -> Intent:
+    own = ("kind", "id", "commit", "createdAt", "attempts", "notBefore", "lastError")
+    action = Action(ActionKind(row["kind"]), {key: value for key, value in row.items() if key not in own})
+    later = row["notBefore"]
+    return Intent(
+        int(row["id"]),
+        action.key,
+        action,
+        row["commit"],
+        parse_instant(row["createdAt"]),
+        int(row["attempts"]),
+        parse_instant(later) if later is not None else None,
+        row["lastError"],
+    )
 
 
 def status_of(store: Store, now: datetime) -> Status:
