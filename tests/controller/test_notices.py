@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.routing import APIRoute
 
-from reconciler.adapters.sql import open_store
 from reconciler.controller.notices import PAGES, Asked, trial, worded
 from reconciler.controller.settings import load_settings
 from reconciler.controller.settings_notify import TOLD, WebhookTarget
 from reconciler.model.events import Event, EventKind
 from reconciler.model.notices import Batch
 from reconciler.repo.problem import InvalidInput
-from reconciler.server.app import create_app
-from reconciler.server.options import Options
+from reconciler.server.access import ROUTES
 from tests.support.settings import write_settings
 
 AT = datetime(2026, 1, 15, 1, 30, tzinfo=UTC)
@@ -49,14 +46,12 @@ def test_links_are_quoted() -> None:
     assert hostile.link == "https://fleet.example/devices/a%2F..%2Fb%3Fc"
 
 
-def test_links_lead_to_pages_that_are_served(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "store.db")
-    app = create_app(Options(store=store, now=lambda: AT, access=store.access))
-    served = {re.sub(r"\{[^}]+\}", "{}", route.path) for route in app.routes if isinstance(route, APIRoute)}
+def test_links_lead_to_pages_that_are_served() -> None:
+    served = {re.sub(r"\{[^}]+\}", "{}", route.rpartition(" ")[2]) for route in ROUTES}
     linked = {re.sub(r"\{[^}]+\}", "{}", page) for pages in PAGES.values() for page in pages}
+    assert "/v1/devices/{}" in served
     # A service without a front page has no dashboard.
     assert "/" not in served or linked <= served
-    store.close()
 
 
 def test_many_events_of_several_waves_name_the_first_few() -> None:
