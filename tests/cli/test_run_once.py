@@ -17,6 +17,7 @@ from tests.support.gitrepo import Repo
 from tests.support.gpg import make_home
 from tests.support.settings import write_settings
 from tests.support.system import need
+from tests.support.webhooks import Receiver
 
 pytestmark = pytest.mark.system
 
@@ -71,6 +72,16 @@ def test_a_head_that_is_not_valid_is_marked_at_the_forge_before_it_ends(tmp_path
         # Another run sends nothing that is there.
         once(tmp_path, key, forge=forge)
         assert len(hub.statuses) == 1
+
+
+def test_a_head_that_is_not_valid_is_told_to_a_chat_once_before_it_ends(tmp_path: Path, key: dict[str, str]) -> None:
+    sha = Repo(tmp_path / "fleet").commit("First", {"fleet.yaml": "kind: Flet\n"})
+    with Receiver() as chat:
+        targets = [{"name": "chat", "type": "slack", "url": chat.url}]
+        assert [once(tmp_path, key, notifications=targets)[0] for _ in range(2)] == [1, 1]
+        (told,) = [request.json["text"] for request in chat.received]
+    assert told.startswith(f"*The branch's head is not acted on*\n{sha[:12]}: ") and "fleet.yaml:1:" in told
+    assert f"`git show {sha}`" in told and "reason `Invalid`" in told
 
 
 def test_a_remote_that_does_not_answer(tmp_path: Path, key: dict[str, str]) -> None:
