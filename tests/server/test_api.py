@@ -14,8 +14,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from reconciler.adapters.sql import open_store
+from reconciler.controller.board import DeviceState
 from reconciler.model.access import Scope
-from reconciler.model.events import CheckSaid, Event, EventKind, HealthChange
+from reconciler.model.events import MEANINGS, CheckSaid, Event, EventKind, HealthChange
 from reconciler.ports import Commit, ConditionRow, TerminalError, TransientError
 from reconciler.protocol.manifest import Manifest
 from reconciler.server import api_documents as documents
@@ -337,3 +338,12 @@ def test_events_are_given_in_pages_both_ways(full: Api) -> None:
     assert [e["id"] for e in full.get("/v1/events", kind=["wave-opened", "device-flagged"])["events"]] == [3, 2]
     assert [event["id"] for event in full.get("/v1/events", device="S0-1")["events"]] == [3]
     assert [event["id"] for event in full.get("/v1/events", wave="lab", commit="c1")["events"]] == [2]
+
+
+def test_every_kind_of_event_and_state_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/http-api.md").read_text(encoding="utf-8")
+    assert set(MEANINGS) == set(EventKind)
+    for kind, meaning in MEANINGS.items():
+        assert f"| `{kind.value}` | {meaning} |" in page
+    for state in DeviceState:
+        assert f"| `{state.value}` |" in page
