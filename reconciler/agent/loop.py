@@ -7,6 +7,7 @@ Called by `main` and `console`.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -31,6 +32,8 @@ LONGEST_SLEEP_S = 60.0
 SET_CLOCK_S = 2.0
 """A clock that runs so much apart from the machine's own count of seconds was set. One that is slewed never does."""
 ONCE_STEPS = 1000
+TIDY_EVERY_S = 3600.0
+"""How often memory is tidied. It takes some milliseconds."""
 
 
 class Steady:
@@ -46,6 +49,23 @@ class Steady:
             return None
         by = (now - last[0]) - timedelta(seconds=count_s - last[1])
         return by if abs(by) > timedelta(seconds=SET_CLOCK_S) else None
+
+
+class Tidy:
+    """Has Python let go of what it keeps for later.
+
+    It does so by itself when many more objects are there than before, which an agent at rest never comes to. Until then it keeps
+    freed tuples for reuse, up to 2000 of each length: some 0.3 KiB a report, 0.8 MiB in all.
+    """
+
+    def __init__(self) -> None:
+        self._last_s: float | None = None
+
+    def at(self, count_s: float) -> None:
+        """Tidy if it is due: at first, which frees what starting has left, then every hour. `count_s` only ever rises."""
+        if self._last_s is None or count_s - self._last_s >= TIDY_EVERY_S:
+            self._last_s = count_s
+            gc.collect()
 
 
 class Journal:
@@ -83,7 +103,7 @@ def run(life: Life, notifier: Notifier, control: Control | None) -> int:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     longest = min(LONGEST_SLEEP_S, (notifier.watchdog_s or 2 * LONGEST_SLEEP_S) / 3)
-    steady, journal = Steady(), Journal()
+    steady, journal, tidy = Steady(), Journal(), Tidy()
     notifier.ready()
     try:
         while not stop:
@@ -95,6 +115,7 @@ def run(life: Life, notifier: Notifier, control: Control | None) -> int:
             notifier.alive()
             notifier.status(described(life))
             journal.tell(life.agent.notes.refusals())
+            tidy.at(time.monotonic())
             # Never long at a time: the clock may be set while the agent sleeps.
             wait_s = min(max((due - utc_now()).total_seconds(), 0.0), longest)
             listened = [wake] if control is None else [wake, control.fileno()]

@@ -50,7 +50,7 @@ def office(keys: Keys, releases: Releases, tmp_path: Path) -> Iterator[Office]:
 
 # What these say holds for a device with partitions too. Its half takes as long again: slow.
 ON_BOTH = ("test_update", "test_power", "test_refusals", "test_download", "test_configuration")
-ON_PARTITIONS = ("test_boot_faults", "test_unreadable")
+ON_PARTITIONS = ("test_boot_faults", "test_rest", "test_unreadable")
 # A device with partitions has booted from an image, and its GRUB takes no steps of the agent's (test_grub.py cuts there).
 ON_A_FOLDER = (
     "test_a_device_without_an_image_is_provisioned",
