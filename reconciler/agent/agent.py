@@ -20,7 +20,7 @@ from reconciler.agent.hardware import Clock, Hardware, HardwareError, ImageVersi
 from reconciler.agent.judge import Verify, judge
 from reconciler.agent.machine import PHASES, State
 from reconciler.agent.notes import Notes
-from reconciler.agent.pace import Pace
+from reconciler.agent.pace import GOOD, Pace
 from reconciler.agent.state import MemoryStore, StateFile
 from reconciler.agent.supply import DiskSupply, Supply
 from reconciler.agent.timing import Timing
@@ -36,8 +36,10 @@ from reconciler.protocol.signature import Refused, verify_detached
 FIRST_REPORT_EVERY_S = 60
 LONGEST_SILENCE_S = 600
 FAULT_WAIT_S = 30
-_AT_EASE = frozenset((State.IDLE, State.FETCHING, State.PULLING, State.WRITING, State.WRITTEN))
+_AT_EASE = frozenset((State.IDLE, State.FETCHING, State.PULLING, State.CHECKING, State.WRITING, State.WRITTEN))
 """States in which nothing of what runs changes."""
+_JUST_JUDGED = frozenset((State.IDLE, State.REBOOTING))
+"""States that follow at once from a run of the healthcheck: that of a trial, and that before the reboot into one."""
 _NO_SLOTS: Mapping[str, Slot] = {}
 _NO_APPS: Mapping[str, str] = {}
 _T = TypeVar("_T")
@@ -340,6 +342,10 @@ class Agent:
 
     def _checks(self, what: object, now: datetime) -> tuple[Check, ...]:
         """The healthcheck's, as they are now. While something is open, or nobody knows, they are those of this very instant."""
+        # The step before has just had them, to judge by: the report that tells of it, and no other, needs no run of its own.
+        judged, self.work.judged = self.work.judged, None
+        if judged is not None and self.work.state in _JUST_JUDGED and overall(judged) in GOOD:
+            return judged
         if self.work.state not in _AT_EASE or self.notes.memory.intent is not None or self.stuck_because:
             self._pace.forget()
             return self._hardware.healthcheck()

@@ -23,7 +23,7 @@ from reconciler.agent.transport import Transport, TransportError
 from reconciler.protocol.assignment import Assignment, ImageTarget
 from reconciler.protocol.canonical import Malformed
 from reconciler.protocol.exchange import SiteConfig
-from reconciler.protocol.report import worse_checks
+from reconciler.protocol.report import Check, worse_checks
 from reconciler.protocol.signature import Refused
 
 REBOOT_PATIENCE_S = 300
@@ -62,6 +62,8 @@ class Work:
         self._by_hand = False
         self._settling_since: datetime | None = None
         self._asked_reboot_at: datetime | None = None
+        self.judged: tuple[Check, ...] | None = None
+        """What the healthcheck said in the last `advance`, if it judged a trial by it or recorded it before a reboot."""
         self._retry_after_s: float | None = None
         # Of a configuration, or an app: begun by this life; found bad, so that the one before is wanted again.
         self._activated, self._given_up = False, False
@@ -96,6 +98,7 @@ class Work:
     def advance(self, now: datetime) -> datetime | None:
         """One activity and the transition that follows. Returns when there is more to do: `now` for at once, None for
         nothing but the next report. HardwareError or OSError: nothing followed, and the same is tried again."""
+        self.judged = None
         event, wake = self._activities[self.state](now)
         transition = follow(self.state, event)
         for effect in transition.effects:
@@ -298,7 +301,7 @@ class Work:
     def _record_image_intent(self, _now: datetime) -> None:
         image = self._image
         assert image is not None
-        checks = self._hardware.healthcheck()
+        checks = self.judged = self._hardware.healthcheck()
         intent = Intent(
             "image",
             image.release,
@@ -320,9 +323,11 @@ class Work:
 
     def _settle(self, now: datetime, wrong: str = "") -> Found:
         """DONE once no check is worse than before, nor anything else `wrong`; WORSE when it still is after the time to settle."""
-        intent = self._notes.memory.intent
+        intent, checks = self._notes.memory.intent, self._hardware.healthcheck()
+        if self.state is State.TRIAL:
+            self.judged = checks
         worse = [
-            *worse_checks(intent.checks if intent else (), self._hardware.healthcheck()),
+            *worse_checks(intent.checks if intent else (), checks),
             *([wrong] if wrong else []),
         ]
         if not worse:

@@ -142,3 +142,24 @@ def test_after_a_restart_that_was_put_back_the_first_report_has_a_check_of_its_o
     assert office.last().attempts == {"video-ingest@2.8.0": 1} and office.last().apps == {}
     assert slow[0] is State.IDLE and State.RESTARTING in slow
     assert slow[-1] is State.IDLE, "within the time that the first result would have stood for"
+
+
+@pytest.mark.system
+def test_the_report_that_follows_a_judgement_tells_the_run_that_was_judged_by_and_no_other_does(
+    site: Site, office: Office, releases: Releases, slow: list[State]
+) -> None:
+    office.assign(releases.v2)
+    site.settle(START + timedelta(minutes=8))
+    assert office.last().image == "v2"
+    office.reports.clear()
+    office.assign(releases.v1)
+    slow.clear()
+    site.settle(START + timedelta(minutes=9))
+    # One run with the report that brings the assignment, and stands while the slot is hashed; one before the boot; one for the
+    # report of the trial, and one to judge it by.
+    assert [item.phase for item in office.reports][-4:] == ["writing", "rebooting", "trial", "idle"]
+    assert (office.last().image, office.last().health) == ("v1", "ok")
+    assert slow == [State.IDLE, State.WRITTEN, State.TRIAL, State.TRIAL]
+    # It was told once: the next report is not of it.
+    site.settle(START + timedelta(minutes=10))
+    assert slow[4:] == [State.IDLE]
