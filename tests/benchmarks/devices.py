@@ -37,7 +37,7 @@ from reconciler.protocol.assignment import Assignment, ImageTarget
 from reconciler.protocol.bundle import Root
 from reconciler.protocol.report import Slot
 from reconciler.server.app import create_app
-from reconciler.server.options import Options, Policy
+from reconciler.server.options import Limits, Options, Policy
 from reconciler.server.run import HttpServer, Tls
 from reconciler.server.tokens import hash_token, make_token
 from tests.agent.firmware import choose, new_esp
@@ -163,6 +163,7 @@ def bench(root: Path, keys: Keys, tls: Tls | None = None) -> Iterator[Bench]:
     options = replace(
         Options(store=store, now=lambda: datetime.now(UTC), access=store.access),
         policy=lambda: replace(Policy(), report_every_s=1),
+        limits=replace(Limits(), per_device=(1000.0, 1000)),
         tls=tls is not None,
     )
     with HttpServer(create_app(options), "127.0.0.1", 0, tls) as server:

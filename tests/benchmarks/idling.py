@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def certificate(folder: Path) -> Tls:
     return Tls(certificate, key)
 
 
-def _cpu_s(pid: int) -> tuple[float, float]:
+def cpu_s(pid: int) -> tuple[float, float]:
     """Seconds on a processor: its own, and those of what it started and waited for."""
     values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own, started = (int(values[11]) + int(values[12])), (int(values[13]) + int(values[14]))
@@ -77,9 +78,9 @@ def once(exchanges: int = EXCHANGES, *, secure: bool) -> dict[str, float]:
 def _watched(device: Bench, pid: int, exchanges: int) -> dict[str, float]:
     # What it costs to start is paid once in the life of a device's boot.
     device.await_exchanges(3)
-    first, before = device.exchanges(), _cpu_s(pid)
+    first, before = device.exchanges(), cpu_s(pid)
     device.await_exchanges(first + exchanges)
-    made, after = device.exchanges() - first, _cpu_s(pid)
+    made, after = device.exchanges() - first, cpu_s(pid)
     scale = EXCHANGES / made
     return {
         "rss": _memory_mib(pid, "VmRSS"),
@@ -106,6 +107,33 @@ def measure(exchanges: int = EXCHANGES) -> Iterator[tuple[str, float, str, float
         )
 
 
+_BACK_TO_BACK = """
+from reconciler.agent import agent, loop
+agent.Agent._later = lambda self, now, seconds: now
+loop.TIDY_EVERY_S = TIDY_S
+from reconciler.agent.main import main"""
+
+
+def memory_over(exchanges: int, every: int = 500, tidy_s: float = 5.0) -> Iterator[tuple[int, float]]:
+    """(exchanges made, resident MiB), over https, one exchange right after the other. `tidy_s` stands for the hour after which the
+    agent tidies its memory: in some seconds it makes an hour's exchanges here."""
+    quiet()
+    with tempfile.TemporaryDirectory() as name, make_home() as home:
+        folder = Path(name)
+        with bench(folder / "device", make_keys(home), certificate(folder)) as device:
+            launch = device.root / "launch.py"
+            patched = _BACK_TO_BACK.replace("= TIDY_S", f"= {tidy_s}")
+            launch.write_text(launch.read_text().replace("\nfrom reconciler.agent.main import main", patched))
+            held = fill(device.root, "a", "v1")
+            device.boot()
+            device.assign("v1", held)
+            with device.agent() as pid:
+                for count in range(every, exchanges + 1, every):
+                    device.await_exchanges(count)
+                    yield device.exchanges(), _memory_mib(pid, "VmRSS")
+
+
 if __name__ == "__main__":
-    for row in measure():
-        print(row)
+    # With a number: the memory over so many exchanges, some fifteen of them a second.
+    for row in memory_over(int(sys.argv[1])) if sys.argv[1:] else measure():
+        print(row, flush=True)
