@@ -37,7 +37,8 @@ CONFIG = click.option(
 def run(config: Path, once: bool, form: str | None) -> None:
     """Run the loop: from the merged commit to a fleet that matches it.
 
-    Logs one line a transition on stderr, and with --once each stage of a build as it begins. SIGTERM and SIGINT finish the tick and stop; a second one stops at once.
+    Logs one line a transition on stderr, and with --once each stage of a build as it begins. SIGTERM and SIGINT finish the
+    tick and stop; a second one stops at once.
     """
     from reconciler.controller.settings import load_settings
 
@@ -113,6 +114,7 @@ def _serve(program: Program, log: Any) -> HttpServer:
         signed_by=keys.signed_by,
         commit=program.git.commit,
         pulse=program.pulse,
+        notified=program.notifier.counts,
         limits=limits,
     )
     tls = Tls(place.tls.certificate, place.tls.key) if place.tls is not None else None
