@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Protocol
 
 from reconciler.controller.conditions import Finding, Type
@@ -151,6 +152,10 @@ class Notifier:
         text = "; ".join(f"{name}: {said}" for name, _, said in troubles)
         return replace(next(found for found in _WORST if found.reason in reasons), message=text)
 
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """Attempts since the process began, by target and what came of them (`Sent`)."""
+        return {(courier.name, sent.value): courier.counts[sent] for courier in self._couriers for sent in Sent}
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything told so far is sent, or has failed once; whether that was so in time. For a single pass."""
         until = datetime.now(UTC) + timedelta(seconds=timeout_s)
@@ -178,6 +183,16 @@ def not_configured() -> Finding:
     return Finding(Type.NOTIFICATIONS_READY, True, "NotConfigured", "the settings name no target of notifications")
 
 
+class Sent(StrEnum):
+    """What came of an attempt to tell a target something."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    """It is tried again."""
+    GIVEN_UP = "given-up"
+    """It was refused once too often."""
+
+
 class Courier:
     """One target's thread."""
 
@@ -193,6 +208,8 @@ class Courier:
         self._gone = False
         self._pruned: datetime | None = None
         self._trouble: tuple[str, str] | None = None
+        self.counts = dict.fromkeys(Sent, 0)
+        """Attempts, by what came of them. Its thread alone writes."""
 
     @property
     def trouble(self) -> tuple[str, str] | None:
@@ -316,6 +333,7 @@ class Courier:
         office, now, epoch = self._office, self._office.now(), self._office.epoch()
         if answer.accepted:
             office.notices.finish(epoch, item.id, Outcome.DELIVERED, "", now)
+            self.counts[Sent.DELIVERED] += 1
             office.log("notified", target=self.name, kind=message.kind, count=message.count)
             self._failures, self._pause_until = 0, None
             self._set(None, "")
@@ -324,11 +342,13 @@ class Courier:
             # Asked once a start: the settings may name another address by then.
             office.notices.failed(epoch, item.id, answer.said, refused=True, not_before=None)
             self._gone = True
+            self.counts[Sent.FAILED] += 1
             self._set("Refused", f"{answer.said}; nothing is sent there any more until the controller is started again")
             return
         refusals = item.refusals + 1
         if refusals >= REFUSALS:
             office.notices.finish(epoch, item.id, Outcome.GIVEN_UP, answer.said, now)
+            self.counts[Sent.GIVEN_UP] += 1
             office.log(
                 "notification given up", target=self.name, kind=message.kind, title=message.title, error=answer.said
             )
@@ -336,6 +356,7 @@ class Courier:
             self._set("Refused", f"{answer.said}; given up after {refusals} attempts: {message.title}")
             return
         office.notices.failed(epoch, item.id, answer.said, refused=True, not_before=None)
+        self.counts[Sent.FAILED] += 1
         self._pause_until = now + timedelta(seconds=office.refused.delay_s(refusals, office.draw()))
         self._set("Refused", answer.said)
 
@@ -343,6 +364,7 @@ class Courier:
         """It is tried again, however long it takes: nothing says that it would never be taken."""
         assert item.id is not None
         office, now = self._office, self._office.now()
+        self.counts[Sent.FAILED] += 1
         asked_s = error.retry_after_s if isinstance(error, TransientError) else None
         asked = None if asked_s is None else min(timedelta(seconds=asked_s), _MOST_ASKED)
         self._failures += 1

@@ -40,8 +40,8 @@ Last = Annotated[str | None, Header(alias="last-event-id", max_length=40)]
 After = Annotated[int | None, Query(ge=0, le=1 << 62, description="As `Last-Event-ID`")]
 
 
-def serve_api(app: FastAPI, options: Options, callers: Callers) -> None:
-    """Add all of them."""
+def serve_api(app: FastAPI, options: Options, callers: Callers) -> Stream:
+    """Add all of them; returns the stream of events that one of them hands out."""
     stream = Stream(options)
     _serve_waves(app, options, callers)
     _serve_devices(app, options, callers)
@@ -49,6 +49,7 @@ def serve_api(app: FastAPI, options: Options, callers: Callers) -> None:
     _serve_releases(app, options, callers)
     _serve_commits(app, options, callers)
     _serve_events(app, options, callers, stream)
+    return stream
 
 
 async def _made(make: Callable[[], T]) -> T:

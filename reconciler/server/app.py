@@ -91,7 +91,8 @@ def make_routes(
     serve_flags(app, options, callers, desk)
     serve_flag_forms(app, callers, desk)
     serve_audit(app, options, callers)
-    serve_api(app, options, callers)
+    stream = serve_api(app, options, callers)
+    metrics.listening(lambda: stream.clients)
     serve_description(app, options, callers)
     check_routes(app)
     return app

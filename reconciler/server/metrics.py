@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -41,6 +42,7 @@ class Metrics:
         self._clocks = table.CLOCK_SKEW.histogram(registry, _SKEWS)
         self._unsynchronised = table.UNSYNCHRONISED.counter(registry)
         self._batches = table.BATCH_SIZE.histogram(registry, _BATCHES)
+        self._listening = table.STREAM_CLIENTS.gauge(registry)
         self._store = table.STORE_SECONDS.histogram(registry, _SECONDS)
         for outcome in ("taken", "late", "refused"):
             self._reports.labels(outcome)
@@ -91,6 +93,10 @@ class Metrics:
         finally:
             self._store.labels(operation).observe(time.perf_counter() - started)
 
+    def listening(self, clients: Callable[[], int]) -> None:
+        """Who knows how many clients listen to the stream of events."""
+        self._listening.set_function(lambda: float(clients()))
+
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -108,6 +114,7 @@ class _Scraped(Collector):
         self._metrics = metrics
         self._fleet = Fleet(latest, options.now)
         self._loop = LoopState(options.store, latest, options.pulse)
+        self._notified = options.notified
 
     def describe(self) -> list[Metric]:
         """Nothing to read at registration."""
@@ -117,6 +124,12 @@ class _Scraped(Collector):
         """One pass."""
         yield from self._fleet.collect()
         yield from self._loop.collect()
+        sent = CounterMetricFamily(
+            table.NOTIFICATIONS.name, table.NOTIFICATIONS.says, labels=table.NOTIFICATIONS.labels
+        )
+        for of, count in self._notified().items():
+            sent.add_metric(of, count)
+        yield sent
         with self._metrics.scraping():
             stored = list(self._loop.stored())
         yield from stored

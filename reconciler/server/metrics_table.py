@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 
 from reconciler.controller.board import DeviceState
+from reconciler.controller.notify import Sent
 from reconciler.model.observed import Health
 from reconciler.model.plan import ActionKind, Reason, WaveState
 
@@ -164,6 +165,13 @@ STORE_UP = _gauge(About.SERVICE, "reconciler_store_up", "Whether the store answe
 STORE_SECONDS = _histogram("reconciler_store_seconds", "How long the store took", "operation")
 REQUESTS = _counter("reconciler_http_requests_total", "Requests answered", "route", "method", "status")
 REQUEST_SECONDS = _histogram("reconciler_http_request_seconds", "Time to answer, by route", "route")
+STREAM_CLIENTS = _gauge(About.SERVICE, "reconciler_event_stream_clients", "Clients that listen to the stream of events")
+NOTIFICATIONS = _counter(
+    "reconciler_notifications_total",
+    "Attempts to tell a target something, by what came of them; those that failed are tried again",
+    "target",
+    "sent",
+)
 REPORTS = _counter("reconciler_reports_total", "Reports, by what came of them", "outcome")
 BATCH_SIZE = _histogram("reconciler_report_batch_size", "Reports in one transaction")
 CLOCK_SKEW = _histogram(
@@ -200,6 +208,8 @@ LABELS: dict[str, str] = {
     "operation": "`reports`: a transaction that records reports; `scrape`: what a scrape reads",
     "route": "routes, as [patterns](http-api.md)",
     "method": "HTTP's, or `other`",
+    "target": "targets of notifications, as the settings name them",
+    "sent": _values(*Sent),
     "outcome": _values("taken", "late", "refused"),
 }
 """What may stand in each label."""

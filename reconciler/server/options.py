@@ -6,7 +6,7 @@ from worker threads and may block; what they raise as a `PortError` becomes an a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,8 +83,9 @@ class Options:
     service, so that pages and metrics ask for no token; `public_url` is the address under which browsers know it, where
     that is not its own; `not_ready` names what keeps the service from being ready, nothing if it is; `reported` is told
     after reports were recorded, so that the loop wakes; `boards` and `pulse` are what the loop last left for people, and what
-    it says of its own work; `images`, `signed_by` (release, SHA256SUMS, signature → fingerprint; TerminalError: refused) and
-    `commit` are what a release and a commit are looked up by.
+    it says of its own work; `notified` counts attempts to notify, by target and what came of them; `images`, `signed_by`
+    (release, SHA256SUMS, signature → fingerprint; TerminalError: refused) and `commit` are what a release and a commit are
+    looked up by.
     """
 
     store: Store
@@ -110,6 +111,7 @@ class Options:
     signed_by: Callable[[str, bytes, bytes], str] | None = None
     commit: Callable[[str], Commit] | None = None
     pulse: Pulse | None = None
+    notified: Callable[[], Mapping[tuple[str, str], int]] = dict
     limits: Limits = Limits()
 
     @property

@@ -257,12 +257,14 @@ def test_what_is_refused_again_and_again_is_given_up_and_named(bench: Bench) -> 
     bench.run(20)
     assert bench.condition == (False, "Refused")
     bench.run(300)
+    assert bench.notifier.counts() == {("ops", "delivered"): 0, ("ops", "failed"): REFUSALS - 1, ("ops", "given-up"): 0}
     # A restart does not begin to count anew.
     bench.restart()
     bench.run(600)
     assert bench.sender.titles == ["Wave all opened for v1.4.2"] * REFUSALS + ["Device SITE-2 is flagged on v1.4.2"]
     (given_up,) = [fields for event, fields in bench.logged if event == "notification given up"]
     assert given_up["title"] == "Wave all opened for v1.4.2" and "no_service" in given_up["error"]
+    assert (bench.notifier.counts()["ops", "given-up"], bench.notifier.counts()["ops", "delivered"]) == (1, 1)
     # What is taken at last says that the target is well.
     assert bench.condition == (True, "UpToDate")
 

@@ -162,7 +162,15 @@ def test_every_panel_shows_something_of_a_fleet_in_motion(tmp_path: Path) -> Non
     bench = Bench(tmp_path / "bench")
     in_motion(bench)
     parts, store = bench.parts, bench.store
-    options = Options(store, bench.clock.now, store.access, boards=parts.boards, pulse=parts.pulse, local=True)  # type: ignore[attr-defined]
+    options = Options(
+        store,
+        bench.clock.now,
+        store.access,
+        boards=parts.boards,
+        pulse=parts.pulse,
+        notified=lambda: {("ops", "delivered"): 1},
+        local=True,
+    )  # type: ignore[attr-defined]
     token = make_token()
     store.add_token("SITE-2-1", hash_token(token), bench.clock.now())
     with (

@@ -20,7 +20,7 @@ from reconciler.server.metrics import Metrics
 from reconciler.server.options import Options
 from tests.controller.harness import T0, Bench
 from tests.controller.harness import waves as waves_of
-from tests.controller.test_boards import APP, Stage, desired, observed
+from tests.controller.staging import APP, Stage, desired, observed
 from tests.support.system import need
 
 Series = Mapping[tuple[str, str], float]
@@ -233,6 +233,17 @@ def test_keys_and_assignments_that_expire_are_told() -> None:
     assert seen["key_expiry_timestamp_seconds", "release," + "A" * 40] == T0.timestamp()
     assert seen["assignments_expiring", ""] == 3
     assert len([1 for name, _ in seen if name == "key_expiry_timestamp_seconds"]) == 1
+
+
+def test_who_listens_and_what_was_told_is_counted() -> None:
+    counts = {("ops", "delivered"): 2, ("ops", "failed"): 1, ("ops", "given-up"): 0}
+    metrics, clients = metrics_of(in_motion(), notified=lambda: counts), [3]
+    metrics.listening(lambda: len(clients))
+    seen = series(metrics)
+    assert (seen["event_stream_clients", ""], seen["notifications_total", "ops,delivered"]) == (1, 2)
+    assert seen["notifications_total", "ops,failed"] == 1
+    clients.clear()
+    assert series(metrics)["event_stream_clients", ""] == 0
 
 
 def test_the_table_is_what_is_scraped() -> None:
