@@ -150,6 +150,19 @@ def test_what_changed_is_in_the_next_scrape() -> None:
     assert series(metrics)["head_refused", ""] == 1
 
 
+def test_a_fleet_at_rest_is_not_counted_again() -> None:
+    stage = Stage()
+    stage.tick(*stage.everybody())
+    metrics = metrics_of(stage)
+    before = series(metrics)
+    stage.now += timedelta(seconds=30)
+    again = stage.tick(*(device.model_copy(update={"last_seen": stage.now}) for device in stage.everybody()))
+    assert series(metrics)["state_devices", "held"] == before["state_devices", "held"]
+    assert "states" not in vars(again), "the states of all devices were worked out for a board that says the same"
+    other = stage.tick(observed("S2-1", health="warning"))
+    assert series(metrics)["health_devices", "warning"] == 1 and "states" in vars(other)
+
+
 def test_releases_beyond_a_number_are_others() -> None:
     fleet = desired(40)
     images = {f"v1.3.{number}": fleet.images["v1.4.1"] for number in range(60)}
