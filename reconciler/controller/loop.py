@@ -70,7 +70,7 @@ class Parts:
     chronicle: Chronicle | None = None
     """Who tells what happened; None where nobody will ask."""
     notifier: Notifier | None = None
-    """Who tells it to people's chats and services; None where the settings name none."""
+    """Who tells it to people's chats and services; None where nobody is told."""
     boards: Boards | None = None
     """Where every tick is put up for people; None where nobody looks."""
     pulse: Pulse = field(default_factory=Pulse)
