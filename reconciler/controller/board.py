@@ -53,10 +53,21 @@ _HEALTHS = (Health.UNKNOWN, Health.OK, Health.WARNING, Health.CRITICAL)
 
 
 class Index:
-    """Names in order, made once a commit: what paging and searching go by."""
+    """Names in order: what paging and searching go by."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
+
+    def of(self, roster: Roster) -> Index:
+        """The index of another roster: this one, where it has the same names in the same rows, as after most commits."""
+        old = self._roster
+        return (
+            self if old.device_names == roster.device_names and old.site_names == roster.site_names else Index(roster)
+        )
+
+    def make(self) -> None:
+        """Make all of it now, so that nobody waits for it who looks."""
+        _ = (self.devices, self.sites, self.lower, self.lower_sites)
 
     @cached_property
     def devices(self) -> I64:

@@ -116,8 +116,11 @@ class Boards:
         roster, obs = state.roster, state.obs
         if before is not None and before.roster is not roster:
             before = None
-        if before is None or self._index is None:
-            self._index = Index(roster)
+        if before is None:
+            self._index = Index(roster) if self._index is None else self._index.of(roster)
+            # The first plan of a commit costs the fleet anyway.
+            self._index.make()
+        assert self._index is not None
         looked = None if before is None else self._looked
         tables = [tuple(table) for table in obs.app_digest_code]
         old_digests = () if before is None else before.digests

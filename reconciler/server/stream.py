@@ -37,6 +37,7 @@ RETRY_MS = 2000
 
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 _END = b""
+_BEAT = b": still here\n\n"
 
 
 class _Client:
@@ -129,10 +130,7 @@ class Stream:
         try:
             yield first
             while True:
-                try:
-                    piece = await asyncio.wait_for(client.pieces.get(), HEARTBEAT_S)
-                except TimeoutError:
-                    piece = b": still here\n\n"
+                piece = await client.pieces.get()
                 if piece == _END:
                     return
                 if clock() - asked >= STILL_S:
@@ -149,14 +147,18 @@ class Stream:
         """As long as anybody listens: wait, render what is new, hand it out."""
         boards, loop = self._options.boards, asyncio.get_running_loop()
         end = boards.subscribe(lambda: _from_thread(loop, news)) if boards is not None else None
+        beat = loop.time()
         try:
             while self._clients:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), LOOK_S)
+                    async with asyncio.timeout(min(LOOK_S, HEARTBEAT_S)):
+                        await news.wait()
                 news.clear()
                 if boards is not None and boards.closed:
                     break
                 piece = await self._new()
+                if loop.time() - beat >= HEARTBEAT_S:
+                    beat, piece = loop.time(), piece or _BEAT
                 if piece:
                     for client in [client for client in self._clients if not client.give(piece)]:
                         self._clients.discard(client)

@@ -19,6 +19,7 @@ from tests.benchmarks import (
     starting,
     ticking,
     validating,
+    watching,
 )
 
 Row = tuple[str, float, str, float, float]
@@ -34,6 +35,7 @@ def rows() -> Iterator[Row]:
     peak = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True).stdout
     yield "peak memory of a plan, 1,000,000 devices (GiB)", float(peak), "1 GiB", 1.0, 1.0
     yield from ticking.measure()
+    yield from watching.measure()
     with tempfile.TemporaryDirectory() as folder:
         for row in loading.measure(Path(folder)):
             yield tuple(row)

@@ -22,6 +22,8 @@ from sqlalchemy import insert
 from reconciler.adapters.sql import SqlStore, open_store
 from reconciler.adapters.sql_schema import counters, observations
 from reconciler.controller.assign import Artifacts, Assigner
+from reconciler.controller.boards import Boards
+from reconciler.controller.chronicle import Chronicle
 from reconciler.controller.conditions import Conditions, Finding
 from reconciler.controller.execute import Executor, Hands
 from reconciler.controller.gather import Gatherer, Polls
@@ -43,6 +45,8 @@ _PAGE = 20_000
 
 class Quiet:
     """Every outside system in one: nothing moves in it."""
+
+    refused: tuple[str, str] | None = None
 
     def __init__(self, desired: Desired) -> None:
         self.desired, self.poll = desired, Poll(10**9, Backoff(1, 1))
@@ -91,7 +95,7 @@ class Clock:
 class Bench:
     """A loop over a store that holds a whole fleet mid-soak: everyone reports, most are held by a wave before theirs."""
 
-    def __init__(self, folder: Path, devices: int) -> None:
+    def __init__(self, folder: Path, devices: int, *, watched: bool = True) -> None:
         self.roster, self.clock = fleet(devices), Clock()
         self.store = open_store(folder / "store.db")
         self._fill(self.store)
@@ -100,6 +104,7 @@ class Bench:
         log, rng, backoff = (lambda *_, **__: None), random.Random(2), Backoff(5, 900)
         polls = Polls(*(Poll(10**9, backoff) for _ in range(3)))
         jobs = Jobs(threading.Event().set, nullcontext, inline=True)
+        self.boards = Boards(self.store)
         parts = Parts(
             clock=self.clock,
             store=self.store,
@@ -113,6 +118,8 @@ class Bench:
             doorbell=quiet,
             conditions=Conditions((), self.clock.now(), log),
             log=log,
+            chronicle=Chronicle(self.store, log) if watched else None,
+            boards=self.boards if watched else None,
         )
         self.loop = Loop(parts, LoopSettings())
         self.live = parts.live

@@ -1,0 +1,169 @@
+"""What it costs the loop that people look on: the board of every tick, and 500 who listen to the stream, at 100,000 devices.
+
+The same loop with and without a board take turns; so do ticks with and without listeners, who are another process. Some devices
+turn at every tick, so that there is something to tell each time. Ticks come a quarter of a second apart, four times as often as a
+controller's.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from reconciler.controller.board import Asked
+from reconciler.model.observed import Health
+from tests.benchmarks.ticking import REPORTS, Bench
+
+LISTENERS = 500
+ROUNDS = 12
+BLOCKS = 4
+GAP_S = 0.25
+
+_LISTEN = """
+import selectors, socket, sys
+port, count, token = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+wait = selectors.DefaultSelector()
+for _ in range(count):
+    peer = socket.create_connection(("127.0.0.1", port))
+    peer.sendall(f"GET /v1/events/stream HTTP/1.1\\r\\nHost: x\\r\\nAuthorization: Bearer {token}\\r\\n\\r\\n".encode())
+    assert b" 200 " in peer.recv(4096)
+    wait.register(peer, selectors.EVENT_READ)
+print("ready", flush=True)
+told = 0
+while count:
+    for key, _ in wait.select():
+        data = key.fileobj.recv(65536)
+        told += data.count(b"event: ")
+        if not data:
+            wait.unregister(key.fileobj)
+            count -= 1
+"""
+
+
+class Turning(Bench):
+    """A few of the devices that report have turned."""
+
+    def turned(self) -> float:
+        """The time of a tick in which 100 devices reported, ten of them another health than before."""
+        self.clock.at = self.clock.at.fromtimestamp(self.clock.at.timestamp() + 1, UTC)
+        rows = self.random.sample(range(self.roster.size), REPORTS)
+        self.sequence += 1
+        seen = [self._seen(row) for row in rows]
+        health = Health.WARNING if self.sequence % 2 else Health.OK
+        seen[:10] = [device.model_copy(update={"health": health}) for device in seen[:10]]
+        self.store.observe(seen, sequences={device.name: ("b", self.sequence) for device in seen})
+        start = time.perf_counter()
+        self.loop.tick()
+        return time.perf_counter() - start
+
+
+@contextmanager
+def serving(bench: Turning) -> Iterator[tuple[int, str]]:
+    """The service beside the loop: its port, and a reader's token."""
+    from dataclasses import replace
+
+    import structlog
+
+    from reconciler.model.access import OperatorToken, Scope
+    from reconciler.server.app import create_app
+    from reconciler.server.options import Limits, Options
+    from reconciler.server.run import HttpServer
+    from reconciler.server.tokens import hash_token, make_token
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    token, now = make_token(), lambda: datetime.now(UTC)
+    bench.store.access.add_operator(hash_token(token), OperatorToken("r", frozenset({Scope.READ}), now(), None))
+    limits = replace(Limits(), per_device=(1e6, 10**6), per_address=(1e6, 10**6))
+    options = Options(store=bench.store, now=now, access=bench.store.access, boards=bench.boards, limits=limits)
+    with HttpServer(create_app(options), "127.0.0.1", 0) as server:
+        yield server.port, token
+
+
+@contextmanager
+def listening(port: int, token: str) -> Iterator[None]:
+    """So many who listen, in a process of their own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _LISTEN, str(port), str(LISTENERS), token], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n", "the listeners did not come"
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _ticks(bench: Turning) -> list[float]:
+    times = []
+    for _ in range(ROUNDS):
+        times.append(bench.turned())
+        time.sleep(GAP_S)
+    return times
+
+
+def looked(bench: Turning) -> dict[str, float]:
+    """Seconds that a look at the board takes, once nothing of it is kept from an earlier look."""
+    board: Any = bench.boards.latest()
+    started = time.perf_counter()
+    _ = (
+        board.counts,
+        board.sites(limit=200),
+        board.devices(Asked(flagged=True)),
+        [board.of_hold(h) for h in board.holds],
+    )
+    front = time.perf_counter() - started
+    started = time.perf_counter()
+    board.devices(Asked(q="s99"), limit=100)
+    search = time.perf_counter() - started
+    return {"front": front, "search": search}
+
+
+def measure(devices: int = 100_000) -> Iterator[tuple[str, float, str, float, float]]:
+    """(work, ours in s, yardstick, its s, bar)."""
+    with tempfile.TemporaryDirectory() as folder:
+        benches = []
+        for name, watched in (("plain", False), ("watched", True)):
+            place = Path(folder) / name
+            place.mkdir()
+            benches.append(Turning(place, devices, watched=watched))
+        plain, bench = benches
+        for one in benches:
+            one.random = random.Random(3)
+            for _ in range(3):
+                one.turned()
+        pairs = [(plain.turned(), bench.turned()) for _ in range(2 * ROUNDS)]
+        plain.store.close()
+        alone, with_board = (median(pair[side] for pair in pairs) for side in (0, 1))
+        yield f"board and events of a tick at {devices:,} devices", max(0.0, with_board - alone), "the tick", alone, 0.5
+        looks = looked(bench)
+        yield f"front page's facts at {devices:,} devices (s)", looks["front"], "100 ms", 0.1, 1.0
+        yield f"search for a name at {devices:,} devices (s)", looks["search"], "100 ms", 0.1, 1.0
+        silent: list[float] = []
+        crowded: list[float] = []
+        with serving(bench) as (port, token):
+            for _ in range(BLOCKS):
+                silent += _ticks(bench)
+                with listening(port, token):
+                    crowded += _ticks(bench)
+                time.sleep(1.0)
+            bench.boards.close()
+        bench.store.close()
+    yield f"tick with {LISTENERS} on the stream", median(crowded), "the tick without", median(silent), 1.1
+
+
+def main() -> None:
+    """Print these rows alone."""
+    for work, ours, yardstick, theirs, bar in measure():
+        print(f"{work:<60} {ours:.5f} {theirs:.5f} {ours / theirs:.3f} bar {bar}  {yardstick}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
