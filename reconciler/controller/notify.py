@@ -24,6 +24,7 @@ from reconciler.controller.notices import WITHIN, Asked, fold, worded
 from reconciler.controller.pace import Backoff
 from reconciler.model.events import Event, EventKind
 from reconciler.model.notices import Answer, Delivery, Message, Outcome
+from reconciler.model.scalars import format_instant
 from reconciler.ports import PortError, TransientError
 
 _LOOK_S = 10.0
@@ -37,6 +38,8 @@ _MOST_WAITING = 50
 _MOST_ASKED = timedelta(days=1)
 """A target that asks for more than this is called after it."""
 _KEPT = timedelta(days=30)
+_LONG = timedelta(minutes=1)
+"""An answer that takes longer is told of: each byte of it may come in time, and it may never end."""
 REFUSALS = 5
 """Refusals after which a message is given up."""
 _REFUSED = Backoff(30.0, 900.0)
@@ -208,12 +211,19 @@ class Courier:
         self._gone = False
         self._pruned: datetime | None = None
         self._trouble: tuple[str, str] | None = None
+        self._sending_since: datetime | None = None
         self.counts = dict.fromkeys(Sent, 0)
         """Attempts, by what came of them. Its thread alone writes."""
 
     @property
     def trouble(self) -> tuple[str, str] | None:
         """A reason and a sentence, where the target does not take what it is sent."""
+        since = self._sending_since
+        if since is not None and self._office.now() - since > _LONG:
+            return (
+                "NotAnswering",
+                f"it has been answering since {format_instant(since.replace(microsecond=0))}, without an end",
+            )
         return self._trouble
 
     def start(self) -> None:
@@ -319,6 +329,7 @@ class Courier:
         office = self._office
         message = worded(item.batch, office.base)
         office.notices.attempt(office.epoch(), item.id)
+        self._sending_since = now
         try:
             answer = self._target.sender.send(item.message_id, message)
         except TransientError as error:
@@ -327,6 +338,8 @@ class Courier:
             self._failed(item, "CannotSend", error)
         else:
             self._answered(item, message, answer)
+        finally:
+            self._sending_since = None
 
     def _answered(self, item: Delivery, message: Message, answer: Answer) -> None:
         assert item.id is not None
