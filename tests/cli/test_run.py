@@ -83,6 +83,11 @@ def test_one_pass_builds_signs_and_publishes_and_a_second_one_does_nothing(groun
 def test_it_serves_and_ends_cleanly_at_sigterm(ground: Ground, daemon: subprocess.Popen[bytes]) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{ground.port}/readyz", timeout=10) as answer:
         assert answer.status == 200
+    with urllib.request.urlopen(f"http://127.0.0.1:{ground.port}/metrics", timeout=10) as answer:
+        scraped = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
+    assert float(scraped["reconciler_tick_seconds_count"]) >= 1 and scraped["reconciler_head_refused"] == "0.0"
+    assert float(scraped['reconciler_wave_devices{wave="canary"}']) > 0
+    assert scraped["reconciler_assignments_expiring"] == "0.0", "the chronicle has looked"
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(60) == 0
     assert '"stopped"' in ground.log.read_text().splitlines()[-1]
