@@ -64,7 +64,7 @@ class _Target(Part):
     events: tuple[EventKind, ...] = Field(
         default=TOLD,
         min_length=1,
-        description="Kinds of event that are told; the eight that ask for a person unless said",
+        description="Kinds of event that are told; unless said, how a rollout goes on and what asks for a person",
     )
     waves: tuple[Annotated[str, Field(pattern=NAME_PATTERN)], ...] = Field(
         default=(), description="Waves of which events are told; all unless said. What concerns no wave is always told"
