@@ -18,7 +18,7 @@ from reconciler.model.plan import Action, ActionKind, Plan
 from reconciler.planner import waves_of_sites
 from reconciler.planner.live import Live
 from reconciler.planner.windows import SECOND, micros
-from reconciler.simulate.forecast_calls import CallsOff
+from reconciler.simulate.forecast_calls import NOT_BEGUN, CallsOff
 from reconciler.simulate.forecast_devices import Devices, Job, Unit, Work, arrived, first_report, instant_of, seconds_of
 from reconciler.simulate.forecast_record import JOB_S, Marks, Record
 from reconciler.simulate.forecast_wakes import next_wake
@@ -146,25 +146,29 @@ class Forecast:
 
     def _go_on(self, in_force: Desired) -> None:
         """What devices are in the middle of at the start takes its course, as they were told under the commit before."""
-        starts = self.start.devices.values()
-        busy = [s for s in starts if s.doing is not Doing.NOTHING and not (s.silent and s.returns_at is None)]
+        busy = [start for start in self.start.devices.values() if start.doing is not Doing.NOTHING]
+        given = {name: spec for spec in in_force.sites.values() for name in spec.devices} if busy else {}
         places = waves_of_sites(in_force, self.start.observed, self.start.at) if busy else {}
         apps = {wave.name: wave.apps for wave in in_force.waves.waves}
         for start in busy:
-            site, target = self._sites.get(start.name), start.target
-            if site is None:
+            site, spec, target = self._sites.get(start.name), given.get(start.name), start.target
+            if site is None or spec is None:
                 continue
             if start.doing is Doing.UPDATING:
                 artifact = self.record.shared.artifacts.get(target or "")
                 ready = artifact is not None and artifact.state is ArtifactState.PUBLISHED
                 target = target if ready else None
+                if target is not None:
+                    # Silent for ever or not: the controller may take back what it told.
+                    self._calls_off.told(start.name, target)
             elif start.doing is Doing.RESTARTING:
                 version = apps.get(places.get(site, ""), {}).get(target or "")
-                spec = in_force.apps.get(target or "")
-                target = spec.releases.get(version) if spec is not None and version is not None else None
+                app = in_force.apps.get(target or "")
+                target = app.releases.get(version) if app is not None and version is not None else None
             else:
                 target = in_force.config.get(site)
-            job = self._devices.goes_on(self._devices.unit(start.name, site), start, target)
+            window = (spec.timezone, spec.window or in_force.fleet.window)
+            job = self._devices.goes_on(self._devices.unit(start.name, site), start, target, window)
             if job is not None:
                 self._schedule(job.ends, start.name, job)
 
@@ -305,11 +309,18 @@ class Forecast:
     def _call_off(self, tick: int, plan: Plan, told: set[str]) -> Iterator[tuple[str, Marks]]:
         """Updates that have not begun, and may not begin any more."""
         for name in self._calls_off.after(plan, self.record.shared, self.live):
-            unit = self._devices.unit(name, self._sites[name])
-            if name in told or unit.job is None or unit.job.work is not Work.IMAGE or unit.job.begins <= tick:
+            if name in told or self._has_begun(name, tick):
                 continue
             self._taken_back(name)
             yield name, {"updating_to": None, "updating_since": None, "rebooting_since": None}
+
+    def _has_begun(self, name: str, tick: int) -> bool:
+        """Whether the record says that a device writes already: by its own word, or by the last that was heard of it."""
+        lives_from = self.start.devices[name].lives_from(self.start.at)
+        if lives_from is None or seconds_of(lives_from) > tick:
+            return self.record.seen[name].phase not in NOT_BEGUN
+        job = self._devices.unit(name, self._sites[name]).job
+        return job is not None and (job.work is not Work.IMAGE or job.begins <= tick)
 
     def _taken_back(self, name: str) -> None:
         """A device is told to stand still, unless a later word of the same tick tells it something else."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
-from reconciler.model.desired import Desired
+from reconciler.model.desired import Desired, Window
 from reconciler.model.observed import NO_CONFIG, DeviceObservation, Health, RunningApp
 from reconciler.planner.windows import DAY, SECOND, calendar
 from reconciler.simulate.start import DeviceStart, Doing, Ill
@@ -213,14 +213,29 @@ class Devices:
         else:
             begins = words.opens(ready, share, known=known)
         unit.job = None
+        unit.job = self._writes(unit, words, c, release, begins, ready, known=known, switch=switch)
+        return unit.job
+
+    def _writes(
+        self,
+        unit: Unit,
+        words: Words,
+        at: int,
+        release: str,
+        begins: int | None,
+        ready: int,
+        *,
+        known: bool,
+        switch: bool,
+    ) -> Job | None:
+        """What comes of a write that begins at `begins`, under a word that holds from `at` on."""
         if begins is None or begins >= words.expires:
             return None
-        written = begins + (CHECK_S if switch else timings.write_s)
-        leaves = words.opens(max(written, c), share, known=known)
+        written = begins + (CHECK_S if switch else self._timings.write_s)
+        leaves = words.opens(max(written, at), unit.share, known=known)
         if leaves is None or (leaves > written and leaves >= words.expires):
             return None
-        unit.job = Job(Work.IMAGE, release, None, begins, leaves, leaves + timings.boot_s, ready, written)
-        return unit.job
+        return Job(Work.IMAGE, release, None, begins, leaves, leaves + self._timings.boot_s, ready, written)
 
     def _interrupted(self, unit: Unit, work: Work, target: str, at: int) -> Job | None:
         """What the device is about when it hears another word. Of what that word ends nothing is left but the download."""
@@ -271,7 +286,8 @@ class Devices:
         if job.work is not Work.IMAGE:
             return
         goes_on = unit.word == job.target
-        if job.begins > heard:
+        if job.begins >= heard:
+            # Where both fall on one second, it hears the word before it looks for work.
             if not goes_on:
                 unit.stop_fetching(heard)
         elif goes_on:
@@ -281,17 +297,21 @@ class Devices:
         else:
             unit.other = unit.whole = None
 
-    def goes_on(self, unit: Unit, start: DeviceStart, target: str | None) -> Job | None:
+    def goes_on(self, unit: Unit, start: DeviceStart, target: str | None, window: tuple[str, Window]) -> Job | None:
         """What a device is in the middle of at the start, and was told to run; None where it has nothing to go on with. One
-        that is silent goes on when it is heard again."""
-        at, timings = self._start, self._timings
-        if start.silent and start.returns_at is not None:
-            at = seconds_of(start.returns_at)
-        if target is None:
+        that is silent goes on when it is heard again. `window`, with its time zone, is its site's when it was told."""
+        lives_from = start.lives_from(instant_of(self._start))
+        if target is None or lives_from is None:
             return None
+        at = seconds_of(lives_from)
         if start.doing is Doing.UPDATING:
-            leaves = at + timings.write_s
-            unit.job = Job(Work.IMAGE, target, None, at, leaves, leaves + timings.boot_s, at, leaves)
+            # It has the artifact. Whether it may write is its window's to say: a waiver leads only to what was good here.
+            unit.cached = {target: at}
+            words = _words(*window, self._start)
+            switch = unit.other == target
+            known = switch or unit.booted is None
+            begins = words.opens(at, unit.share, known=known)
+            unit.job = self._writes(unit, words, at, target, begins, at, known=known, switch=switch)
         elif start.doing is Doing.RESTARTING and start.target is not None:
             if unit.apps.get(start.target) != target:
                 pulled = at + (0 if target in unit.pulled else PULL_S)
@@ -320,12 +340,17 @@ class Devices:
         place = (f"{spec.timezone} {window.start} {window.end}", tick)
         found = self._words.get(place)
         if found is None:
-            at = tick * SECOND
-            spans = calendar(spec.timezone, window.start, window.end).intervals(at, at + _FAR_DAYS * DAY)
-            named = tuple((opens // SECOND, closes // SECOND) for opens, closes in spans[:NIGHTS])
-            waived = not any(start <= tick < end for start, end in named)
-            found = self._words[place] = Words(tick + RING_S, named, waived, tick + VALID_S)
+            found = self._words[place] = _words(spec.timezone, window, tick)
         return found
+
+
+def _words(timezone: str, window: Window, tick: int) -> Words:
+    """What an assignment of a tick says about time: the coming windows, and a waiver where none is open."""
+    at = tick * SECOND
+    spans = calendar(timezone, window.start, window.end).intervals(at, at + _FAR_DAYS * DAY)
+    named = tuple((opens // SECOND, closes // SECOND) for opens, closes in spans[:NIGHTS])
+    waived = not any(start <= tick < end for start, end in named)
+    return Words(tick + RING_S, named, waived, tick + VALID_S)
 
 
 # ---------------------------------------------------------------- what its reports say

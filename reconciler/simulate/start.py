@@ -82,6 +82,11 @@ class DeviceStart:
     target: str | None = None
     """The release that it is being updated to (`v1.4.2`), or the app that it restarts; None where nobody knows."""
 
+    def lives_from(self, at: datetime) -> datetime | None:
+        """When a device that is in the middle of something goes on with it, of a run that begins at `at`: at once where it
+        reports, with its first report where it is silent or nothing runs. None: never."""
+        return self.returns_at if self.silent or self.booted is None else at
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
