@@ -13,7 +13,9 @@ import pytest
 
 from reconciler.model.desired import AppSpec, Desired, FleetSpec, Freeze, ImageSpec, SiteSpec, WavesSpec
 from reconciler.repo.load import with_config
-from reconciler.simulate.start import Silent, settled
+from reconciler.simulate.forecast_devices import Devices, instant_of, seconds_of
+from reconciler.simulate.start import Silent, settled, start_of
+from reconciler.simulate.timings import timings
 from reconciler.simulate.trace import Kind, Trace, calendar_of
 from tests.simulate.fleets import APP, DIGESTS, Merge
 from tests.simulate.test_calendar import check, forecasted, to_the_minute, to_the_second
@@ -130,3 +132,14 @@ def test_a_device_in_flight_outside_of_its_window_waits_for_it() -> None:
     assert arrivals(forecasted(shut.merge())) == [("03-08 07:19", "v2")]
     is_open = Case(at=IN_THE_WINDOW, before=V2, after=V2 | NEW_APP, silent=False)
     assert arrivals(forecasted(is_open.merge()))[0] == ("01-15 07:35", "v2")
+
+
+def test_a_word_that_comes_at_the_second_of_a_write_is_heard_before_it() -> None:
+    merge = Case(at=IN_THE_WINDOW, seen={"inactive_slot": "v0"}).merge()
+    start = start_of(merge.observed, merge.at, merge.before, silent="return")
+    devices = Devices(merge.before, start.devices, timings(merge.before.fleet), seconds_of(merge.at))
+    unit = devices.unit(DEVICE, "SITE-01")
+    job = devices.goes_on(unit, start.devices[DEVICE], "v2", ("America/New_York", merge.before.fleet.window))
+    assert job is not None and instant_of(job.begins) == start.devices[DEVICE].returns_at
+    devices.stand_still(unit, seconds_of(merge.at), merge.before.fleet.report_every)
+    assert (unit.job, unit.other) == (None, "v0")
