@@ -92,10 +92,12 @@ class EcrRegistry(Part):
     registry_id: Annotated[str, Field(pattern=r"^\d{12}$")] | None = Field(
         default=None, description="Account that owns the registry; one's own unless said"
     )
-    pull_role: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/[A-Za-z0-9_+=,.@/-]{1,576}$")] | None = Field(
-        default=None,
-        description="ARN of a role that may only pull. The controller assumes it, and gives devices that need an app a token "
-        "of it that holds for an hour at most. Devices have their own access unless said",
+    pull_role: Annotated[str, Field(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/[A-Za-z0-9_+=,.@/-]{1,576}$")] | None = (
+        Field(
+            default=None,
+            description="ARN of a role that may only pull. The controller assumes it, and gives devices that need an app a token "
+            "of it that holds for an hour at most. Devices have their own access unless said",
+        )
     )
     endpoint: str | None = Field(default=None, description="Another endpoint than AWS's")
 

@@ -1,8 +1,7 @@
 """What it costs the loop that people look on: the board of every tick, and 500 who listen to the stream, at 100,000 devices.
 
 The same loop with and without a board take turns; so do ticks with and without listeners, who are another process. Some devices
-turn at every tick, so that there is something to tell each time. Ticks come a quarter of a second apart, four times as often as a
-controller's.
+turn at every tick, so that there is something to tell each time. Ticks come a second apart, as often as a controller's do at most.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +23,9 @@ from reconciler.model.observed import Health
 from tests.benchmarks.ticking import REPORTS, Bench
 
 LISTENERS = 500
-ROUNDS = 12
+ROUNDS = 8
 BLOCKS = 4
-GAP_S = 0.25
+GAP_S = 1.0
 
 _LISTEN = """
 import selectors, socket, sys
@@ -52,7 +51,7 @@ while count:
 class Turning(Bench):
     """A few of the devices that report have turned."""
 
-    def turned(self) -> float:
+    def turned(self, clock: Callable[[], float] = time.perf_counter) -> float:
         """The time of a tick in which 100 devices reported, ten of them another health than before."""
         self.clock.at = self.clock.at.fromtimestamp(self.clock.at.timestamp() + 1, UTC)
         rows = self.random.sample(range(self.roster.size), REPORTS)
@@ -61,9 +60,9 @@ class Turning(Bench):
         health = Health.WARNING if self.sequence % 2 else Health.OK
         seen[:10] = [device.model_copy(update={"health": health}) for device in seen[:10]]
         self.store.observe(seen, sequences={device.name: ("b", self.sequence) for device in seen})
-        start = time.perf_counter()
+        start = clock()
         self.loop.tick()
-        return time.perf_counter() - start
+        return clock() - start
 
 
 @contextmanager
@@ -109,6 +108,20 @@ def _ticks(bench: Turning) -> list[float]:
     return times
 
 
+def _timed(bench: Turning) -> list[float]:
+    """Seconds that every tick from now on spends on its board and on telling what happened."""
+    times: list[float] = []
+    tell: Any = bench.loop._tell
+
+    def timed(*arguments: Any) -> None:
+        started = time.thread_time()
+        tell(*arguments)
+        times.append(time.thread_time() - started)
+
+    bench.loop._tell = timed  # type: ignore[method-assign]
+    return times
+
+
 def looked(bench: Turning) -> dict[str, float]:
     """Seconds that a look at the board takes, once nothing of it is kept from an earlier look."""
     board: Any = bench.boards.latest()
@@ -139,10 +152,12 @@ def measure(devices: int = 100_000) -> Iterator[tuple[str, float, str, float, fl
             one.random = random.Random(3)
             for _ in range(3):
                 one.turned()
-        pairs = [(plain.turned(), bench.turned()) for _ in range(2 * ROUNDS)]
+        # The processor's time of the loop's thread: what else runs here is no part of it.
+        shown = _timed(bench)
+        pairs = [(plain.turned(time.thread_time), bench.turned(time.thread_time)) for _ in range(3 * ROUNDS)]
         plain.store.close()
-        alone, with_board = (median(pair[side] for pair in pairs) for side in (0, 1))
-        yield f"board and events of a tick at {devices:,} devices", max(0.0, with_board - alone), "the tick", alone, 0.5
+        alone = median(pair[0] for pair in pairs)
+        yield f"board and events of a tick at {devices:,} devices", median(shown), "the tick", alone, 0.5
         looks = looked(bench)
         yield f"front page's facts at {devices:,} devices (s)", looks["front"], "100 ms", 0.1, 1.0
         yield f"search for a name at {devices:,} devices (s)", looks["search"], "100 ms", 0.1, 1.0
