@@ -66,6 +66,7 @@ def run(config: Path, once: bool, form: str | None) -> None:
 
 def _serve(program: Program, log: Any) -> HttpServer:
     """Start the HTTP service on the program's parts."""
+    from reconciler.cli.foresee import foreseer
     from reconciler.controller import settings as s
     from reconciler.controller.gatekeeper import ReleaseKeys
     from reconciler.server.app import create_app
@@ -113,6 +114,8 @@ def _serve(program: Program, log: Any) -> HttpServer:
         images=images,
         signed_by=keys.signed_by,
         commit=program.git.commit,
+        changed=program.git.changed,
+        foresee=foreseer(program.store.export, program.clock.now),
         pulse=program.pulse,
         notified=program.notifier.counts,
         limits=limits,

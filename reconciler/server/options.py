@@ -19,6 +19,7 @@ from reconciler.model.observed import Snapshot
 from reconciler.ports import Commit, Export, ImageStore, Store
 from reconciler.protocol.assignment import Assignment
 from reconciler.protocol.exchange import SiteConfig
+from reconciler.server.foreseen import Foresee
 from reconciler.server.ports import AccessStore
 from reconciler.server.tokens import FileToken
 
@@ -85,7 +86,7 @@ class Options:
     after reports were recorded, so that the loop wakes; `boards` and `pulse` are what the loop last left for people, and what
     it says of its own work; `notified` counts attempts to notify, by target and what came of them; `images`, `signed_by`
     (release, SHA256SUMS, signature → fingerprint; TerminalError: refused) and `commit` are what a release and a commit are
-    looked up by.
+    looked up by; `changed` gives the paths that differ between two commits; `foresee` makes a forecast (None: none is shown).
     """
 
     store: Store
@@ -110,6 +111,8 @@ class Options:
     images: ImageStore | None = None
     signed_by: Callable[[str, bytes, bytes], str] | None = None
     commit: Callable[[str], Commit] | None = None
+    changed: Callable[[str, str], Mapping[str, object | None]] | None = None
+    foresee: Foresee | None = None
     pulse: Pulse | None = None
     notified: Callable[[], Mapping[tuple[str, str], int]] = dict
     limits: Limits = Limits()

@@ -1,0 +1,142 @@
+"""The forecast behind the dashboard's page of the rollout: from what is in force and observed now, to the end of what happens.
+
+Everything in it is `simulate.forecast`'s; this only takes the store's word for what is observed, and tells the result in the
+server's terms. A large fleet's is made in a process of its own at low priority, so that the loop keeps its core: it is sent both
+desired and observed state on standard input and answers on standard output, and no user calls it. Called by `cli.run`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO, TYPE_CHECKING
+
+from reconciler.model.desired import Desired
+from reconciler.model.observed import DeviceObservation, Snapshot
+from reconciler.ports import TransientError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from reconciler.controller.board import Board
+    from reconciler.ports import Export
+    from reconciler.server.foreseen import Course, Foreseen
+    from reconciler.simulate.trace import Trace
+
+MANY = 2_000
+"""Devices from which a forecast is made in a process of its own."""
+_LONGEST_S = 900.0
+_NEEDED_FOR = "showing what is to come"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a forecast is made from, but for the devices. Counts are of devices."""
+
+    desired: Desired
+    facts: Snapshot
+    at: datetime
+    silent: int
+    critical: int
+
+
+def foreseer(
+    export: Callable[[], AbstractContextManager[Export]], now: Callable[[], datetime], many: int = MANY
+) -> Callable[[Board], Foreseen]:
+    """Forecasts from a board and what the store has on record of the devices. They raise TransientError: not now."""
+
+    def foresee(board: Board) -> Foreseen:
+        from reconciler.controller.board import DeviceState
+
+        if board.desired is None or board.rows is None:
+            raise TransientError("nothing was planned yet", needed_for=_NEEDED_FOR)
+        silent, critical = int(board.rows.silent.sum()), board.counts[DeviceState.CRITICAL]
+        at = max(board.at, now().replace(microsecond=0))
+        request = Request(board.desired, board.observed, at, silent, critical + board.counts[DeviceState.FAILED])
+        if board.devices_in_all >= many:
+            return _aside(request, export)
+        with export() as recorded:
+            devices = list(recorded.devices)
+        return foresee_here(request, devices)
+
+    return foresee
+
+
+def foresee_here(request: Request, devices: Iterable[str]) -> Foreseen:
+    """Make one now. `devices` are JSON, each one device's observation."""
+    from reconciler.server.foreseen import Foreseen
+    from reconciler.simulate.forecast import forecast
+
+    seen = tuple(DeviceObservation.model_validate_json(text) for text in devices)
+    observed = request.facts.model_copy(update={"devices": seen, "at": request.at})
+    likely = _course(forecast(request.desired, observed, request.at, silent="stay"))
+    earliest = likely
+    if request.silent:
+        earliest = _course(forecast(request.desired, observed, request.at, silent="return"))
+    return Foreseen(request.at, request.desired.commit, request.silent, request.critical, likely, earliest)
+
+
+def _course(trace: Trace) -> Course:
+    from reconciler.server.foreseen import Ahead, Barred, Course
+    from reconciler.simulate.trace import Kind, calendar_of
+
+    places = tuple(
+        Ahead(
+            wave=entry.wave,
+            release=entry.key,
+            devices=entry.devices,
+            starts_at=entry.first_told_at,
+            arrived_at=entry.last_arrived_at,
+            proven_at=entry.proven_at,
+            stopped_at=entry.stopped_at,
+            moving=entry.arrived,
+            barred=tuple(Barred(held.reason, held.message) for held in entry.held),
+        )
+        for entry in calendar_of(trace)
+    )
+    return Course(trace.ended_at, not any(event.kind is Kind.QUIET for event in trace.events), places)
+
+
+# ---------------------------------------------------------------- aside
+
+
+def _aside(request: Request, export: Callable[[], AbstractContextManager[Export]]) -> Foreseen:
+    """In a child process. What it is sent and answers never leaves this machine, nor this user."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            pickle.dump(request, file, pickle.HIGHEST_PROTOCOL)
+            with export() as recorded:
+                for text in recorded.devices:
+                    file.write(text.encode() + b"\n")
+            file.seek(0)
+            command = [sys.executable, "-m", "reconciler.cli.foresee"]
+            child = subprocess.run(command, stdin=file, stdout=subprocess.PIPE, timeout=_LONGEST_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _unfinished() from error
+    if child.returncode != 0:
+        raise _unfinished()
+    # What is read comes from the child that was just made of this very program.
+    made: Foreseen = pickle.loads(child.stdout)  # noqa: S301
+    return made
+
+
+def _unfinished() -> TransientError:
+    remedy = "it is tried again some minutes later"
+    return TransientError("the forecast was not finished", needed_for=_NEEDED_FOR, remedy=remedy)
+
+
+def _serve(source: IO[bytes], to: IO[bytes]) -> None:
+    """The child's side. Who sends this is the program itself."""
+    os.nice(10)
+    request = pickle.load(source)  # noqa: S301
+    pickle.dump(foresee_here(request, (line.decode() for line in source)), to, pickle.HIGHEST_PROTOCOL)
+
+
+if __name__ == "__main__":
+    _serve(sys.stdin.buffer, sys.stdout.buffer)

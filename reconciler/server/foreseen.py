@@ -1,0 +1,134 @@
+"""What is to come, as pages show it: the newest forecast of the rollout, made aside and kept for a while.
+
+A forecast is made by whatever `Options.foresee` is; this decides only when it is made anew: when the board has moved on and the
+last one is some minutes old, or another commit is in force. One is made at a time, in a thread of its own, so that neither the
+loop nor a page waits for it for long. Called by the page of the rollout.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from reconciler.controller.board import Board
+from reconciler.ports import PortError
+
+
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """What stands in the way of something that the forecast sees no end of: the reason's code, and a sentence."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What comes of one wave and one release. Instants that have passed, or never come, are None."""
+
+    wave: str
+    release: str
+    devices: int
+    starts_at: datetime | None
+    arrived_at: datetime | None
+    """When the last device that moves has arrived."""
+    proven_at: datetime | None
+    stopped_at: datetime | None
+    moving: int
+    """Devices that arrive within the forecast."""
+    barred: tuple[Barred, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One forecast, to the end of what happens by itself."""
+
+    ended_at: datetime
+    cut_off: bool
+    """Whether it was still going on when the forecast stopped looking."""
+    places: tuple[Ahead, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What is to come from `at` on, of a commit. `likely`: devices that are silent stay so; `earliest`: they answer at once. One
+    value where none is silent."""
+
+    at: datetime
+    commit: str | None
+    silent: int
+    critical: int
+    likely: Course
+    earliest: Course
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """The newest forecast, and what is being done about it. `making`: another is being made; `trouble`: why there is none."""
+
+    foreseen: Foreseen | None
+    making: bool = False
+    trouble: str | None = None
+
+
+Foresee = Callable[[Board], Foreseen]
+"""Makes a forecast from where a board stands. PortError: it cannot be made now."""
+
+
+class Forecasts:
+    """The newest forecast of one service. Safe from any thread; `clock` gives seconds of real time."""
+
+    def __init__(
+        self, foresee: Foresee | None, *, fresh_s: float = 180.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._foresee, self._fresh_s, self._clock = foresee, fresh_s, clock
+        self._changed = threading.Condition()
+        self._foreseen: Foreseen | None = None
+        self._of: tuple[str | None, int] | None = None
+        """Commit and generation that the newest attempt was of."""
+        self._tried_at = 0.0
+        self._trouble: str | None = None
+        self._making = False
+
+    def outlook(self, board: Board, wait_s: float = 0.0) -> Outlook:
+        """The newest forecast; where it is too old, another is begun. `wait_s` is how long to wait for that, where there is none
+        of the commit in force."""
+        if self._foresee is None or board.rows is None:
+            return Outlook(None)
+        with self._changed:
+            if not self._making and self._stale(board):
+                self._making = True
+                threading.Thread(target=self._make, args=(board,), name="forecast", daemon=True).start()
+            self._changed.wait_for(lambda: not self._making or self._known(board) is not None, wait_s)
+            known = self._known(board)
+            return Outlook(known, self._making, None if known is not None or self._making else self._trouble)
+
+    def _known(self, board: Board) -> Foreseen | None:
+        """A forecast of another commit says nothing about this one."""
+        return self._foreseen if self._foreseen is not None and self._foreseen.commit == board.commit else None
+
+    def _stale(self, board: Board) -> bool:
+        if self._of is None or self._of[0] != board.commit:
+            return True
+        # A board that says the same leads to the same, but for the time that has passed.
+        age = self._clock() - self._tried_at
+        return age >= (self._fresh_s if self._of[1] != board.generation else 10 * self._fresh_s)
+
+    def _make(self, board: Board) -> None:
+        foresee, made, trouble = self._foresee, None, None
+        assert foresee is not None
+        try:
+            made = foresee(board)
+        except PortError as error:
+            trouble = str(error)
+        except Exception as error:  # noqa: BLE001  a page without a forecast is still a page
+            trouble = f"it failed ({type(error).__name__})"
+        with self._changed:
+            self._making, self._trouble = False, trouble
+            self._of, self._tried_at = (board.commit, board.generation), self._clock()
+            if made is not None:
+                self._foreseen = made
+            self._changed.notify_all()
