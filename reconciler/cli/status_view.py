@@ -18,8 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from reconciler.controller.status import Status
+from reconciler.controller.words import REASONS, clean, countdown, duration
 from reconciler.model.scalars import parse_instant
 from reconciler.ports import ConditionRow, Intent
+
+__all__ = ["WIDE", "bar", "clean", "view"]
 
 WIDE = 84
 """Columns from which waves fit into a table."""
@@ -34,55 +37,6 @@ _COLOURS = {
     "unresolved": "bold yellow",
     "paused": "yellow",
 }
-_REASONS = {
-    "image-not-ready": "the image is not built, signed and published yet",
-    "withdrawn": "the release is withdrawn",
-    "wave-waits": "an earlier wave comes first",
-    "soaking": "the soak runs",
-    "gate-failed": "too many devices failed: the release is stopped",
-    "gate-unresolved": "too many devices are silent to judge",
-    "outside-window": "the maintenance window is closed",
-    "no-window": "there is no window in the coming night",
-    "budget": "as many are in flight as allowed",
-    "ahead": "on a higher release than the wave asks for",
-    "in-progress": "being updated",
-    "serialised": "another action on the device goes first",
-    "offline": "silent: offered when the device returns",
-    "attempts-exhausted": "failed as often as allowed",
-    "tag-drift": "somebody else moved the tag",
-    "paused": "paused in git",
-    "frozen": "a freeze is on",
-    "suspended": "the site is suspended",
-    "unknown-image": "runs an image that git does not know",
-    "identity-conflict": "two devices claim this name",
-    "no-rollback-image": "the image to go back to is missing or does not verify",
-}
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `5 min`, `2 h 5 min`, `3 d 4 h`: as people say it, at most two units, rounded down."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if hours == 0:
-        return f"{minutes} min"
-    if days == 0:
-        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
-    return f"{days} d {hours % 24} h" if hours % 24 else f"{days} d"
-
-
-def countdown(instant: datetime, now: datetime) -> str:
-    """`in 2 h 5 min`, `now`, `5 min ago`."""
-    seconds = (instant - now).total_seconds()
-    if abs(seconds) < 1:
-        return "now"
-    return f"in {duration(seconds)}" if seconds > 0 else f"{duration(-seconds)} ago"
-
-
-def clean(text: object) -> str:
-    """One line without control characters: what devices and other systems wrote must not drive the terminal."""
-    return "".join(char if char.isprintable() else " " for char in str(text)).strip()
 
 
 def view(status: Status, width: int, plain_ascii: bool = False) -> RenderableType:
@@ -205,7 +159,7 @@ def _hold(hold: Mapping[str, Any], now: datetime) -> Text:
     reason = str(hold.get("reason"))
     what = hold.get("image") or (f"{hold['app']} {hold.get('release')}" if hold.get("app") else "")
     line = Text(f"{clean(hold.get('wave') or 'fleet')} {clean(what)}".strip() + ": ", "bold")
-    line.append(_REASONS.get(reason, reason), "red" if reason == "gate-failed" else "not bold")
+    line.append(REASONS.get(reason, reason), "red" if reason == "gate-failed" else "not bold")
     devices = [clean(device) for device in hold.get("devices", [])]
     if devices:
         more = f" and {len(devices) - _DEVICES} more" if len(devices) > _DEVICES else ""

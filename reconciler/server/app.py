@@ -26,6 +26,7 @@ from reconciler.server.answers import Guard, Refusal, refusal_of
 from reconciler.server.api import serve_api
 from reconciler.server.audit import Audit, serve_audit
 from reconciler.server.batch import Batcher
+from reconciler.server.dashboard.pages import serve_pages
 from reconciler.server.dashboard.shell import Shell, serve_assets
 from reconciler.server.documents import (
     ConfigAnswer,
@@ -82,12 +83,13 @@ def make_routes(
     app = FastAPI(title="reconciler", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     callers, audit, shell = Callers(options), Audit(options), Shell()
     desk = FlagDesk(options, audit)
-    answer_errors(app, shell)
+    answer_errors(app, options, shell)
     _serve_devices(app, options, callers, batcher, metrics)
     _serve_operators(app, options, callers, metrics)
     _serve_anybody(app, options, callers)
     serve_assets(app, callers, shell)
     serve_login(app, options, callers, shell, audit)
+    serve_pages(app, options, callers, shell)
     serve_flags(app, options, callers, desk)
     serve_flag_forms(app, callers, desk)
     serve_audit(app, options, callers)

@@ -15,14 +15,16 @@ from starlette.responses import RedirectResponse, Response
 
 from reconciler.server.access import LogInFirst
 from reconciler.server.answers import Refusal
+from reconciler.server.dashboard.frame import Frame
 from reconciler.server.dashboard.shell import Shell
+from reconciler.server.options import Options
 from reconciler.server.sessions import safe_next
 
 _PROGRAMS = ("/v1/", "/metrics", "/healthz", "/readyz", "/static/")
 _REMEDIES = {404: "see the routes in the documentation", 405: "use the method that the route is made for"}
 
 
-def answer_errors(app: FastAPI, shell: Shell) -> None:
+def answer_errors(app: FastAPI, options: Options, shell: Shell) -> None:
     """Add the handlers."""
 
     def told(request: Request, refusal: Refusal) -> Response:
@@ -34,7 +36,8 @@ def answer_errors(app: FastAPI, shell: Shell) -> None:
         }
         # A browser would answer the challenge with a box for name and password.
         headers.pop("www-authenticate", None)
-        return shell.render("error.html", refusal.status, headers=headers, refusal=refusal)
+        frame = Frame(request.url.path, options.now(), None, live=False)
+        return shell.render("error.html", refusal.status, headers=headers, refusal=refusal, frame=frame)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)

@@ -22,8 +22,9 @@ from rich.console import Console
 
 from reconciler.adapters.sql import SqlStore, open_store
 from reconciler.cli.main import cli
-from reconciler.cli.status_view import bar, clean, countdown, duration, view
+from reconciler.cli.status_view import bar, clean, view
 from reconciler.controller.status import Status, status_of
+from reconciler.controller.words import REASONS, countdown, duration
 from reconciler.model.plan import (
     Action,
     ActionKind,
@@ -148,9 +149,7 @@ def test_without_colour_there_is_no_escape_and_with_it_the_words_stay(status: St
 
 
 def test_every_reason_has_its_words() -> None:
-    from reconciler.cli.status_view import _REASONS
-
-    assert set(_REASONS) == {reason.value for reason in Reason}
+    assert set(REASONS) == {reason.value for reason in Reason}
 
 
 @pytest.mark.parametrize(

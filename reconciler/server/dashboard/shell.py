@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, Response
 from reconciler import __version__
 from reconciler.server.access import Callers
 from reconciler.server.answers import Refusal
+from reconciler.server.dashboard.marks import furnish
 
 HERE = Path(__file__).parent
 _TYPES = {
@@ -56,6 +57,7 @@ class Shell:
             auto_reload=False,
         )
         self._environment.globals.update(asset=self.address, version=__version__)
+        furnish(self._environment)
 
     def address(self, name: str) -> str:
         """Where a static file is served. KeyError: there is none of this name."""
@@ -64,8 +66,9 @@ class Shell:
     def render(
         self, template: str, status: int = 200, *, headers: Mapping[str, str] | None = None, **values: Any
     ) -> HTMLResponse:
-        """A page. `caller` is who it is for (`access.Caller`), None where nobody has logged in."""
-        text = self._environment.get_template(template).render({"caller": None} | values)
+        """A page. `caller` is who it is for (`access.Caller`), None where nobody has logged in; `frame` what stands around it
+        (`frame.Frame`), None where nothing of a fleet does."""
+        text = self._environment.get_template(template).render({"caller": None, "frame": None} | values)
         return HTMLResponse(text, status, headers)
 
 

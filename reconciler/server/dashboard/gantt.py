@@ -1,0 +1,181 @@
+"""Where everything lies in the picture of the rollout: lanes, bars, marks, ticks, in units of its view box. Pure; markup is the template's.
+
+Bars carry words where there is room; everything is in the table below the picture as well. Called by `pages_rollout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from reconciler.controller.words import clean
+from reconciler.server.dashboard.marks import word
+from reconciler.server.dashboard.view_rollout import Lane, Rollout, Span
+
+WIDTH, LEFT, TOP, BOTTOM = 1000.0, 150.0, 34.0, 22.0
+LANE, BAR = 44.0, 20.0
+_LETTER = 6.2
+"""About how wide a letter of the small type is."""
+_NAME = 21
+"""Letters of a lane's name that there is room for."""
+_STEPS = (
+    *(timedelta(minutes=count) for count in (5, 10, 15, 30)),
+    *(timedelta(hours=count) for count in (1, 2, 3, 6, 12)),
+    *(timedelta(days=count) for count in (1, 2, 7, 14, 28)),
+)
+_TICKS = 12
+_MARKS = {"proven": "◆", "complete": "●", "stopped": "✕"}
+_SAID = {"proven": "soak passed", "complete": "complete", "stopped": "gate failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A span. `text` is what fits into it, `title` all of it; `tone` a class."""
+
+    x: float
+    width: float
+    tone: str
+    ahead: bool
+    text: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A mark: one character at a place."""
+
+    x: float
+    shape: str
+    what: str
+    ahead: bool
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A lane, from `y` downwards."""
+
+    y: float
+    name: str
+    under: str
+    title: str
+    bars: tuple[Bar, ...]
+    signs: tuple[Sign, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A line across, with a label."""
+
+    x: float
+    label: str
+    day: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gantt:
+    """The picture."""
+
+    width: float
+    height: float
+    tracks: tuple[Track, ...]
+    ticks: tuple[Tick, ...]
+    commits: tuple[tuple[float, str], ...]
+    now: float
+    bottom: float
+
+
+def gantt_of(rollout: Rollout) -> Gantt:
+    """Lay a rollout out."""
+    scale = _Scale(rollout.since, rollout.until)
+    tracks = tuple(_track(lane, number, scale) for number, lane in enumerate(rollout.lanes))
+    bottom = TOP + LANE * len(tracks)
+    commits = tuple((_round(scale.x(at)), sha[:12]) for at, sha in rollout.commits)
+    return Gantt(
+        WIDTH, bottom + BOTTOM, tracks, tuple(_ticks(scale)), commits[-_MOST_COMMITS:], _round(scale.x(rollout.now)), bottom
+    )
+
+
+_MOST_COMMITS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    since: datetime
+    until: datetime
+
+    def x(self, at: datetime) -> float:
+        """Where an instant lies, at an edge where it lies beyond."""
+        part = (at - self.since) / (self.until - self.since)
+        return LEFT + (WIDTH - LEFT) * min(max(part, 0.0), 1.0)
+
+
+def _round(value: float) -> float:
+    return round(value, 1)
+
+
+def _short(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def _track(lane: Lane, number: int, scale: _Scale) -> Track:
+    wave = clean(lane.wave)
+    under = "image" if lane.app is None else clean(lane.app)
+    bars = tuple(bar for span in lane.spans if (bar := _bar(span, scale)) is not None)
+    signs = tuple(
+        Sign(
+            _round(scale.x(mark.at)),
+            _MARKS[mark.what],
+            mark.what,
+            mark.ahead,
+            f"{clean(mark.release)}: {_SAID[mark.what]} {'expected ' if mark.ahead else ''}{_at(mark.at)}",
+        )
+        for mark in lane.marks
+        if scale.since <= mark.at <= scale.until
+    )
+    return Track(TOP + LANE * number, _short(wave, _NAME), _short(under, _NAME + 3), f"{wave}, {under}", bars, signs)
+
+
+def _bar(span: Span, scale: _Scale) -> Bar | None:
+    until = span.until or scale.until
+    if until <= scale.since or span.since >= scale.until:
+        return None
+    left, right = scale.x(span.since), scale.x(until)
+    width = max(right - left, 1.5)
+    release, state = clean(span.release), word(span.state)
+    version = release.partition("@")[2] or release
+    said = f"{release}: {state} {'expected ' if span.ahead else ''}from {_at(span.since)}"
+    said += f" until {_at(span.until)}" if span.until is not None else ", with no end in sight"
+    texts = (f"{version} {state}", state, version)
+    text = next((text for text in texts if len(text) * _LETTER + 8 <= width), "")
+    return Bar(_round(left), _round(width), span.state, span.ahead, text, said)
+
+
+def _at(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def _ticks(scale: _Scale) -> Iterator[Tick]:
+    """Round instants: a label each, and the day where it changes."""
+    length = scale.until - scale.since
+    step = next((step for step in _STEPS if length / step <= _TICKS), timedelta(days=91))
+    at = scale.since.replace(hour=0, minute=0, second=0, microsecond=0)
+    if step >= timedelta(days=7):
+        at -= timedelta(days=at.weekday())
+    at += step * max(0, -(-(scale.since - at) // step))
+    before = None
+    while at <= scale.until:
+        day = f"{at:%a} {at.day} {at:%b}"
+        label = f"{at:%H:%M}" if step < timedelta(days=1) else ""
+        yield Tick(_round(scale.x(at)), label, day if day != before else "")
+        before = day
+        at += step
+
+
+def spoken(rollout: Rollout, tracks: Sequence[Track]) -> str:
+    """One sentence about the picture, for who does not see it."""
+    return (
+        f"{len(tracks)} lanes from {_at(rollout.since)} to {_at(rollout.until)}; now is {_at(rollout.now)}. "
+        "The table below says the same in words."
+    )

@@ -1,0 +1,20 @@
+"""All pages of the dashboard, wired. Each module adds its own routes; who may use them stands in `access.ROUTES`.
+
+Called by `server.app`.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from reconciler.server.access import Callers
+from reconciler.server.dashboard.frame import Pages
+from reconciler.server.dashboard.pages_now import serve_now
+from reconciler.server.dashboard.shell import Shell
+from reconciler.server.options import Options
+
+
+def serve_pages(app: FastAPI, options: Options, callers: Callers, shell: Shell) -> None:
+    """Add all of them."""
+    pages = Pages(options, shell)
+    serve_now(app, callers, pages)
