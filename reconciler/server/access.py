@@ -66,6 +66,8 @@ ROUTES: Mapping[str, Need] = {
     "GET /v1/artifacts/{folder}/{file}": Need.DEVICE,
     "GET /account": Need.PAGE,
     "GET /": Need.PAGE,
+    "GET /waves/{name}": Need.PAGE,
+    "GET /rollout": Need.PAGE,
     "POST /flags/{device}/acknowledge": Need.ACKNOWLEDGE,
     "POST /flags/{device}/take-back": Need.ACKNOWLEDGE,
     "GET /v1/plan": Need.READ,

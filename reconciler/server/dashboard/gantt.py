@@ -1,4 +1,4 @@
-"""Where everything lies in the picture of the rollout: lanes, bars, marks, ticks, in units of its view box. Pure; markup is the template's.
+"""Where everything lies in the picture of the rollout: lanes, bars, marks, ticks, in units of its view box. Pure.
 
 Bars carry words where there is room; everything is in the table below the picture as well. Called by `pages_rollout`.
 """
@@ -25,6 +25,7 @@ _STEPS = (
     *(timedelta(days=count) for count in (1, 2, 7, 14, 28)),
 )
 _TICKS = 12
+_MOST_COMMITS = 40
 _MARKS = {"proven": "◆", "complete": "●", "stopped": "✕"}
 _SAID = {"proven": "soak passed", "complete": "complete", "stopped": "gate failed"}
 
@@ -93,11 +94,14 @@ def gantt_of(rollout: Rollout) -> Gantt:
     bottom = TOP + LANE * len(tracks)
     commits = tuple((_round(scale.x(at)), sha[:12]) for at, sha in rollout.commits)
     return Gantt(
-        WIDTH, bottom + BOTTOM, tracks, tuple(_ticks(scale)), commits[-_MOST_COMMITS:], _round(scale.x(rollout.now)), bottom
+        WIDTH,
+        bottom + BOTTOM,
+        tracks,
+        tuple(_ticks(scale)),
+        commits[-_MOST_COMMITS:],
+        _round(scale.x(rollout.now)),
+        bottom,
     )
-
-
-_MOST_COMMITS = 40
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What the page of the rollout says: what each wave did, where it stands, and what is to come. Pure values.
 
-The past is folded from events, the present is the board's, the future the forecast's; nothing is decided or computed twice. Drawn by
-`gantt`, made by `pages_rollout`.
+The past is folded from events, the present is the board's, the future the forecast's; nothing is decided or computed twice.
+Drawn by `gantt`, made by `pages_rollout`.
 """
 
 from __future__ import annotations
@@ -104,9 +104,14 @@ class Row:
     """What stands in the way of a proof at the end of the forecast, where it sees none."""
 
     @property
+    def settled(self) -> bool:
+        """Whether nothing is left to come of it."""
+        return self.state in (WaveState.COMPLETE, WaveState.IDLE) and not self.arrived.ahead
+
+    @property
     def stuck(self) -> bool:
         """Whether it does not come to its proof by itself, as far as anybody can foresee."""
-        return bool(self.barred) and self.proven.at is None
+        return bool(self.barred) and self.proven.at is None and not self.settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class Rollout:
     @property
     def moving(self) -> tuple[Row, ...]:
         """Waves with something left to come: no proof yet, or devices that still move."""
-        return tuple(row for row in self.rows if row.proven.at is None or row.proven.ahead or row.arrived.ahead)
+        return tuple(row for row in self.rows if not row.settled)
 
     @property
     def stuck(self) -> tuple[Row, ...]:
@@ -134,8 +139,8 @@ class Rollout:
 
     @property
     def ends_at(self) -> datetime | None:
-        """When the last of those that move is proven, as the forecast has it."""
-        ends = [row.proven.at for row in self.moving]
+        """When the last of those that move is proven (or, proven already, has all its devices), as the forecast has it."""
+        ends = [row.proven.at if row.proven.at is None or row.proven.ahead else row.arrived.at for row in self.moving]
         known = [at for at in ends if at is not None]
         return max(known) if known and len(known) == len(ends) else None
 
@@ -143,7 +148,7 @@ class Rollout:
 def rollout_of(
     board: Board, events: Sequence[Event], outlook: Outlook, now: datetime, past_days: int | None = None
 ) -> Rollout:
-    """The page from a board, the events of `KINDS` (oldest first) and the newest forecast. `past_days` None: as far as it matters."""
+    """The page from a board, the events of `KINDS` (oldest first) and the newest forecast. `past_days` None: what matters."""
     now = max(now, board.at)
     likely = {(one.wave, one.release): one for one in _places(outlook, "likely")}
     earliest = {(one.wave, one.release): one for one in _places(outlook, "earliest")}
@@ -209,7 +214,9 @@ def _row(
         failed=status.failed,
         began=_when(_last(events, EventKind.WAVE_OPENED, place), ahead, early, "starts_at"),
         arrived=_arrived(status, wave.devices, events, ahead, early),
-        proven=_when(proof, ahead, early, "proven_at"),
+        proven=When()
+        if proof is None and status.state is WaveState.COMPLETE
+        else _when(proof, ahead, early, "proven_at"),
         holds=holds,
         barred=ahead.barred if ahead is not None and proof is None and ahead.proven_at is None else (),
     )
@@ -323,7 +330,7 @@ def _ahead(row: Row, ahead: Ahead | None, now: datetime, spans: list[Span], mark
 
     proven = row.proven.at if row.proven.ahead else None
     going = WaveState.ROLLING_BACK if row.state is WaveState.ROLLING_BACK else WaveState.ROLLING
-    if ahead.starts_at is not None and row.state not in _UNDER_WAY:
+    if ahead.starts_at is not None and row.began.ahead:
         add(WaveState.WAITING, ahead.starts_at)
     if ahead.arrived_at is not None:
         if proven is not None and proven < ahead.arrived_at:
@@ -348,7 +355,7 @@ def _ahead(row: Row, ahead: Ahead | None, now: datetime, spans: list[Span], mark
 def _since(lanes: Sequence[Lane], rows: Sequence[Row], now: datetime, past_days: int | None) -> datetime:
     if past_days is not None:
         return now - timedelta(days=past_days)
-    open_ = {(row.wave, row.release) for row in rows if row.proven.at is None or row.proven.ahead}
+    open_ = {(row.wave, row.release) for row in rows if not row.settled}
     begun = [
         span.since for lane in lanes for span in lane.spans if not span.ahead and (lane.wave, span.release) in open_
     ]
