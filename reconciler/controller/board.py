@@ -8,6 +8,7 @@ when somebody looks at them, a page at a time. Decides nothing: it names the cod
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -384,6 +385,16 @@ class Board:
         sites, of = len(self.rows.roster.site_names), self.rows.roster.site_of.astype(np.int64)
         sums = np.bincount(of * len(STATES) + self.states, minlength=sites * len(STATES))
         return sums.reshape(sites, len(STATES))
+
+    @cached_property
+    def site_totals(self) -> Mapping[tuple[str | None, DeviceState], int]:
+        """Wave and state → how many sites, in the waves' order; sites in no wave first."""
+        if self.rows is None:
+            return {}
+        there = self.site_counts > 0
+        states = np.where(there.any(axis=1), there.argmax(axis=1), STATES.index(DeviceState.GOOD))
+        sums = Counter(zip(self.rows.site_wave.tolist(), states.tolist(), strict=True))
+        return {(_wave(self.rows.roster, code), STATES[state]): sums[code, state] for code, state in sorted(sums)}
 
     def site(self, name: str) -> SiteRow | None:
         """One site; None where git names none that is called so."""

@@ -68,6 +68,8 @@ ROUTES: Mapping[str, Need] = {
     "GET /": Need.PAGE,
     "GET /waves/{name}": Need.PAGE,
     "GET /rollout": Need.PAGE,
+    "GET /sites": Need.PAGE,
+    "GET /sites/{name}": Need.PAGE,
     "POST /flags/{device}/acknowledge": Need.ACKNOWLEDGE,
     "POST /flags/{device}/take-back": Need.ACKNOWLEDGE,
     "GET /v1/plan": Need.READ,

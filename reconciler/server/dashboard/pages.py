@@ -11,6 +11,7 @@ from reconciler.server.access import Callers
 from reconciler.server.dashboard.frame import Pages
 from reconciler.server.dashboard.pages_now import serve_now
 from reconciler.server.dashboard.pages_rollout import serve_rollout
+from reconciler.server.dashboard.pages_sites import serve_sites
 from reconciler.server.dashboard.shell import Shell
 from reconciler.server.options import Options
 
@@ -20,3 +21,4 @@ def serve_pages(app: FastAPI, options: Options, callers: Callers, shell: Shell) 
     pages = Pages(options, shell)
     serve_now(app, callers, pages)
     serve_rollout(app, callers, pages)
+    serve_sites(app, callers, pages)
