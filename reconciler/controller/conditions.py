@@ -125,3 +125,9 @@ def check_status(
             faults.append(f"10: {device.name} restarts some app, since some instant")
     if faults:
         raise StatusFault("; ".join(faults))
+
+
+def troubled(rows: Sequence[ConditionRow]) -> tuple[ConditionRow, ...]:
+    """Those that are not as they should be: True, or False for `Stalled`. Whether anything progresses is no trouble by itself."""
+    good = {Type.STALLED.value: "False"}
+    return tuple(row for row in rows if row.type != Type.PROGRESSING.value and row.status != good.get(row.type, "True"))

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from reconciler.controller.board import Board
 from reconciler.model.access import Acknowledgement, Deed
 from reconciler.model.events import Event, EventKind
 from reconciler.model.scalars import NAME_PATTERN, format_instant, parse_instant
@@ -61,6 +62,20 @@ def flags_of(plan: Mapping[str, Any]) -> tuple[Flag, ...]:
     return tuple(found)
 
 
+def flags_on(board: Board) -> tuple[Flag, ...]:
+    """The same of a board."""
+    return tuple(Flag(fact.device, fact.key, fact.at, lasting=fact.at != board.at) for fact in board.flagged)
+
+
+def acknowledged_of(flags: Sequence[Flag], given: Sequence[Acknowledgement]) -> dict[Flag, Acknowledgement]:
+    """The acknowledgement of each flag that has one."""
+    by_device: dict[str, list[Acknowledgement]] = {}
+    for one in given:
+        by_device.setdefault(one.device, []).append(one)
+    found = {flag: covering(flag, by_device.get(flag.device, ())) for flag in flags}
+    return {flag: one for flag, one in found.items() if one is not None}
+
+
 def covering(flag: Flag, given: Sequence[Acknowledgement]) -> Acknowledgement | None:
     """The acknowledgement of a flag, None where nobody has given one."""
     return next((one for one in given if flag.covered_by(one)), None)
@@ -80,15 +95,13 @@ class FlagDesk:
     def listed(self) -> dict[str, Any]:
         """`GET /v1/flags`."""
         at, flags = self.current()
-        given: dict[str, list[Acknowledgement]] = {}
-        for one in self._options.access.acknowledgements():
-            given.setdefault(one.device, []).append(one)
+        given = acknowledged_of(flags, self._options.access.acknowledgements())
         rows = [
             {
                 "device": flag.device,
                 "release": flag.release,
                 "at": format_instant(flag.at),
-                "acknowledged": _shown(covering(flag, given.get(flag.device, ()))),
+                "acknowledged": _shown(given.get(flag)),
             }
             for flag in flags
         ]

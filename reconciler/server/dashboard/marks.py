@@ -15,7 +15,8 @@ from jinja2.runtime import Context
 from markupsafe import Markup
 
 from reconciler.controller.words import REASONS, clean, countdown, duration
-from reconciler.model.scalars import format_instant
+from reconciler.model.scalars import format_instant, parse_instant
+from reconciler.server.access import ROUTES
 
 UNKNOWN = Markup('<span class="none">not known</span>')
 _BAR = 200
@@ -51,6 +52,21 @@ MARKS: Mapping[str, tuple[str, str, str]] = {
     "accepted": ("good", "●", "accepted"),
     "refused": ("bad", "◆", "refused"),
     "withdrawn": ("warn", "△", "withdrawn"),
+    # Events.
+    "commit-accepted": ("good", "●", "commit"),
+    "commit-refused": ("bad", "◆", "head refused"),
+    "wave-opened": ("busy", "▶", "wave opened"),
+    "wave-soaking": ("busy", "◐", "soak began"),
+    "wave-soaked": ("good", "●", "soaked"),
+    "wave-complete": ("good", "●", "complete"),
+    "gate-failed": ("bad", "◆", "gate failed"),
+    "revert-proposed": ("warn", "◀", "revert proposed"),
+    "device-flagged": ("bad", "◆", "flagged"),
+    "device-recovered": ("good", "●", "recovered"),
+    "condition-changed": ("warn", "△", "condition"),
+    "key-expiring": ("warn", "△", "key expires"),
+    "assignment-expiring": ("warn", "△", "assignment expires"),
+    "flag-acknowledged": ("off", "□", "acknowledged"),
 }
 """State → its tone (a class of the stylesheet), its shape, its words. Others are shown as they are, with the shape of `unknown`."""
 
@@ -148,9 +164,15 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def served(route: str) -> bool:
+    """Whether there is such a page."""
+    return route in ROUTES
+
+
 def furnish(environment: Environment) -> None:
     """Give all of it to templates."""
     environment.filters.update(
+        instant=parse_instant,
         moment=moment,
         machine=_machine,
         away=away,
@@ -162,4 +184,4 @@ def furnish(environment: Environment) -> None:
         reason=reason,
         clean=clean,
     )
-    environment.globals.update(bar=bar, counted=count)
+    environment.globals.update(bar=bar, counted=count, served=served)

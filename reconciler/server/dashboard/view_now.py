@@ -1,0 +1,304 @@
+"""What the front page says, made from a board: a few plain sentences, a row a wave, what holds it, and what is due. Pure.
+
+Counts and states are the board's own; nothing is computed twice. Called by `pages_now`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from urllib.parse import urlencode
+
+from reconciler.controller.board import Board, DeviceState
+from reconciler.controller.conditions import troubled
+from reconciler.controller.words import REASONS
+from reconciler.model.plan import Hold, Reason, WaveState, WaveStatus
+from reconciler.server.dashboard.marks import count
+
+MOST_HOLDS = 20
+MOST_DUE = 10
+TONIGHT = timedelta(hours=24)
+
+_MOVING = (WaveState.ROLLING, WaveState.ROLLING_BACK)
+_QUIET = (WaveState.COMPLETE, WaveState.IDLE)
+_FOR_A_PERSON = (
+    Reason.GATE_FAILED,
+    Reason.GATE_UNRESOLVED,
+    Reason.ATTEMPTS_EXHAUSTED,
+    Reason.UNKNOWN_IMAGE,
+    Reason.IDENTITY_CONFLICT,
+    Reason.NO_ROLLBACK_IMAGE,
+    Reason.TAG_DRIFT,
+    Reason.WITHDRAWN,
+)
+"""Reasons that do not go away by waiting."""
+_STATES = {
+    Reason.OFFLINE: DeviceState.SILENT,
+    Reason.IN_PROGRESS: DeviceState.UPDATING,
+    Reason.ATTEMPTS_EXHAUSTED: None,
+    Reason.GATE_UNRESOLVED: DeviceState.SILENT,
+}
+"""The state by which the devices of a hold are listed, where it is not `held`. None: any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """Something that the page begins with; `tone` is a class of the stylesheet, `href` where a person reads on."""
+
+    tone: str
+    shape: str
+    text: str
+    href: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WaveLine:
+    """A wave with the image it asks for, or with one of its apps (`app`). `quiet` are its apps that need no line of their own."""
+
+    wave: str
+    app: str | None
+    release: str | None
+    state: WaveState
+    devices: int
+    on_release: int
+    healthy: int
+    failed: int
+    offline: int
+    in_flight: int
+    soak_ends_at: datetime | None
+    quiet: tuple[str, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """`v1.4.2`, or `video-ingest 2.8.0`."""
+        return " ".join(part for part in (self.app, self.release) if part) or "no image"
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """What the progress bar is made of: healthy on the release, failed on it, and on it but not judged."""
+        return (
+            ("good", self.healthy),
+            ("bad", self.failed),
+            ("busy", max(0, self.on_release - self.healthy - self.failed)),
+        )
+
+    @property
+    def said(self) -> str:
+        """The bar in words."""
+        return f"{self.on_release:,} of {self.devices:,} on it, {self.healthy:,} healthy, {self.failed:,} failed"
+
+
+@dataclass(frozen=True, slots=True)
+class HoldLine:
+    """Why something wanted is not done, in words, and where its devices are listed."""
+
+    reason: Reason
+    wave: str | None
+    subject: str
+    words: str
+    message: str
+    count: int
+    until: datetime | None
+    href: str | None
+    for_a_person: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something that happens at an instant if nothing else comes between."""
+
+    at: datetime
+    text: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The front page."""
+
+    lead: tuple[Sentence, ...]
+    waves: tuple[WaveLine, ...]
+    holds: tuple[HoldLine, ...]
+    more_holds: int
+    tonight: tuple[Due, ...]
+    more_tonight: int
+    later: Due | None
+
+
+def see(board: Board, now: datetime, acknowledged: int | None) -> Now:
+    """Make it. `acknowledged` is how many of the board's flags a person has acknowledged; None: the store does not say now."""
+    waves = tuple(line for wave in board.waves for line in wave_lines(wave))
+    holds = hold_lines(board)
+    due = coming(board, waves, now)
+    tonight = [one for one in due if one.at - now <= TONIGHT]
+    return Now(
+        lead=(*_for_a_person(board, holds, acknowledged), *_moving(board, waves, holds)),
+        waves=waves,
+        holds=tuple(holds[:MOST_HOLDS]),
+        more_holds=max(0, len(holds) - MOST_HOLDS),
+        tonight=tuple(tonight[:MOST_DUE]),
+        more_tonight=max(0, len(tonight) - MOST_DUE),
+        later=next((one for one in due if one.at - now > TONIGHT), None),
+    )
+
+
+def wave_lines(wave: WaveStatus) -> Iterator[WaveLine]:
+    """A wave's line, then one a app that is not simply where it should be."""
+    loud = {app: of for app, of in wave.apps.items() if of.state not in _QUIET}
+    quiet = tuple(f"{app} {of.release}" for app, of in sorted(wave.apps.items()) if app not in loud)
+    yield WaveLine(
+        wave.name, None, wave.image, wave.state, wave.devices, wave.on_release, wave.healthy, wave.failed, wave.offline,
+        wave.in_flight, _soak(wave.state, wave.soak_ends_at), quiet,
+    )  # fmt: skip
+    for app, of in sorted(loud.items()):
+        yield WaveLine(
+            wave.name, app, of.release, of.state, wave.devices, of.on_release, of.healthy, of.failed, 0, 0,
+            _soak(of.state, of.soak_ends_at),
+        )  # fmt: skip
+
+
+def _soak(state: WaveState, ends: datetime | None) -> datetime | None:
+    return ends if state is WaveState.SOAKING else None
+
+
+# ---------------------------------------------------------------- what holds
+
+
+def hold_lines(board: Board, wave: str | None = None) -> list[HoldLine]:
+    """Holds in words (of one wave), those for a person first, then by how many devices they are about."""
+    lines = [_hold(one.hold, one.count) for one in board.holds if wave is None or one.hold.wave == wave]
+    return sorted(lines, key=lambda line: (not line.for_a_person, -line.count, line.wave or "", line.subject))
+
+
+def _hold(hold: Hold, number: int) -> HoldLine:
+    query = {"wave": hold.wave} if hold.wave is not None else {}
+    state = _STATES.get(hold.reason, DeviceState.HELD)
+    if state is not None:
+        query |= {"state": state.value}
+    return HoldLine(
+        reason=hold.reason,
+        wave=hold.wave,
+        subject=subject(hold),
+        words=REASONS[hold.reason.value],
+        message=hold.message,
+        count=number,
+        until=hold.until,
+        href=f"/devices?{urlencode(query)}" if number else None,
+        for_a_person=hold.reason in _FOR_A_PERSON,
+    )
+
+
+def subject(hold: Hold) -> str:
+    """What a hold is about: `v1.4.2`, `video-ingest 2.8.0`, or `configuration`."""
+    if hold.app is not None:
+        return f"{hold.app} {hold.release or ''}".strip()
+    return hold.image or "configuration"
+
+
+# ---------------------------------------------------------------- the first sentences
+
+
+def _for_a_person(board: Board, holds: Sequence[HoldLine], acknowledged: int | None) -> Iterator[Sentence]:
+    wrong = troubled(board.conditions)
+    known = [row.type for row in wrong if row.status != "Unknown"]
+    if known:
+        said = count(len(known), "condition of the controller is", "conditions of the controller are")
+        yield Sentence("bad", "◆", f"{said} not as it should be: {', '.join(known)}.", "#conditions")
+    if board.refused is not None:
+        yield Sentence("bad", "◆", f"The branch's head {board.refused[0][:12]} is not acted on.", "#refused")
+    stopped = [line for line in holds if line.reason is Reason.GATE_FAILED]
+    for release in dict.fromkeys(line.subject for line in stopped):
+        failed = [wave.name for wave in board.waves if _failed(wave, release)]
+        where = f": {_listed('wave', failed)} failed on it" if failed else ""
+        yield Sentence("bad", "◆", f"{release} is stopped in every wave{where}.", "/flagged")
+    flags = len(board.flagged)
+    if flags:
+        open_flags = flags - min(acknowledged or 0, flags)
+        seen = (
+            ""
+            if acknowledged is None
+            else f", {open_flags:,} of them not acknowledged"
+            if open_flags
+            else ", all acknowledged"
+        )
+        text = f"{count(flags, 'device is', 'devices are')} flagged: failed on a release{seen}."
+        yield Sentence("bad" if open_flags else "warn", "◆", text, "/flagged")
+    others = [line for line in holds if line.for_a_person and line.reason is not Reason.GATE_FAILED]
+    for reason in dict.fromkeys(line.reason for line in others):
+        number = sum(line.count for line in others if line.reason is reason)
+        about = f"{count(number, 'device')}: " if number else ""
+        yield Sentence("warn", "△", f"{about}{REASONS[reason.value]}.".capitalize(), "#holds")
+
+
+def _failed(wave: WaveStatus, release: str) -> bool:
+    if wave.image == release:
+        return wave.state is WaveState.FAILED
+    return any(f"{app} {of.release}" == release and of.state is WaveState.FAILED for app, of in wave.apps.items())
+
+
+def _moving(board: Board, waves: Sequence[WaveLine], holds: Sequence[HoldLine]) -> Iterator[Sentence]:
+    if board.rows is None:
+        return
+    moving = [line for line in waves if line.state in _MOVING]
+    for line in moving[:3]:
+        verb = "goes back to" if line.state is WaveState.ROLLING_BACK else "moves to"
+        flying = f", {line.in_flight:,} in flight" if line.in_flight else ""
+        done = f"{line.on_release:,} of {count(line.devices, 'device')} on it"
+        yield Sentence("busy", "▶", f"Wave {line.wave} {verb} {line.subject}: {done}{flying}.", f"/waves/{line.wave}")
+    soaking = [line for line in waves if line.state is WaveState.SOAKING]
+    for line in soaking[:2]:
+        ends = f" until {line.soak_ends_at:%Y-%m-%d %H:%M} UTC" if line.soak_ends_at is not None else ""
+        yield Sentence("busy", "◐", f"Wave {line.wave} soaks {line.subject}{ends}.", f"/waves/{line.wave}")
+    if moving or soaking:
+        return
+    waiting = [line for line in holds if not line.for_a_person and line.count]
+    if waiting:
+        most = max(waiting, key=lambda line: line.count)
+        until = f", until {most.until:%Y-%m-%d %H:%M} UTC" if most.until is not None else ""
+        text = f"Nothing moves: {count(most.count, 'device is', 'devices are')} held, {most.words}{until}."
+        yield Sentence("wait", "■", text, "#holds")
+    elif board.devices_in_all == 0:
+        yield Sentence("off", "□", "Git names no devices yet.")
+    elif not holds:
+        yield Sentence("good", "●", "Every device that answers runs what git asks for.")
+    else:
+        yield Sentence("wait", "■", "Nothing moves.", "#holds")
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{what}{'s' if len(names) > 1 else ''} {shown}"
+
+
+# ---------------------------------------------------------------- what comes
+
+
+def coming(board: Board, waves: Sequence[WaveLine], now: datetime) -> list[Due]:
+    """What is due, by instant: ends of soaks, windows that open, freezes that end, gates that may open."""
+    found: list[Due] = []
+    for line in waves:
+        if line.soak_ends_at is not None and line.soak_ends_at > now:
+            text = f"the soak of wave {line.wave} on {line.subject} ends"
+            found.append(Due(line.soak_ends_at, text, "if it stays healthy, the wave after it may follow"))
+    windows: dict[datetime, list[tuple[Hold, int]]] = {}
+    others: dict[tuple[datetime, Reason, str], int] = {}
+    for one in board.holds:
+        hold = one.hold
+        if hold.until is None or hold.until <= now or hold.reason is Reason.SOAKING:
+            continue
+        if hold.reason in (Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW):
+            windows.setdefault(hold.until, []).append((hold, one.count))
+        else:
+            key = (hold.until, hold.reason, f"{'wave ' + hold.wave if hold.wave else 'the fleet'}: {subject(hold)}")
+            others[key] = others.get(key, 0) + one.count
+    for at, those in windows.items():
+        number = sum(many for _, many in those)
+        names = list(dict.fromkeys(hold.wave for hold, _ in those if hold.wave))
+        what = ", ".join(list(dict.fromkeys(subject(hold) for hold, _ in those))[:3])
+        text = f"a maintenance window opens for {count(number, 'device')}"
+        found.append(Due(at, text, f"{_listed('wave', names)} may begin {what}" if names else f"{what} may begin"))
+    for (at, reason, about), number in others.items():
+        said = f"{about} ({count(number, 'device')})" if number else about
+        found.append(Due(at, f"this may change: {REASONS[reason.value]}", said))
+    return sorted(found, key=lambda one: (one.at, one.text))

@@ -1,0 +1,135 @@
+"""The front page and the pages of waves, through the real app: what a person reads there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from reconciler.ports import ConditionRow, TransientError
+from tests.controller.staging import observed
+from tests.server.pages import Reader, reading
+from tests.server.service import NOW
+from tests.server.test_api import filled
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """A fleet with a device that failed, one that is silent, and history."""
+    with reading(tmp_path_factory.mktemp("now")) as reader:
+        filled(reader.api)
+        yield reader
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Reader]:
+    with reading(tmp_path) as reader:
+        yield reader
+
+
+def test_the_first_sentences_say_what_needs_a_person(full: Reader) -> None:
+    page = full.get("/")
+    assert page.heading == "Now"
+    lead = page.of("lead")
+    assert "1 condition of the controller is not as it should be: GitReady." in lead
+    assert "v1.4.2 is stopped in every wave: wave lab failed on it." in lead
+    assert "1 device is flagged: failed on a release, 1 of them not acknowledged." in lead
+    assert "Wave lab soaks video 1.0.0 until" in lead
+    assert "no route" in page.of("conditions") and "GitReady: Unreachable" in page.of("conditions")
+
+
+def test_waves_have_a_row_each_with_progress_and_state(full: Reader) -> None:
+    page = full.get("/")
+    lab = page.of("wave-lab")
+    assert "v1.4.2" in lab and "◆ failed" in lab and "2 of 2 on it" in lab
+    assert page.find("wave-lab", "svg")["aria-label"] == "2 of 2 on it, 1 healthy, 1 failed"
+    assert "soak ends in 10 min" in page.of("wave-lab-video")
+    assert "■ waiting" in page.of("wave-canary")
+
+
+def test_holds_are_said_in_plain_words_and_lead_to_their_devices(full: Reader) -> None:
+    page = full.get("/")
+    assert "too many devices failed: the release is stopped" in page.of("holds")
+    assert "/devices?wave=canary&state=held" in page.links
+
+
+def test_what_comes_next_is_said_with_its_instant(full: Reader) -> None:
+    text = full.get("/").text
+    assert "2026-01-15 01:40 UTC in 10 min the soak of wave lab on video 1.0.0 ends" in text
+
+
+def test_the_last_events_are_there_with_links(full: Reader) -> None:
+    page = full.get("/")
+    assert "wave opened" in page.text and "/devices/S0-1" in page.links and "/waves/lab" in page.links
+
+
+def test_a_wave_says_why(full: Reader) -> None:
+    page = full.get("/waves/canary")
+    assert page.heading == "Wave canary"
+    assert "release v1.4.2 is stopped in every wave" in page.text
+    assert "What would change it merge a revert" in page.text
+    assert "/devices/S0-1" in page.links and "/waves/lab" in page.links
+    assert full.get("/waves/none", status=404).heading == "No such wave"
+
+
+def test_before_the_first_tick_pages_say_so(fresh: Reader) -> None:
+    assert fresh.get("/").heading == "Nothing is planned yet"
+    assert "has just started" in fresh.get("/waves/lab").text
+
+
+def test_without_a_fleet_the_page_says_what_is_lacking(fresh: Reader) -> None:
+    from reconciler.planner.live import Live
+
+    rows = (ConditionRow("FleetValid", "False", "Invalid", "sites/A.yaml:3: no such wave", NOW),)
+    fresh.api.stage.boards.publish(None, None, Live(), rows, ("f" * 40, "it has 2 errors"), NOW)
+    page = fresh.get("/")
+    assert "No fleet yet" in page.text and "sites/A.yaml:3: no such wave" in page.text
+    assert "The branch's head ffffffffffff is not acted on." in page.of("lead") and "it has 2 errors" in page.text
+    assert "no commit of the fleet repo to act on" in fresh.get("/waves/lab").text
+
+
+def test_a_fleet_at_rest_says_that_all_is_well(fresh: Reader) -> None:
+    from tests.controller.staging import desired
+
+    fresh.api.stage.desired = desired(canary="v1.4.1")
+    fresh.api.stage.now += timedelta(days=40)
+    fresh.api.stage.tick(
+        *[device.model_copy(update={"last_seen": fresh.api.stage.now}) for device in fresh.api.stage.everybody()]
+    )
+    page = fresh.get("/")
+    assert "Every device that answers runs what git asks for." in page.of("lead")
+    assert "Nothing is held." in page.text and "conditions" not in page.ids
+
+
+def test_windows_that_open_are_counted(fresh: Reader) -> None:
+    fresh.api.stage.tick(*fresh.api.stage.everybody())
+    page = fresh.get("/")
+    assert "2026-01-15 02:00 UTC in 30 min a maintenance window opens for" in page.text
+
+
+def test_a_store_that_does_not_answer_leaves_what_is_known(fresh: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(fresh.api)
+
+    def down(*_args: object, **_more: object) -> None:
+        raise TransientError("the store does not answer")
+
+    monkeypatch.setattr(fresh.app.options.store, "events", down)
+    monkeypatch.setattr(fresh.app.options.access, "acknowledgements", down)
+    page = fresh.get("/")
+    assert "The store does not answer now" in page.text and "v1.4.2 is stopped" in page.text
+    assert "flagged: failed on a release." in page.of("lead")
+    monkeypatch.setattr(fresh.api.stage.store, "observed", down)
+    page = fresh.get("/waves/lab", status=503)
+    assert "The controller's last word is of 2026-01-15 01:30 UTC" in page.text
+
+
+def test_hostile_words_are_only_words(fresh: Reader) -> None:
+    bad = "<script>alert(1)</script>\x1b[31m"
+    fresh.api.stage.conditions = (ConditionRow("GitReady", "False", "Unreachable", bad, NOW),)
+    fresh.api.stage.refused = ("f" * 40, bad)
+    fresh.api.stage.tick(observed("S0-1"))
+    page = fresh.get("/")
+    assert page.html.count("&lt;script&gt;alert(1)") >= 2
+    assert "<script>alert" not in page.html and "\x1b" not in page.html
