@@ -27,7 +27,7 @@ from reconciler.planner.sets import union
 from reconciler.planner.state import State, Track
 from reconciler.ports import ConditionRow, Store, TransientError
 
-__all__ = ["AmbiguousName", "Boards", "UnknownName"]
+__all__ = ["AmbiguousName", "Boards", "Explanation", "UnknownName"]
 
 A = TypeVar("A", bound=np.ndarray)
 

@@ -7,17 +7,18 @@ grow with the fleet or with time are given in pages. Who may use a route stands 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from reconciler.controller.board import Asked, Board, DeviceState
-from reconciler.controller.boards import AmbiguousName, Boards, UnknownName
-from reconciler.model.events import EventKind
-from reconciler.model.observed import Health
+from reconciler.controller.board import Asked, Board, DeviceRow, DeviceState
+from reconciler.controller.boards import AmbiguousName, Boards, Explanation, UnknownName
+from reconciler.model.events import Event, EventKind, HealthChange
+from reconciler.model.observed import DeviceObservation, Health
 from reconciler.model.scalars import format_instant
 from reconciler.ports import PortError
 from reconciler.server import api_documents as documents
@@ -139,8 +140,20 @@ def _serve_devices(app: FastAPI, options: Options, callers: Callers) -> None:
         return tagged(request, await _made(make))
 
 
-def device_document(options: Options, name: str) -> dict[str, Any]:
-    """Everything about one device. Refusal 404: git names none that is called so; 503: nothing was planned yet."""
+@dataclass(frozen=True, slots=True)
+class DeviceKnown:
+    """Everything about one device: its row on the board, why it is there, what it last said, what happened to it."""
+
+    board: Board
+    row: DeviceRow
+    said: Explanation
+    seen: DeviceObservation | None
+    events: Sequence[Event]
+    health: Sequence[HealthChange]
+
+
+def device_known(options: Options, name: str) -> DeviceKnown:
+    """Read it. Refusal 404: git names none that is called so; 503: nothing was planned yet. PortError: the store is away."""
     board, store = newest(options), options.store
     row = board.device(name)
     if row is None:
@@ -151,16 +164,30 @@ def device_document(options: Options, name: str) -> dict[str, Any]:
         # The next tick has begun, and its commit names the device no more.
         raise Refusal(404, "no such device", "GET /v1/devices lists those that the fleet repo names") from None
     seen = store.observation(name)
+    return DeviceKnown(
+        board,
+        row,
+        said,
+        None if seen is None else seen[0],
+        store.events(device=name, limit=_RECENT, newest_first=True),
+        store.health_log(name, _HEALTH),
+    )
+
+
+def device_document(options: Options, name: str) -> dict[str, Any]:
+    """`GET /v1/devices/{name}`."""
+    found = device_known(options, name)
+    seen = found.seen
     return {
-        **facts.reading(board, "Device"),
-        "device": facts.device(row),
-        "slots": facts.slots(row),
-        "explanation": facts.explanation(said),
+        **facts.reading(found.board, "Device"),
+        "device": facts.device(found.row),
+        "slots": facts.slots(found.row),
+        "explanation": facts.explanation(found.said),
         "observation": None
         if seen is None
-        else seen[0].model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"boot", "rival"}),
-        "events": [event.to_dict() for event in store.events(device=name, limit=_RECENT, newest_first=True)],
-        "health": [change.to_dict() for change in store.health_log(name, _HEALTH)],
+        else seen.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"boot", "rival"}),
+        "events": [event.to_dict() for event in found.events],
+        "health": [change.to_dict() for change in found.health],
     }
 
 

@@ -20,28 +20,8 @@ _VOID = frozenset(
     ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
 )
 _BREAKS = frozenset(
-    [
-        "p",
-        "div",
-        "li",
-        "tr",
-        "td",
-        "th",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "dt",
-        "dd",
-        "section",
-        "ul",
-        "ol",
-        "table",
-        "caption",
-        "br",
-        "option",
-        "time",
-    ]
+    ["p", "div", "li", "tr", "td", "th", "h1", "h2", "h3", "h4", "dt", "dd", "section", "ul", "ol", "table", "caption"]
+    + ["br", "option"]
 )
 
 

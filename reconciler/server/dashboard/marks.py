@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import Enum
+from typing import Any
 
 from jinja2 import Environment, pass_context
 from jinja2.runtime import Context
@@ -164,6 +165,11 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def dated(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Documents whose `since` is an instant again."""
+    return [{**row, "since": parse_instant(row["since"])} for row in rows]
+
+
 def served(route: str) -> bool:
     """Whether there is such a page."""
     return route in ROUTES
@@ -173,6 +179,7 @@ def furnish(environment: Environment) -> None:
     """Give all of it to templates."""
     environment.filters.update(
         instant=parse_instant,
+        dated=dated,
         moment=moment,
         machine=_machine,
         away=away,

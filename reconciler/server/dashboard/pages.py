@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from reconciler.server.access import Callers
 from reconciler.server.dashboard.frame import Pages
+from reconciler.server.dashboard.pages_devices import serve_devices
 from reconciler.server.dashboard.pages_now import serve_now
 from reconciler.server.dashboard.pages_rollout import serve_rollout
 from reconciler.server.dashboard.pages_sites import serve_sites
@@ -20,5 +21,6 @@ def serve_pages(app: FastAPI, options: Options, callers: Callers, shell: Shell) 
     """Add all of them."""
     pages = Pages(options, shell)
     serve_now(app, callers, pages)
+    serve_devices(app, callers, pages)
     serve_rollout(app, callers, pages)
     serve_sites(app, callers, pages)
