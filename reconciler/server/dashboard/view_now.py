@@ -209,7 +209,7 @@ def _for_a_person(board: Board, holds: Sequence[HoldLine], acknowledged: int | N
         yield Sentence("bad", "◆", f"The branch's head {board.refused[0][:12]} is not acted on.", "#refused")
     stopped = [line for line in holds if line.reason is Reason.GATE_FAILED]
     for release in dict.fromkeys(line.subject for line in stopped):
-        failed = [wave.name for wave in board.waves if _failed(wave, release)]
+        failed = [wave.name for wave in board.waves if failed_on(wave, release.replace(" ", "@"))]
         where = f": {_listed('wave', failed)} failed on it" if failed else ""
         yield Sentence("bad", "◆", f"{release} is stopped in every wave{where}.", "/flagged")
     flags = len(board.flagged)
@@ -231,10 +231,13 @@ def _for_a_person(board: Board, holds: Sequence[HoldLine], acknowledged: int | N
         yield Sentence("warn", "△", f"{about}{REASONS[reason.value]}.".capitalize(), "#holds")
 
 
-def _failed(wave: WaveStatus, release: str) -> bool:
-    if wave.image == release:
-        return wave.state is WaveState.FAILED
-    return any(f"{app} {of.release}" == release and of.state is WaveState.FAILED for app, of in wave.apps.items())
+def failed_on(wave: WaveStatus, release: str) -> bool:
+    """Whether a wave's gate failed on the release that it asks for: `v1.4.2`, or `video-ingest@2.8.0`."""
+    app, at_sign, version = release.partition("@")
+    if not at_sign:
+        return wave.image == release and wave.state is WaveState.FAILED
+    of = wave.apps.get(app)
+    return of is not None and of.release == version and of.state is WaveState.FAILED
 
 
 def _moving(board: Board, waves: Sequence[WaveLine], holds: Sequence[HoldLine]) -> Iterator[Sentence]:

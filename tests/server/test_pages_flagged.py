@@ -1,0 +1,152 @@
+"""The page of flagged devices, through the real app: checks side by side, what to do, and its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from reconciler.controller.board import Board
+from reconciler.model.access import Scope
+from reconciler.model.events import Event, EventKind
+from reconciler.ports import TransientError
+from tests.controller.staging import desired, observed
+from tests.server.inside import HERE, PAGE, own, shown
+from tests.server.pages import Node, Reader, reading
+from tests.server.service import NOW
+from tests.server.test_api import filled
+
+KEY = "flag-S0-1-v1.4.2"
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    """A fleet with a device that failed; the plan on record says the same as the board."""
+    with reading(tmp_path) as made:
+        filled(made.api)
+        keep(made)
+        yield made
+
+
+def keep(reader: Reader) -> None:
+    """Save the flags of the board, as the loop saves its plan."""
+    board = reader.api.stage.boards.latest()
+    assert isinstance(board, Board)
+    for fact in board.flagged:
+        reader.app.flag((fact.device, fact.key), at=fact.at)
+
+
+def form(reader: Reader, path: str = "/flagged") -> tuple[str, dict[str, str]]:
+    """Where the form of the flag leads, and its fields as the page has them."""
+    found: Node = next(node for node in reader.get(path).ids[KEY].walk() if node.tag == "form")
+    fields = [node.attributes for node in found.walk() if node.tag == "input"]
+    return found.attributes["action"], {field["name"]: field.get("value", "") for field in fields}
+
+
+def send(reader: Reader, action: str, fields: dict[str, str]) -> httpx.Response:
+    return reader.browser.post(action, data=fields, headers=own(reader.browser))
+
+
+def test_checks_stand_side_by_side(reader: Reader) -> None:
+    page = reader.get("/flagged")
+    assert page.heading == "Flagged devices"
+    assert "1 flag stands, 1 not acknowledged." in page.text
+    text = page.of(KEY)
+    assert text.startswith(
+        "S0-1 ◆ failed on v1.4.2 site S0, wave lab, runs v1.4.2, health critical; failed 2026-01-15 00:40 UTC"
+    )
+    assert "Check Before Now It says Since camera ● ok ▲ critical no frames" in text
+    assert "1" in page.of("tally")
+
+
+def test_what_to_do_is_said(reader: Reader) -> None:
+    page = reader.get("/flagged")
+    assert "It is stopped in every wave: the gate of wave lab failed." in page.text
+    assert "git revert c1" in page.text
+    reader.api.stage.store.add_events(
+        reader.api.stage.store.begin_epoch(),
+        [
+            Event(
+                None, NOW, EventKind.REVERT_PROPOSED, "r", release="v1.4.2", message="revert (branch revert/v1.4.2-c1)"
+            )
+        ],
+    )
+    page = reader.get("/flagged")
+    assert (
+        "Its revert is proposed: revert (branch revert/v1.4.2-c1). Review it" in page.text
+        and "git revert" not in page.text
+    )
+
+
+def test_a_flag_is_acknowledged_and_taken_back(reader: Reader) -> None:
+    action, fields = form(reader)
+    answer = send(reader, action, fields | {"note": "I <b>look</b>"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/flagged")
+    page = reader.get("/flagged")
+    assert "anna has acknowledged it, now: I <b>look</b>" in page.of(KEY)
+    assert "all acknowledged" in page.text and "all acknowledged" in reader.get("/").of("lead")
+    assert "anna has acknowledged it: I <b>look</b>." in reader.get("/devices/S0-1").text
+    assert "every flag is acknowledged" in reader.get("/flagged?show=open").text
+    action, fields = form(reader)
+    assert action == "/flags/S0-1/take-back" and send(reader, action, fields).status_code == 303
+    assert "1 not acknowledged" in reader.get("/flagged").text
+
+
+def test_a_form_leads_back_to_where_it_was(reader: Reader) -> None:
+    action, fields = form(reader, "/flagged?show=open")
+    assert send(reader, action, fields).headers["location"] == "/flagged?show=open"
+
+
+@pytest.mark.parametrize("scopes", [(Scope.READ,), None])
+def test_who_may_not_acknowledge_sees_no_form(reader: Reader, scopes: tuple[Scope, ...] | None) -> None:
+    reader.browser = reader.app.browser()
+    if scopes is not None:
+        reader.app.log_in(reader.app.token("bert", *scopes), reader.browser)
+    else:
+        object.__setattr__(reader.app.options, "local", True)
+    page = reader.get("/flagged")
+    assert "log in with a token that has the scope acknowledge" in page.text
+    assert not [node for node in page.ids[KEY].walk() if node.tag == "form"]
+    assert "camera" in page.of(KEY)
+
+
+def test_flags_are_given_in_pages(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reconciler.server.dashboard.pages_flagged.ROWS", 1)
+    devices = [
+        observed(f"S0-{number}", "v1.4.2", health="critical", health_since=NOW, checks_worse=["a"]) for number in (1, 2)
+    ]
+    reader.api.stage.now = NOW.replace(hour=3)
+    reader.api.stage.tick(*[one.model_copy(update={"last_seen": reader.api.stage.now}) for one in devices])
+    first = reader.get("/flagged")
+    assert [name for name in first.ids if name.startswith("flag-")] == [KEY]
+    following = next(node.attributes["href"] for node in first.nodes if node.attributes.get("rel") == "next")
+    second = reader.get(following)
+    assert [name for name in second.ids if name.startswith("flag-")] == ["flag-S0-2-v1.4.2"]
+    assert "rel" not in [name for node in second.nodes for name in node.attributes if name == "rel" and node.tag == "a"]
+
+
+def test_without_flags_all_is_well(tmp_path: Path) -> None:
+    with reading(tmp_path) as reader:
+        reader.api.stage.desired = desired(canary="v1.4.1")
+        reader.api.stage.tick(*reader.api.stage.everybody())
+        assert "No device is flagged" in reader.get("/flagged").text
+        assert reader.get("/flagged?show=strange", status=400).heading == "`show` is open or all"
+
+
+def test_without_the_store_the_flags_stand_still(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*_args: object, **_more: object) -> None:
+        raise TransientError("the store does not answer")
+
+    for name in ("observed", "events"):
+        monkeypatch.setattr(reader.app.options.store, name, down)
+    monkeypatch.setattr(reader.app.options.access, "acknowledgements", down)
+    page = reader.get("/flagged")
+    assert "The store does not answer now" in page.text and "failed on v1.4.2" in page.of(KEY)
+    assert shown(NOW)[:10] in page.text
+
+
+def test_whoever_is_not_logged_in_is_led_to_the_login(reader: Reader) -> None:
+    answer = reader.app.browser(HERE).get("/flagged?show=open", headers=PAGE)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=%2Fflagged%3Fshow%3Dopen")
