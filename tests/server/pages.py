@@ -205,7 +205,7 @@ class Reader:
 
 
 @contextmanager
-def reading(tmp_path: Path) -> Iterator[Reader]:
+def reading(tmp_path: Path, **options: Any) -> Iterator[Reader]:
     """The app over a stage that nothing is on yet, and a browser with a session that may acknowledge."""
-    with served(tmp_path) as api:
+    with served(tmp_path, **options) as api:
         yield Reader(api, api.app.log_in(api.app.token("anna")))

@@ -93,12 +93,11 @@ class Api:
 
 
 @contextmanager
-def served(tmp_path: Path) -> Iterator[Api]:
+def served(tmp_path: Path, **options: Any) -> Iterator[Api]:
     other = open_store(tmp_path / "store.db")
     stage, images = Stage(store=other), Images()
-    with inside(
-        tmp_path, boards=stage.boards, images=images, signed_by=signed_by, commit=commit, now=lambda: NOW
-    ) as app:
+    given = {"images": images, "signed_by": signed_by, "commit": commit, "now": lambda: NOW} | options
+    with inside(tmp_path, boards=stage.boards, **given) as app:
         client = app.browser()
         client.headers.update(bearing(app.token("reader", Scope.READ)))
         yield Api(app, stage, client, images)
