@@ -9,8 +9,11 @@ from fastapi import FastAPI
 
 from reconciler.server.access import Callers
 from reconciler.server.dashboard.frame import Pages
+from reconciler.server.dashboard.pages_commits import serve_commits
 from reconciler.server.dashboard.pages_devices import serve_devices
+from reconciler.server.dashboard.pages_flagged import serve_flagged
 from reconciler.server.dashboard.pages_now import serve_now
+from reconciler.server.dashboard.pages_releases import serve_releases
 from reconciler.server.dashboard.pages_rollout import serve_rollout
 from reconciler.server.dashboard.pages_sites import serve_sites
 from reconciler.server.dashboard.shell import Shell
@@ -22,5 +25,8 @@ def serve_pages(app: FastAPI, options: Options, callers: Callers, shell: Shell) 
     pages = Pages(options, shell)
     serve_now(app, callers, pages)
     serve_devices(app, callers, pages)
+    serve_flagged(app, callers, pages)
     serve_rollout(app, callers, pages)
     serve_sites(app, callers, pages)
+    serve_releases(app, callers, pages)
+    serve_commits(app, callers, pages)
