@@ -88,15 +88,19 @@ class Gantt:
 
 
 def gantt_of(rollout: Rollout) -> Gantt:
-    """Lay a rollout out."""
+    """Lay a rollout out. Lanes of which nothing would be seen are left out."""
     scale = _Scale(rollout.since, rollout.until)
-    tracks = tuple(_track(lane, number, scale) for number, lane in enumerate(rollout.lanes))
+    tracks: list[Track] = []
+    for lane in rollout.lanes:
+        track = _track(lane, len(tracks), scale)
+        if track.bars or track.signs:
+            tracks.append(track)
     bottom = TOP + LANE * len(tracks)
     commits = tuple((_round(scale.x(at)), sha[:12]) for at, sha in rollout.commits)
     return Gantt(
         WIDTH,
         bottom + BOTTOM,
-        tracks,
+        tuple(tracks),
         tuple(_ticks(scale)),
         commits[-_MOST_COMMITS:],
         _round(scale.x(rollout.now)),
@@ -181,5 +185,5 @@ def spoken(rollout: Rollout, tracks: Sequence[Track]) -> str:
     """One sentence about the picture, for who does not see it."""
     return (
         f"{len(tracks)} lanes from {_at(rollout.since)} to {_at(rollout.until)}; now is {_at(rollout.now)}. "
-        "The table below says the same in words."
+        "Waves of which nothing is to be seen then are left out; the table below has them all, in words."
     )

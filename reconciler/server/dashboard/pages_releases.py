@@ -56,6 +56,7 @@ def release_values(board: Board, releases: Releases, release: str, options: Opti
         "running": running_of(board, said["running"]),
         "signature": said["signature"],
         "artifact": artifact,
+        "packed": None if artifact is None else size(artifact["size"]),
         "unpacked": None if artifact is None else size(artifact["imageSize"]),
         "trouble": said["trouble"],
         "linked": artifact is not None and _was_in_force(options, artifact["commit"]),

@@ -113,6 +113,12 @@ class Row:
         """Whether it does not come to its proof by itself, as far as anybody can foresee."""
         return bool(self.barred) and self.proven.at is None and not self.settled
 
+    @property
+    def unsaid(self) -> tuple[Barred, ...]:
+        """What stands in the way in the end, as far as no hold of now says it already."""
+        said = {held.reason for held in self.holds}
+        return tuple(one for one in self.barred if one.reason not in said) if self.stuck else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
@@ -355,10 +361,9 @@ def _ahead(row: Row, ahead: Ahead | None, now: datetime, spans: list[Span], mark
 def _since(lanes: Sequence[Lane], rows: Sequence[Row], now: datetime, past_days: int | None) -> datetime:
     if past_days is not None:
         return now - timedelta(days=past_days)
-    open_ = {(row.wave, row.release) for row in rows if not row.settled}
-    begun = [
-        span.since for lane in lanes for span in lane.spans if not span.ahead and (lane.wave, span.release) in open_
-    ]
+    # The first waves may be through with what later ones wait for: all of one rollout is shown.
+    going_on = {row.release for row in rows if not row.settled}
+    begun = [span.since for lane in lanes for span in lane.spans if not span.ahead and span.release in going_on]
     if not begun:
         return now - _USUAL_PAST
     length = now - min(begun)
