@@ -35,7 +35,7 @@ def test_the_first_sentences_say_what_needs_a_person(full: Reader) -> None:
     lead = page.of("lead")
     assert "1 condition of the controller is not as it should be: GitReady." in lead
     assert "v1.4.2 is stopped in every wave: wave lab failed on it." in lead
-    assert "1 device is flagged: failed on a release, 1 of them not acknowledged." in lead
+    assert "1 device is flagged: it failed on its release, and nobody has acknowledged that." in lead
     assert "Wave lab soaks video 1.0.0 until" in lead
     assert "no route" in page.of("conditions") and "GitReady: Unreachable" in page.of("conditions")
 
@@ -119,7 +119,7 @@ def test_a_store_that_does_not_answer_leaves_what_is_known(fresh: Reader, monkey
     monkeypatch.setattr(fresh.app.options.access, "acknowledgements", down)
     page = fresh.get("/")
     assert "The store does not answer now" in page.text and "v1.4.2 is stopped" in page.text
-    assert "flagged: failed on a release." in page.of("lead")
+    assert "flagged: it failed on its release." in page.of("lead")
     monkeypatch.setattr(fresh.api.stage.store, "observed", down)
     page = fresh.get("/waves/lab", status=503)
     assert "The controller's last word is of 2026-01-15 01:30 UTC" in page.text

@@ -215,14 +215,16 @@ def _for_a_person(board: Board, holds: Sequence[HoldLine], acknowledged: int | N
     flags = len(board.flagged)
     if flags:
         open_flags = flags - min(acknowledged or 0, flags)
-        seen = (
-            ""
-            if acknowledged is None
-            else f", {open_flags:,} of them not acknowledged"
-            if open_flags
-            else ", all acknowledged"
-        )
-        text = f"{count(flags, 'device is', 'devices are')} flagged: failed on a release{seen}."
+        if acknowledged is None:
+            seen = ""
+        elif open_flags == 0:
+            seen = ", and acknowledged"
+        elif open_flags == flags:
+            seen = ", and nobody has acknowledged that"
+        else:
+            seen = f", {open_flags:,} of them not acknowledged"
+        what = "device is flagged: it failed on its release"
+        text = f"{count(flags, what, 'devices are flagged: they failed on their releases')}{seen}."
         yield Sentence("bad" if open_flags else "warn", "◆", text, "/flagged")
     others = [line for line in holds if line.for_a_person and line.reason is not Reason.GATE_FAILED]
     for reason in dict.fromkeys(line.reason for line in others):
