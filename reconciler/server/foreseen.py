@@ -1,7 +1,7 @@
 """What is to come, as pages show it: the newest forecast of the rollout, made aside and kept for a while.
 
 A forecast is made by whatever `Options.foresee` is; this decides only when it is made anew: when the board has moved on and the
-last one is some minutes old, or another commit is in force. One is made at a time, in a thread of its own, so that neither the
+last one is not fresh any more, or another commit is in force. One is made at a time, in a thread of its own, so that neither the
 loop nor a page waits for it for long. Called by the page of the rollout.
 """
 
@@ -79,12 +79,20 @@ Foresee = Callable[[Board], Foreseen]
 
 
 class Forecasts:
-    """The newest forecast of one service. Safe from any thread; `clock` gives seconds of real time."""
+    """The newest forecast of one service. Safe from any thread; `clock` gives seconds of real time.
+
+    One stays fresh for twenty times as long as it took to make, within `fresh_s`: making them is never much of a core's work.
+    """
 
     def __init__(
-        self, foresee: Foresee | None, *, fresh_s: float = 180.0, clock: Callable[[], float] = time.monotonic
+        self,
+        foresee: Foresee | None,
+        *,
+        fresh_s: tuple[float, float] = (10.0, 180.0),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._foresee, self._fresh_s, self._clock = foresee, fresh_s, clock
+        self._foresee, self._bounds, self._clock = foresee, fresh_s, clock
+        self._fresh_s = fresh_s[0]
         self._changed = threading.Condition()
         self._foreseen: Foreseen | None = None
         self._of: tuple[str | None, int] | None = None
@@ -115,11 +123,12 @@ class Forecasts:
             return True
         # A board that says the same leads to the same, but for the time that has passed.
         age = self._clock() - self._tried_at
-        return age >= (self._fresh_s if self._of[1] != board.generation else 10 * self._fresh_s)
+        return age >= (self._fresh_s if self._of[1] != board.generation else max(self._bounds[1], 10 * self._fresh_s))
 
     def _make(self, board: Board) -> None:
         foresee, made, trouble = self._foresee, None, None
         assert foresee is not None
+        began = self._clock()
         try:
             made = foresee(board)
         except PortError as error:
@@ -129,6 +138,8 @@ class Forecasts:
         with self._changed:
             self._making, self._trouble = False, trouble
             self._of, self._tried_at = (board.commit, board.generation), self._clock()
+            least, most = self._bounds
+            self._fresh_s = min(max(20 * (self._tried_at - began), least), most)
             if made is not None:
                 self._foreseen = made
             self._changed.notify_all()

@@ -37,7 +37,7 @@ def board() -> Board:
 
 
 def forecasts(maker: Maker) -> Forecasts:
-    return Forecasts(maker, fresh_s=100, clock=lambda: maker.at)
+    return Forecasts(maker, fresh_s=(100, 100), clock=lambda: maker.at)
 
 
 def test_one_is_made_and_kept_for_a_while() -> None:
@@ -112,3 +112,20 @@ def test_without_a_maker_or_a_plan_there_is_none() -> None:
     assert Forecasts(None).outlook(board(), 5).foreseen is None
     maker = Maker()
     assert forecasts(maker).outlook(replace(board(), rows=None), 5).making is False and maker.made == []
+
+
+def test_one_that_took_long_is_kept_longer() -> None:
+    for took, fresh in ((0.1, 10), (3.0, 60), (60.0, 180)):
+        maker, now = Maker(), board()
+
+        def slowly(of: Board, maker: Maker = maker, took: float = took) -> Foreseen:
+            maker.at += took
+            return maker(of)
+
+        kept = Forecasts(slowly, clock=lambda maker=maker: maker.at)  # type: ignore[misc]
+        kept.outlook(now, 5)
+        moved = replace(now, generation=now.generation + 1)
+        for wait, made in ((fresh - 1, 1), (2, 2)):
+            maker.at += wait
+            settle(kept, moved)
+            assert len(maker.made) == made

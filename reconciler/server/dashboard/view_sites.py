@@ -16,7 +16,7 @@ MOST_CELLS = 5_000
 """Sites of one grid."""
 _NAMED, _SPACED = 200, 1_000
 """Up to so many a cell has its site's name in it; up to so many it is large."""
-MOST_LISTED = 50
+MOST_LISTED = 20
 _LOOK = frozenset({DeviceState.FAILED, DeviceState.CRITICAL, DeviceState.SILENT, DeviceState.WARNING})
 """States that a person may want to look at."""
 MOST_DEVICES = 200
