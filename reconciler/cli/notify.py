@@ -87,7 +87,7 @@ def _try(target: NotifyTarget, settings: Settings) -> Tried:
     from reconciler.controller.notices import trial
     from reconciler.controller.notify_senders import make_sender
 
-    message = trial(target.name, None, datetime.now(UTC).replace(microsecond=0))
+    message = trial(target.name, settings.server.public_url, datetime.now(UTC).replace(microsecond=0))
     begun = time.monotonic()
     try:
         answer = make_sender(target, lambda: make_secrets(settings)).send(f"msg_{uuid.uuid4().hex}", message)

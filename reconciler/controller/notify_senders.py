@@ -41,9 +41,8 @@ def make_notifier(
         Target(Asked(target.name, target.events, target.waves), make_sender(target, lambda: secrets))
         for target in settings.notifications
     ]
-    epoch = lambda: recorder.epoch  # noqa: E731
-    # No link yet: it would lead to `notices.PAGES`, which nothing serves. What is sent names the command that tells more.
-    office = Office(store, store.notices, epoch, None, backoff, log, changed)
+    base, epoch = settings.server.public_url, lambda: recorder.epoch
+    office = Office(store, store.notices, epoch, base, backoff, log, changed)
     notifier = Notifier(targets, office)
     notifier.open()
     return notifier

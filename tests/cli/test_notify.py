@@ -52,7 +52,7 @@ def test_every_target_is_sent_a_message_and_nothing_is_put_on_record(tmp_path: P
     assert [line.split(",")[0] for line in result.stdout.splitlines()] == ["chat took it", "svc took it"]
     first, second = receiver.received
     assert "Notifications of reconciler reach this place" in first.json["text"]
-    assert verify(SECRET, second, time.time())["data"]["link"] is None  # there is no page to lead to
+    assert verify(SECRET, second, time.time())["data"]["link"] == "https://fleet.example/"
     assert not (tmp_path / "state").exists()
 
 
