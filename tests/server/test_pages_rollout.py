@@ -280,3 +280,34 @@ def test_states_of_waves_have_a_look() -> None:
         assert f".span.{state.value}" in css
     for state in (WaveState.UNRESOLVED, WaveState.PAUSED):
         assert f".span.{state.value}" in css
+
+
+def test_a_store_that_is_down_hides_the_past_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shown(tmp_path) as site:
+        site.stage.tick(*site.stage.everybody())
+
+        def down(*_: object, **__: object) -> None:
+            raise TransientError("the store does not answer")
+
+        monkeypatch.setattr("reconciler.adapters.sql.SqlStore.events", down)
+        text = words(site.page())
+        assert "The store does not answer now: what was is not shown." in text and "The same in words" in text
+        monkeypatch.setattr("reconciler.adapters.sql.SqlStore.accepted_commits", down)
+        for path in ("/commits", "/commits/c1"):
+            assert "does not answer now" in words(site.page(path, 503))
+
+
+def test_lanes_of_which_nothing_is_seen_are_left_out() -> None:
+    made = rollout_of(board(), [happened(EventKind.WAVE_OPENED, 20)], foreseen(ahead("lab", "v1.4.2", 1, 2, 3)), NOW)
+    assert len(made.lanes) == 6
+    assert [(track.name, track.under) for track in gantt_of(made).tracks] == [("lab", "image"), ("canary", "image")]
+
+
+def test_more_history_than_is_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reconciler.server.dashboard.pages_rollout._EVENTS", 3)
+    with shown(tmp_path) as site:
+        site.stage.store.add_events(
+            site.stage.store.begin_epoch(), [happened(EventKind.WAVE_OPENED, hours) for hours in (9, 8, 7, 6)]
+        )
+        site.stage.tick(*site.stage.everybody())
+        assert "More happened than is read for one page" in words(site.page("/rollout?past=1"))
