@@ -150,7 +150,7 @@ def test_everything_lies_in_the_picture_and_ticks_are_few(hours: float) -> None:
     events += [happened(EventKind.COMMIT_ACCEPTED, hours / 3, None, "")]
     made = rollout_of(board(), events, foreseen(ahead(*CANARY, None, None, hours)), NOW)
     drawn = gantt_of(made)
-    assert 3 <= len(drawn.ticks) <= 13
+    assert 3 <= len(drawn.ticks) <= 15
     assert [tick.x for tick in drawn.ticks] == sorted(tick.x for tick in drawn.ticks)
     assert all(LEFT <= tick.x <= WIDTH for tick in drawn.ticks)
     bars = [bar for track in drawn.tracks for bar in track.bars]
@@ -311,3 +311,16 @@ def test_more_history_than_is_read_is_said(tmp_path: Path, monkeypatch: pytest.M
         )
         site.stage.tick(*site.stage.everybody())
         assert "More happened than is read for one page" in words(site.page("/rollout?past=1"))
+
+
+def test_words_in_a_bar_stand_clear_of_marks() -> None:
+    events = [
+        happened(EventKind.WAVE_OPENED, 50),
+        happened(EventKind.GATE_FAILED, 40),
+        happened(EventKind.WAVE_OPENED, 20),
+    ]
+    (track,) = gantt_of(rollout_of(board(), events, Outlook(None), NOW)).tracks
+    rolling, failed, _again = track.bars
+    (sign,) = track.signs
+    assert sign.x == failed.x and failed.text_x >= sign.x + 9
+    assert rolling.text and rolling.text_x + len(rolling.text) * 6 <= sign.x - 5

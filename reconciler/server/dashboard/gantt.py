@@ -17,6 +17,8 @@ WIDTH, LEFT, TOP, BOTTOM = 1000.0, 150.0, 34.0, 22.0
 LANE, BAR = 44.0, 20.0
 _LETTER = 6.2
 """About how wide a letter of the small type is."""
+_SIGN = 9.0
+"""Half as wide as a mark, with some air."""
 _NAME = 21
 """Letters of a lane's name that there is room for."""
 _STEPS = (
@@ -24,7 +26,7 @@ _STEPS = (
     *(timedelta(hours=count) for count in (1, 2, 3, 6, 12)),
     *(timedelta(days=count) for count in (1, 2, 7, 14, 28)),
 )
-_TICKS = 12
+_TICKS = 14
 _MOST_COMMITS = 40
 _MARKS = {"proven": "◆", "complete": "●", "stopped": "✕"}
 _SAID = {"proven": "soak passed", "complete": "complete", "stopped": "gate failed"}
@@ -39,6 +41,7 @@ class Bar:
     tone: str
     ahead: bool
     text: str
+    text_x: float
     title: str
 
 
@@ -130,7 +133,6 @@ def _short(text: str, letters: int) -> str:
 def _track(lane: Lane, number: int, scale: _Scale) -> Track:
     wave = clean(lane.wave)
     under = "image" if lane.app is None else clean(lane.app)
-    bars = tuple(bar for span in lane.spans if (bar := _bar(span, scale)) is not None)
     signs = tuple(
         Sign(
             _round(scale.x(mark.at)),
@@ -142,10 +144,12 @@ def _track(lane: Lane, number: int, scale: _Scale) -> Track:
         for mark in lane.marks
         if scale.since <= mark.at <= scale.until
     )
+    marked = [sign.x for sign in signs]
+    bars = tuple(bar for span in lane.spans if (bar := _bar(span, scale, marked)) is not None)
     return Track(TOP + LANE * number, _short(wave, _NAME), _short(under, _NAME + 3), f"{wave}, {under}", bars, signs)
 
 
-def _bar(span: Span, scale: _Scale) -> Bar | None:
+def _bar(span: Span, scale: _Scale, marked: Sequence[float]) -> Bar | None:
     until = span.until or scale.until
     if until <= scale.since or span.since >= scale.until:
         return None
@@ -156,8 +160,11 @@ def _bar(span: Span, scale: _Scale) -> Bar | None:
     said = f"{release}: {state} {'expected ' if span.ahead else ''}from {_at(span.since)}"
     said += f" until {_at(span.until)}" if span.until is not None else ", with no end in sight"
     texts = (f"{version} {state}", state, version)
-    text = next((text for text in texts if len(text) * _LETTER + 8 <= width), "")
-    return Bar(_round(left), _round(width), span.state, span.ahead, text, said)
+    # Beside a mark at its beginning, and before one at its end.
+    text_x = left + (11 if any(abs(x - left) < _SIGN for x in marked) else 4)
+    room = right - text_x - (_SIGN if any(abs(x - right) < _SIGN for x in marked) else 4)
+    text = next((text for text in texts if len(text) * _LETTER <= room), "")
+    return Bar(_round(left), _round(width), span.state, span.ahead, text, _round(text_x), said)
 
 
 def _at(at: datetime) -> str:
