@@ -62,11 +62,11 @@
     for (const [place, whole] of [["main", fresh], ["reading", page.getElementById("reading")]]) {
       const old = document.getElementById(place);
       if (old === null || whole === null) continue;
-      Idiomorph.morph(old, whole, { morphStyle: "innerHTML", ignoreActiveValue: true, restoreFocus: true, callbacks });
+      Idiomorph.morph(old, whole, { morphStyle: "outerHTML", ignoreActiveValue: true, restoreFocus: true, callbacks });
     }
     const places = document.querySelector("nav.places");
     const others = page.querySelector("nav.places");
-    if (places !== null && others !== null) Idiomorph.morph(places, others, { morphStyle: "innerHTML", restoreFocus: true });
+    if (places !== null && others !== null) Idiomorph.morph(places, others, { morphStyle: "outerHTML", restoreFocus: true });
     document.title = page.title;
     if (window.scrollX !== x || window.scrollY !== y) window.scrollTo({ left: x, top: y, behavior: "instant" });
     tick();
@@ -84,6 +84,18 @@
     waiting = window.setTimeout(fetchAgain, Math.max(0, last + AT_MOST_MS - performance.now()));
   }
 
+  // The page as it is now; null where the service does not answer, or lacks a system behind it: what is shown stays.
+  async function again() {
+    try {
+      const answer = await fetch(location.href, { headers: { accept: "text/html" }, cache: "no-store" });
+      // Logged out: the login page asks for the token, and leads back here.
+      if (answer.redirected && new URL(answer.url).pathname === "/login") location.reload();
+      return answer.status < 500 ? await answer.text() : null;
+    } catch {
+      return null;
+    }
+  }
+
   async function fetchAgain() {
     waiting = 0;
     asking = true;
@@ -91,17 +103,13 @@
     last = performance.now();
     let well = false;
     try {
-      const answer = await fetch(location.href, { headers: { accept: "text/html" }, cache: "no-store" });
-      // Logged out: the login page asks for the token, and leads back here.
-      if (answer.redirected && new URL(answer.url).pathname === "/login") return location.reload();
-      well = swap(await answer.text());
-    } catch {
-      well = false;
+      const text = await again();
+      well = text !== null && swap(text);
     } finally {
       asking = false;
+      if (!well) window.setTimeout(want, AGAIN_MS);
+      else if (wanted) want();
     }
-    if (!well) window.setTimeout(want, AGAIN_MS);
-    else if (wanted) want();
   }
 
   // ---- the stream
