@@ -213,10 +213,10 @@ class Boards:
         UnknownName, AmbiguousName: see `planner.explain`. TransientError: nothing was planned yet.
         """
         said = self._explain(name, kind, None)
-        names = _named(said)
+        names = _named(said, _MOST_NAMES)
         if not names:
             return said
-        seen = self._store.observed(names[:_MOST_NAMES])
+        seen = self._store.observed(names)
         devices = tuple(observation for observation, _, _ in seen.values())
         return self._explain(name, kind, Snapshot.model_construct(devices=devices))
 
@@ -306,11 +306,13 @@ def _same(old: object, new: object) -> bool:
     return old is new
 
 
-def _named(said: Explanation) -> list[str]:
-    """Devices that an explanation speaks of."""
+def _named(said: Explanation, most: int) -> list[str]:
+    """The first devices that an explanation speaks of. It may list a whole fleet, of which only the first are looked at."""
     names: dict[str, None] = {}
 
     def walk(value: object) -> None:
+        if len(names) >= most:
+            return
         if isinstance(value, Mapping):
             many = value.get("devices")
             for name in (value.get("device"), *(many if isinstance(many, list | tuple) else ())):
@@ -318,9 +320,9 @@ def _named(said: Explanation) -> list[str]:
                     names.setdefault(name)
             for inner in value.values():
                 walk(inner)
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple) and value and not isinstance(value[0], str):
             for inner in value:
                 walk(inner)
 
     walk(said.to_dict({}))
-    return list(names)
+    return list(names)[:most]

@@ -116,7 +116,8 @@ def _since(view: View, number: int, row: int) -> int:
 def _failed(view: View, number: int, rows: Rows, depth: int, release: str, since: int) -> list[Link]:
     obs = view.state.obs
     lasting = [row for row in rows if _on(view, number, row)]
-    gone = [row for row in rows if row not in set(lasting)]
+    still = set(lasting)
+    gone = [row for row in rows if row not in still]
     out = []
     if lasting:
         begin = [max(_since(view, number, row), int(obs.health_since[row])) for row in lasting]
