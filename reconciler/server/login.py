@@ -18,6 +18,7 @@ from reconciler.ports import PortError
 from reconciler.server.access import Caller, Callers, address_of
 from reconciler.server.answers import Refusal, refusal_of
 from reconciler.server.audit import Audit
+from reconciler.server.dashboard.frame import Frame
 from reconciler.server.dashboard.shell import Shell
 from reconciler.server.options import Options
 from reconciler.server.sessions import (
@@ -70,7 +71,9 @@ def serve_login(app: FastAPI, options: Options, callers: Callers, shell: Shell, 
     @app.get("/account", include_in_schema=False)
     async def get_account(caller: Caller = by_page) -> Response:
         ends = format_instant(caller.ends_at.replace(microsecond=0)) if caller.ends_at is not None else None
-        return shell.render("account.html", caller=caller, ends=ends)
+        board = None if options.boards is None else options.boards.latest()
+        frame = Frame("/account", options.now(), board, live=False)
+        return shell.render("account.html", caller=caller, frame=frame, ends=ends)
 
 
 class Door:

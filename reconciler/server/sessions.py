@@ -23,7 +23,7 @@ from reconciler.server.tokens import csrf_token
 CSRF_FIELD = "csrf"
 CSRF_HEADER = "x-csrf-token"
 FORM_BYTES = 16 * 1024
-HOME = "/account"
+HOME = "/"
 """Where a login leads that was asked for by no page."""
 
 _NEXT_CHARS = 2000

@@ -44,6 +44,10 @@ def serve_devices(app: FastAPI, callers: Callers, pages: Pages) -> None:
     @app.get("/devices/{name}", include_in_schema=False)
     async def get_device(request: Request, name: str, caller: Caller = by_page) -> Response:
         def make(board: Board) -> dict[str, Any]:
+            if board.device(name) is None:
+                raise Refusal(
+                    404, "no such device", "search for a part of its name: git names no device that is called so"
+                )
             found = device_known(options, name)
             flags = [flag for flag in flags_on(board) if flag.device == name]
             given = known(lambda: options.access.acknowledgements(name)) if flags else ()
