@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MANY = 2_000
 """Devices from which a forecast is made in a process of its own."""
 _LONGEST_S = 900.0
+_SAID = 200
 _NEEDED_FOR = "showing what is to come"
 
 
@@ -115,20 +116,24 @@ def _aside(request: Request, export: Callable[[], AbstractContextManager[Export]
                 for text in recorded.devices:
                     file.write(text.encode() + b"\n")
             file.seek(0)
-            command = [sys.executable, "-m", "reconciler.cli.foresee"]
-            child = subprocess.run(command, stdin=file, stdout=subprocess.PIPE, timeout=_LONGEST_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _unfinished() from error
+            # -P: nothing of the folder that the service happens to be started in.
+            command = [sys.executable, "-P", "-m", "reconciler.cli.foresee"]
+            child = subprocess.run(command, stdin=file, capture_output=True, timeout=_LONGEST_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _unfinished(f"it took longer than {_LONGEST_S:g} s") from None
+    except OSError as error:
+        raise _unfinished(error.strerror or type(error).__name__) from error
     if child.returncode != 0:
-        raise _unfinished()
+        lines = child.stderr.decode("utf-8", "replace").split("\n")
+        raise _unfinished(next((line.strip()[:_SAID] for line in reversed(lines) if line.strip()), "its process ended"))
     # What is read comes from the child that was just made of this very program.
     made: Foreseen = pickle.loads(child.stdout)  # noqa: S301
     return made
 
 
-def _unfinished() -> TransientError:
+def _unfinished(why: str) -> TransientError:
     remedy = "it is tried again some minutes later"
-    return TransientError("the forecast was not finished", needed_for=_NEEDED_FOR, remedy=remedy)
+    return TransientError(f"the forecast was not finished ({why})", needed_for=_NEEDED_FOR, remedy=remedy)
 
 
 def _serve(source: IO[bytes], to: IO[bytes]) -> None:

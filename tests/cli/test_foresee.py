@@ -55,7 +55,14 @@ def test_a_child_that_fails_is_no_forecast(monkeypatch: pytest.MonkeyPatch) -> N
     made, devices = stage()
     board = made.tick(*devices)
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(TransientError, match="not finished"):
+    with pytest.raises(TransientError, match=r"not finished \(its process ended\)"):
         foreseer(exporting(devices), lambda: made.now, many=1)(board)  # type: ignore[arg-type]
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(TransientError, match=r"not finished \(No such file"):
+        foreseer(exporting(devices), lambda: made.now, many=1)(board)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    strange = [devices[0].model_construct(**{**devices[0].__dict__, "name": "A" * 10_000})]
+    with pytest.raises(TransientError, match=r"not finished \(\S"):
+        foreseer(exporting(strange), lambda: made.now, many=1)(board)  # type: ignore[arg-type]
     with pytest.raises(TransientError, match="nothing was planned"):
         foreseer(exporting(devices), lambda: made.now)(replace(board, rows=None))  # type: ignore[arg-type]
