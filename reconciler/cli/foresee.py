@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import IO, TYPE_CHECKING
 
 from reconciler.model.desired import Desired
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MANY = 2_000
 """Devices from which a forecast is made in a process of its own."""
 _LONGEST_S = 900.0
+_SHOWN = timedelta(days=14)
+"""For how long windows are shown."""
 _SAID = 200
 _NEEDED_FOR = "showing what is to come"
 
@@ -80,7 +82,31 @@ def foresee_here(request: Request, devices: Iterable[str]) -> Foreseen:
     earliest = likely
     if request.silent:
         earliest = _course(forecast(request.desired, observed, request.at, silent="return"))
-    return Foreseen(request.at, request.desired.commit, request.silent, request.critical, likely, earliest)
+    windows = _windows(request.desired, observed, request.at)
+    return Foreseen(request.at, request.desired.commit, request.silent, request.critical, likely, earliest, windows)
+
+
+def _windows(desired: Desired, observed: Snapshot, at: datetime) -> dict[str, tuple[tuple[datetime, datetime], ...]]:
+    """When any site of a wave has its window open, for some days; spans that touch are one."""
+    from reconciler.planner import waves_of_sites
+    from reconciler.planner.windows import calendar, instant, micros
+
+    shapes: dict[str, set[tuple[str, int, int]]] = {}
+    for site, wave in waves_of_sites(desired, observed, at).items():
+        spec = desired.sites[site]
+        window = spec.window or desired.fleet.window
+        shapes.setdefault(wave, set()).add((spec.timezone, window.start, window.end))
+    since, until = micros(at), micros(at + _SHOWN)
+    out = {}
+    for wave, several in shapes.items():
+        joined: list[tuple[int, int]] = []
+        for opens, closes in sorted(span for shape in several for span in calendar(*shape).intervals(since, until)):
+            if joined and opens <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(closes, joined[-1][1]))
+            else:
+                joined.append((opens, closes))
+        out[wave] = tuple((instant(opens), instant(closes)) for opens, closes in joined)
+    return out
 
 
 def _course(trace: Trace) -> Course:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from reconciler.controller.board import Board
@@ -63,6 +63,8 @@ class Foreseen:
     critical: int
     likely: Course
     earliest: Course
+    windows: Mapping[str, tuple[tuple[datetime, datetime], ...]] = field(default_factory=dict)
+    """Wave → when the window of any of its sites is open in the coming days."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,9 @@ def test_it_is_what_the_forecast_says_here_and_aside(silent: bool) -> None:
             (one.wave, one.key, one.proven_at) for one in wanted
         ]
         assert not course.cut_off
+    # 02:00 to 04:00 in UTC, two weeks of it, in every wave.
+    assert set(here.windows) == {"lab", "canary", "all"} and len(here.windows["lab"]) == 14
+    assert here.windows["all"][0] == (made.now + timedelta(minutes=30), made.now + timedelta(hours=2, minutes=30))
     assert (here.silent, here.commit, here.at) == (int(silent), "c1", made.now)
     assert (here.likely == here.earliest) is not silent
     aside = foreseer(exporting(devices), lambda: made.now, many=1)(board)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -324,3 +324,15 @@ def test_words_in_a_bar_stand_clear_of_marks() -> None:
     (sign,) = track.signs
     assert sign.x == failed.x and failed.text_x >= sign.x + 9
     assert rolling.text and rolling.text_x + len(rolling.text) * 6 <= sign.x - 5
+
+
+def test_windows_that_are_to_open_are_shown_where_they_can_be_seen() -> None:
+    nights = tuple((NOW + (24 * night + 1) * HOUR, NOW + (24 * night + 3) * HOUR) for night in range(-1, 14))
+    for hours, seen in ((30, 2), (24 * 40, 0)):
+        outlook = foreseen(ahead(*CANARY, 1, 2, hours))
+        assert outlook.foreseen is not None
+        outlook = replace(outlook, foreseen=replace(outlook.foreseen, windows={"canary": nights}))
+        made = rollout_of(board(), [], outlook, NOW, 1)
+        (track,) = gantt_of(made).tracks
+        assert len(track.windows) == seen
+        assert all(x >= LEFT and x + width <= WIDTH + 0.1 for x, width, _ in track.windows)

@@ -19,6 +19,7 @@ _LETTER = 6.2
 """About how wide a letter of the small type is."""
 _SIGN = 9.0
 """Half as wide as a mark, with some air."""
+_THINNEST = 2.0
 _NAME = 21
 """Letters of a lane's name that there is room for."""
 _STEPS = (
@@ -66,6 +67,8 @@ class Track:
     title: str
     bars: tuple[Bar, ...]
     signs: tuple[Sign, ...]
+    windows: tuple[tuple[float, float, str], ...]
+    """x, width and words of windows that are to open; none where they would be too thin to be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def gantt_of(rollout: Rollout) -> Gantt:
     scale = _Scale(rollout.since, rollout.until)
     tracks: list[Track] = []
     for lane in rollout.lanes:
-        track = _track(lane, len(tracks), scale)
+        track = _track(lane, len(tracks), scale, _windows(rollout, lane.wave, scale))
         if track.bars or track.signs:
             tracks.append(track)
     bottom = TOP + LANE * len(tracks)
@@ -130,7 +133,18 @@ def _short(text: str, letters: int) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
-def _track(lane: Lane, number: int, scale: _Scale) -> Track:
+def _windows(rollout: Rollout, wave: str, scale: _Scale) -> tuple[tuple[float, float, str], ...]:
+    foreseen = rollout.outlook.foreseen
+    found = []
+    for opens, closes in foreseen.windows.get(wave, ()) if foreseen is not None else ():
+        left, right = scale.x(max(opens, rollout.now)), scale.x(closes)
+        if closes > rollout.now and opens < scale.until:
+            found.append((_round(left), _round(right - left), f"window open {_at(opens)} to {_at(closes)}"))
+    whole = [width for x, width, _ in found[1:-1]] or [width for _, width, _ in found]
+    return tuple(found) if min(whole, default=0.0) >= _THINNEST else ()
+
+
+def _track(lane: Lane, number: int, scale: _Scale, windows: tuple[tuple[float, float, str], ...]) -> Track:
     wave = clean(lane.wave)
     under = "image" if lane.app is None else clean(lane.app)
     signs = tuple(
@@ -146,7 +160,9 @@ def _track(lane: Lane, number: int, scale: _Scale) -> Track:
     )
     marked = [sign.x for sign in signs]
     bars = tuple(bar for span in lane.spans if (bar := _bar(span, scale, marked)) is not None)
-    return Track(TOP + LANE * number, _short(wave, _NAME), _short(under, _NAME + 3), f"{wave}, {under}", bars, signs)
+    return Track(
+        TOP + LANE * number, _short(wave, _NAME), _short(under, _NAME + 3), f"{wave}, {under}", bars, signs, windows
+    )
 
 
 def _bar(span: Span, scale: _Scale, marked: Sequence[float]) -> Bar | None:
