@@ -154,3 +154,26 @@ def test_who_may_only_read_reads_every_page(full: Reader) -> None:
     reader = Reader(full.api, full.app.log_in(full.app.token("reads", Scope.READ)))
     for path, _ in NAVIGATION:
         reader.get(path)
+
+
+def light_of(colour: str) -> float:
+    """Relative luminance (WCAG 2.2) of `#rrggbb`."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_what_they_stand_on(scheme: str) -> None:
+    style = (HERE / "static/style.css").read_text(encoding="utf-8")
+    roots = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", roots[scheme == "dark"]))
+    words = ["ink", "soft", "accent", "good", "busy", "warn", "bad", "wait", "off"]
+    for word in words:
+        for ground in ("ground", "card", "sunk", "bad-ground", "warn-ground"):
+            bright, dim = sorted((light_of(colours[word]), light_of(colours[ground])), reverse=True)
+            assert (bright + 0.05) / (dim + 0.05) >= 4.5, (word, ground)
+    bright, dim = sorted((light_of(colours["accent"]), light_of(colours["accent-ink"])), reverse=True)
+    assert (bright + 0.05) / (dim + 0.05) >= 4.5
+    # What is told by shapes of colour alone stands out by 3 to 1 from a card, or is told in words beside it.
+    assert {f"{tone}-fill" for tone in words[3:]} <= set(colours)

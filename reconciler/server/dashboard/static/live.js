@@ -1,9 +1,10 @@
 // Keeps a page true while somebody looks at it: on news from the stream it fetches the page again and swaps what differs.
-// At most one fetch a second. Focus, scroll, open details and what was typed stay. Without this script every page is whole,
+// At most one fetch a second, and fewer where the service is slow. Focus, scroll, open details and what was typed stay. Without this script every page is whole,
 // only as old as its loading.
 "use strict";
 (() => {
   const AT_MOST_MS = 1000;
+  const AT_LEAST_MS = 15000;
   const AGAIN_MS = 5000;
   const TICK_MS = 1000;
   const body = document.body;
@@ -76,12 +77,12 @@
   let waiting = 0;
   let asking = false;
   let wanted = false;
-  let last = -Infinity;
+  let next = 0;
 
   function want() {
     wanted = true;
     if (asking || waiting !== 0 || document.hidden) return;
-    waiting = window.setTimeout(fetchAgain, Math.max(0, last + AT_MOST_MS - performance.now()));
+    waiting = window.setTimeout(fetchAgain, Math.max(0, next - performance.now()));
   }
 
   // The page as it is now; null where the service does not answer, or lacks a system behind it: what is shown stays.
@@ -100,13 +101,16 @@
     waiting = 0;
     asking = true;
     wanted = false;
-    last = performance.now();
+    const begun = performance.now();
     let well = false;
     try {
       const text = await again();
       well = text !== null && swap(text);
     } finally {
       asking = false;
+      // Many who look on at once make the service slow: each then asks less often, and leaves it nine tenths of its time.
+      const took = performance.now() - begun;
+      next = begun + Math.min(Math.max(AT_MOST_MS, 10 * took), AT_LEAST_MS);
       if (!well) window.setTimeout(want, AGAIN_MS);
       else if (wanted) want();
     }
