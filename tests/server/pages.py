@@ -20,8 +20,26 @@ _VOID = frozenset(
     ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
 )
 _BREAKS = frozenset(
-    ["p", "div", "li", "tr", "td", "th", "h1", "h2", "h3", "h4", "dt", "dd", "section", "ul", "ol", "table", "caption"]
-    + ["br", "option"]
+    [
+        "p",
+        "div",
+        "li",
+        "tr",
+        "td",
+        "th",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "dt",
+        "dd",
+        "section",
+        "ul",
+        "ol",
+        "table",
+        "caption",
+        "br",
+    ]
 )
 
 
