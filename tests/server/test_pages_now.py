@@ -106,7 +106,22 @@ def test_a_fleet_at_rest_says_that_all_is_well(fresh: Reader) -> None:
 def test_windows_that_open_are_counted(fresh: Reader) -> None:
     fresh.api.stage.tick(*fresh.api.stage.everybody())
     page = fresh.get("/")
-    assert "2026-01-15 02:00 UTC in 30 min a maintenance window opens for" in page.text
+    assert (
+        "2026-01-15 02:00 UTC in 30 min a maintenance window opens for 2 devices: wave lab may begin v1.4.2"
+        in page.text
+    )
+    lead = "Wave lab moves to v1.4.2: 0 of 2 devices on it, and nothing is in flight: for 2 devices the maintenance"
+    assert f"■ {lead} window is closed, until 2026-01-15 02:00 UTC." in page.of("lead")
+
+
+def test_what_is_in_flight_is_said(fresh: Reader) -> None:
+    now = NOW + timedelta(minutes=40)
+    fresh.api.stage.now = now
+    fresh.api.stage.tick(*[device.model_copy(update={"last_seen": now}) for device in fresh.api.stage.everybody()])
+    fresh.api.stage.tick(observed("S0-1", last_seen=now, updating_to="v1.4.2", updating_since=now))
+    page = fresh.get("/")
+    assert "▶ Wave lab moves to v1.4.2: 0 of 2 devices on it, 1 in flight." in page.of("lead")
+    assert "being updated" in page.of("holds") and "Nothing is due by the clock" in page.text
 
 
 def test_a_store_that_does_not_answer_leaves_what_is_known(fresh: Reader, monkeypatch: pytest.MonkeyPatch) -> None:

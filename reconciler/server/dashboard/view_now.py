@@ -247,10 +247,7 @@ def _moving(board: Board, waves: Sequence[WaveLine], holds: Sequence[HoldLine]) 
         return
     moving = [line for line in waves if line.state in _MOVING]
     for line in moving[:3]:
-        verb = "goes back to" if line.state is WaveState.ROLLING_BACK else "moves to"
-        flying = f", {line.in_flight:,} in flight" if line.in_flight else ""
-        done = f"{line.on_release:,} of {count(line.devices, 'device')} on it"
-        yield Sentence("busy", "▶", f"Wave {line.wave} {verb} {line.subject}: {done}{flying}.", f"/waves/{line.wave}")
+        yield _rolling(line, holds)
     soaking = [line for line in waves if line.state is WaveState.SOAKING]
     for line in soaking[:2]:
         ends = f" until {line.soak_ends_at:%Y-%m-%d %H:%M} UTC" if line.soak_ends_at is not None else ""
@@ -269,6 +266,21 @@ def _moving(board: Board, waves: Sequence[WaveLine], holds: Sequence[HoldLine]) 
         yield Sentence("good", "●", "Every device that answers runs what git asks for.")
     else:
         yield Sentence("wait", "■", "Nothing moves.", "#holds")
+
+
+def _rolling(line: WaveLine, holds: Sequence[HoldLine]) -> Sentence:
+    """A wave on its way: how far it is, and what keeps it where nothing is in flight."""
+    verb = "goes back to" if line.state is WaveState.ROLLING_BACK else "moves to"
+    text = f"Wave {line.wave} {verb} {line.subject}: {line.on_release:,} of {count(line.devices, 'device')} on it"
+    keeps = [hold for hold in holds if (hold.wave, hold.subject) == (line.wave, line.subject) and hold.count]
+    if line.in_flight and line.app is None:
+        return Sentence("busy", "▶", f"{text}, {line.in_flight:,} in flight.", f"/waves/{line.wave}")
+    if not keeps or line.on_release >= line.devices:
+        return Sentence("busy", "▶", f"{text}.", f"/waves/{line.wave}")
+    most = max(keeps, key=lambda hold: hold.count)
+    until = f", until {most.until:%Y-%m-%d %H:%M} UTC" if most.until is not None else ""
+    kept = f"nothing is in flight: for {count(most.count, 'device')} {most.words}{until}"
+    return Sentence("wait", "■", f"{text}, and {kept}.", f"/waves/{line.wave}")
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
