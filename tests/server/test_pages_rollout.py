@@ -337,3 +337,8 @@ def test_windows_that_are_to_open_are_shown_where_they_can_be_seen() -> None:
         (track,) = gantt_of(made).tracks
         assert len(track.windows) == seen
         assert all(x >= LEFT and x + width <= WIDTH + 0.1 for x, width, _ in track.windows)
+
+
+def test_a_wave_that_has_begun_does_not_wait_for_its_next_devices() -> None:
+    made = rollout_of(board(), [happened(EventKind.WAVE_OPENED, 4)], foreseen(ahead(*CANARY, 3, 20, 68)), NOW)
+    assert said(lane(made)) == [("rolling", -4, 0, False), ("rolling", 0, 20, True), ("soaking", 20, 68, True)]
