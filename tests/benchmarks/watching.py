@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from reconciler.controller.board import Asked
@@ -171,7 +171,9 @@ def measure(devices: int = 100_000) -> Iterator[tuple[str, float, str, float, fl
                 time.sleep(1.0)
             bench.boards.close()
         bench.store.close()
-    yield f"tick with {LISTENERS} on the stream", median(crowded), "the tick without", median(silent), 1.1
+    # The lower quarter: what else runs on the machine makes some ticks longer, and none shorter.
+    low = [quantiles(times, n=4)[0] for times in (crowded, silent)]
+    yield f"tick with {LISTENERS} on the stream", low[0], "the tick without", low[1], 1.1
 
 
 def main() -> None:
