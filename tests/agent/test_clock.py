@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def test_whatever_else_it_says_the_clock_is_not_synchronised(answer: bytes) -> N
 
 def _says(tmp_path: Path, text: str) -> list[str]:
     script = tmp_path / "chronyc"
-    script.write_text(f"#!{sys.executable}\n{text}\n")
+    # Not by its first line, which takes no path with a blank.
+    script.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(text)}\n")
     script.chmod(0o755)
     return [str(script)]
 

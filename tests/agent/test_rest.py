@@ -17,8 +17,8 @@ from reconciler.agent import child
 from reconciler.agent.loop import TIDY_EVERY_S, Tidy
 from tests.agent.world import START, Office, Site
 
-REPORTS = 24
-MAX_BYTES = 16
+REPORTS = 48
+MAX_BYTES = 24
 """A report may leave so much, which is less than any object: containers grow by more than they hold."""
 
 

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -375,7 +374,7 @@ def test_a_program_that_skips_past_the_end_is_ended(
     proven, packed = artifact(tmp_path, LARGE)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "zstd").write_text(
-        f"#!{sys.executable} -S\nimport os, sys, time\nif '--sparse' not in sys.argv:\n"
+        f"#!/usr/bin/env -S python3 -S\nimport os, sys, time\nif '--sparse' not in sys.argv:\n"
         f"    os.execv({shutil.which('zstd')!r}, sys.argv)\nfor _ in range(2000):\n"
         "    os.lseek(1, 1 << 20, os.SEEK_CUR)\n    time.sleep(0.01)\n"
     )

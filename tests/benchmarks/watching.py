@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from reconciler.controller.board import Asked
@@ -65,6 +65,10 @@ class Turning(Bench):
         return clock() - start
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 @contextmanager
 def serving(bench: Turning) -> Iterator[tuple[int, str]]:
     """The service beside the loop: its port, and a reader's token."""
@@ -79,10 +83,11 @@ def serving(bench: Turning) -> Iterator[tuple[int, str]]:
     from reconciler.server.tokens import hash_token, make_token
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    token, now = make_token(), lambda: datetime.now(UTC)
-    bench.store.access.add_operator(hash_token(token), OperatorToken("r", frozenset({Scope.READ}), now(), None))
+    token = make_token()
+    kept = OperatorToken("r", frozenset({Scope.READ}), _now(), None)
+    bench.store.access.add_operator(hash_token(token), kept)
     limits = replace(Limits(), per_device=(1e6, 10**6), per_address=(1e6, 10**6))
-    options = Options(store=bench.store, now=now, access=bench.store.access, boards=bench.boards, limits=limits)
+    options = Options(store=bench.store, now=_now, access=bench.store.access, boards=bench.boards, limits=limits)
     with HttpServer(create_app(options), "127.0.0.1", 0) as server:
         yield server.port, token
 
@@ -118,7 +123,7 @@ def _timed(bench: Turning) -> list[float]:
         tell(*arguments)
         times.append(time.thread_time() - started)
 
-    bench.loop._tell = timed  # type: ignore[method-assign]
+    vars(bench.loop)["_tell"] = timed
     return times
 
 
@@ -171,7 +176,9 @@ def measure(devices: int = 100_000) -> Iterator[tuple[str, float, str, float, fl
                 time.sleep(1.0)
             bench.boards.close()
         bench.store.close()
-    yield f"tick with {LISTENERS} on the stream", median(crowded), "the tick without", median(silent), 1.1
+    # The lower quarter: what else runs on the machine makes some ticks longer, and none shorter.
+    low = [quantiles(times, n=4)[0] for times in (crowded, silent)]
+    yield f"tick with {LISTENERS} on the stream", low[0], "the tick without", low[1], 1.1
 
 
 def main() -> None:

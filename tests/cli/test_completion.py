@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def completed(script: str, tmp_path: Path, *words: str) -> list[str]:
     """What bash would offer for the last word, with the command of this checkout as `reconciler`."""
     program = tmp_path / "reconciler"
     code = "import sys; sys.argv[0] = 'reconciler'; from reconciler.cli.main import main; main()"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{code}" "$@"\n')
     program.chmod(0o755)
     asked = " ".join(f"'{word}'" for word in ("reconciler", *words))
     call = f"COMP_WORDS=({asked}); COMP_CWORD={len(words)}; _reconciler_completion reconciler"

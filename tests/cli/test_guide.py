@@ -53,7 +53,8 @@ def test_an_example_is_one_that_the_command_takes(example: str) -> None:
     call = next(part for part in re.split(r" [|<>] ", example) if part.startswith("reconciler "))
     words = shlex.split(call)[1:]
     command: click.Command = cli
-    context = click.Context(cli, info_name="reconciler")
+    # With its settings: a command keeps the help option that it is first asked for.
+    context = click.Context(cli, info_name="reconciler", **cli.context_settings)
     while isinstance(command, click.Group):
         found = command.get_command(context, words.pop(0))
         assert found is not None

@@ -137,7 +137,7 @@ def test_a_full_disk_is_waited_out(tmp_path: Path, keys: Keys) -> None:
     flag, work, script = tmp_path / "full", tmp_path / "builder", tmp_path / "small"
     work.mkdir()
     flag.touch()
-    script.write_text(SMALL.format(flag=flag, work=work, builder=f"{RECONCILER} builder", user=user))
+    script.write_text(SMALL.format(flag=flag, work=work, builder=f'"{RECONCILER}" builder', user=user))
     script.chmod(0o755)
     line = Pipeline(tmp_path, keys, builder=[str(script)], changes={"images/golden/setup.sh": SETUP + FILL})
     line.settle()

@@ -230,7 +230,7 @@ def test_a_release_is_built_without_a_credential_and_uploaded_unsigned(
     # The same command with a builder that needs no distribution: how it is called is what is looked at.
     command = run.temp / "reconciler/bin/reconciler"
     command.unlink()
-    command.write_text(f'#!/bin/sh\nexec {ROOT}/.venv/bin/reconciler "$@" --type files\n')
+    command.write_text(f'#!/bin/sh\nexec "{ROOT}/.venv/bin/reconciler" "$@" --type files\n')
     command.chmod(0o755)
     done = run.job(BUILD["build"], {"plan": {"releases": '["v1.3.0"]'}})
     assert done is not None and done[0], told(run)

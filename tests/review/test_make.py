@@ -364,9 +364,10 @@ def test_one_that_is_silent_on_a_release_that_git_names_no_more_could_not_go_bac
     assert "git does not name v1.3.9" in way.why_not
 
 
-def half_way(made: Repo) -> Snapshot:
-    """v1.4.2 in force: SITE-3-1 has not begun, SITE-3-2 is being written, all others run it."""
-    made.commit("Promote", PROMOTE)
+def half_way(made: Repo, window: str = 'window: {start: "00:00", end: "24:00"}') -> Snapshot:
+    """v1.4.2 in force: SITE-3-1 has not begun, SITE-3-2 was told to and writes as soon as its window is open (it is, unless
+    said), all others run it."""
+    made.commit("Promote", {**PROMOTE, "fleet/sites/SITE-3.yaml": site("SITE-3", "Asia/Kathmandu", 3, window)})
     before = {"image": "v1.4.1", "previous_image": "v1.4.0", "inactive_slot": "v1.4.0"}
     midway = {**before, "updating_to": "v1.4.2", "updating_since": AT - timedelta(minutes=3)}
     return fleet_at(made, SITE_3_1=before, SITE_3_2=midway)
@@ -385,6 +386,13 @@ def test_a_device_in_the_middle_of_an_update_goes_back_from_it(made: Repo) -> No
     # v1.4.1 is known to run; SITE-3-1 never left it.
     assert found.likely is not None and found.likely.exposure.devices == 0
     assert found.likely is not None and found.likely.entries["all", "v1.4.1"].arrived == 4
+
+
+def test_an_update_that_waits_for_its_window_is_taken_back_by_the_merge_that_asks_for_it_no_more(made: Repo) -> None:
+    observed = half_way(made, window="")
+    found = review(made, files={"fleet/waves.yaml": waves("v1.4.1")}, observed=observed)
+    # Nobody has to bring SITE-3-2 back: it never leaves v1.4.1.
+    assert found.likely is not None and found.likely.entries["all", "v1.4.1"].arrived == 3
 
 
 def test_a_device_whose_other_slot_is_being_overwritten_downloads(made: Repo) -> None:

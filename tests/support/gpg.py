@@ -51,7 +51,7 @@ class Home:
 
     def run(self, *arguments: str, data: bytes = b"", at: datetime | None = None) -> bytes:
         """Run gpg in this home, at a faked system time if given, and return its output. RuntimeError: it failed."""
-        faked = ["--faked-system-time", at.astimezone(UTC).strftime("%Y%m%dT%H%M%S")] if at else []
+        faked = ["--faked-system-time", f"{at.astimezone(UTC):%Y%m%dT%H%M%S}!"] if at else []
         options = ["--homedir", str(self.path), "--batch", "--no-tty", "--quiet", "--yes", "--no-auto-check-trustdb"]
         options += ["--pinentry-mode", "loopback", "--passphrase", "", "--trust-model", "always"]
         done = subprocess.run(

@@ -260,6 +260,11 @@ class Office:
             and seen.phase == "idle"
         )
 
+    def phase(self, device: str) -> str | None:
+        """What a device last said that it was doing."""
+        seen = self.device(device)
+        return None if seen is None else seen.phase
+
     def was_configured(self, device: str, before: str | None) -> bool:
         """Whether a device is being sent another configuration than it had, or has it."""
         seen = self.device(device)

@@ -161,8 +161,7 @@ def test_an_update_survives_the_power_going_at_any_moment(device: Device) -> Non
     assert guest.variables()[0]["edge_tries"] == "1"
     guest.machine.start()
     guest.machine.wait_for(r"Command line: .* edge\.slot=b ", BOOT_S)
-    guest.machine.wait_for(r"Starting .*Edge agent", BOOT_S)
-    guest.machine.cut()
+    guest.cut_when("the trial's agent reports", lambda: office.phase(guest.name) == "trial", BOOT_S)
     device.comes_up("a")
 
     # 11. The trial was found good: one of two copies of the default says so.
