@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import socket
 import ssl
 import threading
@@ -11,10 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -27,31 +21,12 @@ from reconciler.server.options import Options
 from reconciler.server.run import HttpServer, Tls, is_loopback
 from reconciler.server.tokens import FileToken, bearer, find, hash_token, make_token, read_operators, write_token
 from tests.server.service import NOW
+from tests.support.webhooks import make_certificate
 
 
 def certificate(folder: Path) -> Tls:
     """A self-signed certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    today = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .sign(key, hashes.SHA256())
-    )
-    tls = Tls(folder / "cert.pem", folder / "key.pem")
-    tls.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    tls.key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    tls.key.chmod(0o600)
-    return tls
+    return Tls(*make_certificate(folder))
 
 
 async def app(scope: AsgiScope, receive: Receive, send: Send) -> None:

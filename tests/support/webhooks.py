@@ -162,4 +162,5 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     private.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+    private.chmod(0o600)
     return certificate, private
