@@ -24,9 +24,9 @@ from reconciler.model.scalars import format_instant
 from reconciler.ports import PortError
 from reconciler.server.answers import Refusal, refusal_of
 from reconciler.server.batch import Batcher
-from reconciler.server.limits import Lately, RateLimiter
+from reconciler.server.here import from_here
+from reconciler.server.limits import Lately, RateLimiter, network_of
 from reconciler.server.options import Options
-from reconciler.server.run import is_loopback
 from reconciler.server.sessions import CSRF_FIELD, CSRF_HEADER, check_csrf, check_origin, read_form, session_id
 from reconciler.server.tokens import bearer, csrf_token, find, hash_token
 
@@ -211,7 +211,7 @@ class Callers:
 
     async def anybody(self, request: Request) -> None:
         """No token; but not without end. Refusal 429."""
-        self._addresses.check(address_of(request))
+        self._addresses.check(_source(request))
 
     # ------------------------------------------------------------ recognising
 
@@ -222,7 +222,7 @@ class Callers:
         """
         if "authorization" in request.headers:
             return await self._of_token(request, self._token_hash(request))
-        self._addresses.check(address_of(request))
+        self._addresses.check(_source(request))
         sent = session_id(request, self._options)
         caller = await self._in_session(request, sent) if sent is not None else None
         if caller is not None and sent is not None and request.method not in _SAFE:
@@ -232,7 +232,7 @@ class Callers:
 
     async def form(self, request: Request) -> Posted | None:
         """A form of a session, from a page of ours; None: no session. Refusal 403 (not from our page), 400, 408, 413, 415."""
-        self._addresses.check(address_of(request))
+        self._addresses.check(_source(request))
         sent = session_id(request, self._options)
         caller = await self._in_session(request, sent) if sent is not None else None
         if caller is None or sent is None:
@@ -268,10 +268,10 @@ class Callers:
 
     async def check_login(self, request: Request, token: str) -> Caller:
         """The operator of a token that is typed into a form. Refusal 401, 403 or 429, counted like any other token's."""
-        address, token_hash = address_of(request), hash_token(token)
-        self._addresses.check(address)
+        source, token_hash = _source(request), hash_token(token)
+        self._addresses.check(source)
         if token_hash not in self._recognised:
-            self._refused.check(address, take=False)
+            self._refused.check(source, take=False)
         return self._allowed(request, await self._of_token(request, token_hash), Scope.READ)
 
     async def _of_token(self, request: Request, token_hash: str) -> Caller:
@@ -280,7 +280,7 @@ class Callers:
         if token is None:
             raise self._not_known(request)
         if token.wrong is not None:
-            self._refused.wait_s(address_of(request))
+            self._refused.wait_s(_source(request))
             remedy = f"make another with `reconciler token operator {token.name} --replace`"
             raise Refusal(401, f"this token {token.wrong}", remedy)
         self._recognised.add(token_hash)
@@ -325,17 +325,14 @@ class Callers:
         )
 
     def _anybody_here(self, request: Request) -> Caller | None:
-        """On loopback, without TLS and without a public address: whoever is on this machine.
-
-        The name in `Host` must be this machine's too: a page of another site whose name was pointed here would have its own.
-        """
-        if not self._options.local or not is_loopback(request.url.hostname or ""):
+        """On loopback, without TLS and without a public address: whoever is on this machine."""
+        if not self._options.local or not from_here(request):
             return None
         return Caller("anybody", frozenset({Scope.READ, Scope.METRICS}), "loopback", address_of(request))
 
     def _allowed(self, request: Request, caller: Caller | None, wanted: Scope) -> Caller:
         if caller is None:
-            self._refused.check(address_of(request), take=False)
+            self._refused.check(_source(request), take=False)
             raise self._not_known(request)
         if not covers(caller.scopes, wanted):
             remedy = f"use a token with the scope `{wanted}`: `reconciler token operator NAME --scope {wanted}`"
@@ -347,20 +344,20 @@ class Callers:
         return [found.get(token_hash) for token_hash in hashes]
 
     def _token_hash(self, request: Request) -> str:
-        address = address_of(request)
-        self._addresses.check(address)
+        source = _source(request)
+        self._addresses.check(source)
         token = bearer(request.headers.get("authorization"))
         token_hash = hash_token(token) if token is not None else None
         # An address that has sent too many wrong tokens is not even looked up. It may be that of a whole site, or of a
         # proxy: whose token was right before is let through, or one stranger there would silence them all.
         if token_hash not in self._recognised:
-            self._refused.check(address, take=False)
+            self._refused.check(source, take=False)
         if token_hash is None:
             raise self._not_known(request)
         return token_hash
 
     def _not_known(self, request: Request) -> Refusal:
-        self._refused.wait_s(address_of(request))
+        self._refused.wait_s(_source(request))
         remedy = (
             "send `Authorization: Bearer TOKEN`; `reconciler device enrol` makes a device's,"
             " `reconciler token operator` a person's"
@@ -418,6 +415,11 @@ def _asked_by(dependant: Dependant) -> frozenset[Need]:
 def address_of(request: Request) -> str:
     """Where a request comes from. A proxy's word for it is not taken."""
     return request.client.host if request.client is not None else "unknown"
+
+
+def _source(request: Request) -> str:
+    """What limits are counted by."""
+    return network_of(address_of(request))
 
 
 def _shown(at: datetime) -> str:

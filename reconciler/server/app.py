@@ -80,7 +80,15 @@ def make_routes(
 ) -> FastAPI:
     """All routes, held to the table of who may use them. `access.Unstated`: one is not in it."""
     # The framework's own pages about the API would be given to whoever finds the service, and load scripts from elsewhere.
-    app = FastAPI(title="reconciler", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    # Nor is a path with a slash too many redirected: the address would be made of `Host`, and lose TLS behind a proxy.
+    app = FastAPI(
+        title="reconciler",
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     callers, audit, shell = Callers(options), Audit(options), Shell()
     desk = FlagDesk(options, audit)
     answer_errors(app, options, shell)

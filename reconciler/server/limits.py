@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -13,6 +15,27 @@ from reconciler.server.answers import Refusal
 
 REMEMBERED = 100_000
 """Callers remembered by one limiter; beyond that the one not heard of for longest is forgotten."""
+
+
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+_NETWORK_BITS = 64
+
+
+@lru_cache(maxsize=4096)
+def network_of(address: str) -> str:
+    """What one caller is counted by: the address itself, of IPv6 its /64. Whoever has one such address has all of them."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    # A translator puts all of IPv4 into one /96.
+    if parsed in _TRANSLATED:
+        return str(parsed)
+    return str(ipaddress.IPv6Network((int(parsed) >> _NETWORK_BITS << _NETWORK_BITS, _NETWORK_BITS)))
 
 
 class RateLimiter:

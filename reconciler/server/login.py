@@ -62,6 +62,8 @@ def serve_login(app: FastAPI, options: Options, callers: Callers, shell: Shell, 
     @app.post("/logout", include_in_schema=False)
     async def post_logout(request: Request) -> Response:
         posted = await callers.form(request)
+        # Whoever shows no session may be one whose browser held it back: another site's page must not have it dropped.
+        check_origin(request, options)
         if posted is not None:
             await door.leave(posted.caller)
         response = RedirectResponse("/login", 303)

@@ -193,6 +193,20 @@ def test_another_sites_page_sends_no_form_of_ours(tmp_path: Path, headers: dict[
         assert world.browser().delete("/v1/flags/A-1/acknowledge", headers=headers | bearing(token)).status_code == 200
 
 
+def test_another_sites_page_logs_nobody_out(tmp_path: Path) -> None:
+    """The browser holds the cookie back, and would drop it all the same if it were told to."""
+    with inside(tmp_path) as world:
+        stranger = world.browser().post("/logout", headers={"Origin": "https://evil.example", **PAGE})
+        assert stranger.status_code == 403 and "set-cookie" not in stranger.headers
+
+
+def test_guessing_from_many_addresses_of_one_network_is_guessing_from_one(tmp_path: Path) -> None:
+    with inside(tmp_path, limits=replace(EASY, refused_per_address=(0.01, 3))) as world:
+        peers = [f"2001:db8:0:1::{number:x}" for number in range(1, 6)] + ["2001:db8:0:2::1", "::ffff:192.0.2.9"]
+        tried = [world.browser(peer=peer).get("/v1/plan", headers=bearing("edge_" + "A" * 43)) for peer in peers]
+        assert [answer.status_code for answer in tried] == [401, 401, 401, 429, 429, 401, 401]
+
+
 def test_behind_a_proxy_the_address_that_browsers_know_is_ours(tmp_path: Path) -> None:
     with inside(tmp_path, public_url=f"{HTTPS}/") as world:
         token, behind = world.token(), world.browser(HTTPS)
