@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import httpx
 
@@ -40,6 +40,9 @@ _MOST_KEYS = 4
 _MOST_REDIRECTS = 3
 _MOST_BODY = 4096
 _MOST_SAID = 200
+_MOST_HOST = 100
+_LEAST_SECRET = 8
+"""Characters of a part of an address that is hidden by itself: shorter ones are words."""
 _BODY_S = 15.0
 _DIGITS = re.compile(r"^\d{1,9}$", re.ASCII)
 
@@ -102,7 +105,10 @@ class WebhookSender:
                 if 200 <= status < 300:
                     return Answer(True, status)
                 if 300 <= status < 400:
-                    location = urljoin(url, answer.headers.get("location", ""))
+                    try:
+                        location = urljoin(url, answer.headers.get("location", ""))
+                    except ValueError:
+                        location = url  # It is no address, so it leads nowhere.
                     if status not in (307, 308) or urlsplit(location)[:2] != origin or location == url:
                         return self._redirected(status, location, origin)
                     url = location
@@ -112,7 +118,7 @@ class WebhookSender:
 
     @staticmethod
     def _redirected(status: int, location: str, origin: tuple[str, str]) -> Answer:
-        host = urlsplit(location).hostname or "(nowhere)"
+        host = _one_line(urlsplit(location).hostname or "(nowhere)")[:_MOST_HOST]
         where = "on" if urlsplit(location)[:2] == origin else f"on to {host}"
         return Answer(
             False, status, f"it answered {status} and sends {where}, which is not followed; set its own address"
@@ -137,12 +143,9 @@ class WebhookSender:
                     break
         except httpx.HTTPError:
             pass  # The status was said; the rest only explains it.
-        text = data[:_MOST_BODY].decode("utf-8", "replace")
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        parts = urlsplit(url)
-        for secret in (url, f"{parts.path}?{parts.query}" if parts.query else parts.path, parts.query):
-            if len(secret) > 1:
-                text = text.replace(secret, "***")
+        text = _one_line(data[:_MOST_BODY].decode("utf-8", "replace"))
+        for secret in _secrets_of(url):
+            text = text.replace(secret, "***")
         return text[:_MOST_SAID]
 
     def _later(self, answer: httpx.Response) -> float | None:
@@ -152,7 +155,7 @@ class WebhookSender:
             return float(text)
         try:
             instant = parsedate_to_datetime(text)
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             return None
         instant = instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant
         return max(0.0, (instant - datetime.fromtimestamp(self._now(), UTC)).total_seconds())
@@ -226,6 +229,19 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _secrets_of(url: str) -> list[str]:
+    """What of an address nothing may repeat, the longest first: path and query, and each part of them that may be a key."""
+    parts = urlsplit(url)
+    whole = [url, f"{parts.path}?{parts.query}" if parts.query else parts.path, parts.query]
+    single = [part for part in re.split(r"[/?&=;]", f"{parts.path}?{parts.query}") if len(part) >= _LEAST_SECRET]
+    found = {form for part in (*whole, *single) for form in (part, unquote(part)) if len(form) > 1}
+    return sorted(found, key=len, reverse=True)
 
 
 def _why(error: Exception) -> str:

@@ -1,13 +1,15 @@
 """The two forms of a notification on the wire: what Slack's incoming webhooks take, and JSON for a service of one's own. Pure.
 
 Slack: `text` is what every chat shows that takes the same, `blocks` what Slack shows instead. In mrkdwn three characters are
-control characters, `&`, `<` and `>`; escaped, no text can become a mention or a link. A header holds 150 characters, a section
-3,000, a text 4,000. Called by `webhook`.
+control characters, `&`, `<` and `>`; escaped, no text can become a mention or a link, and `verbatim` keeps Slack from making one
+of what only looks so. Other chats read Markdown and plain `@all`: an invisible joiner takes both apart. A header holds 150
+characters, a section 3,000, a text 4,000. Called by `webhook`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -19,6 +21,9 @@ MOST_SECTION = 3000
 MOST_TEXT = 4000
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MORE = "…"
+_JOINER = "\u2060"
+# A mention begins a word; a link or an image of Markdown is `[…](…)`, `[…][…]` or `[…]: …`.
+_SEAMS = re.compile(r"(?<!\w)@(?=\w)|](?=[(\[:])")
 
 
 def slack(message: Message) -> bytes:
@@ -36,10 +41,11 @@ def slack(message: Message) -> bytes:
             "type": "header",
             "text": {"type": "plain_text", "text": _cut(_plain(message.title), MOST_HEADER), "emoji": False},
         },
-        {"type": "section", "text": {"type": "mrkdwn", "text": mrkdwn(message.text, MOST_SECTION)}},
-        {"type": "context", "elements": [{"type": "mrkdwn", "text": about}, {"type": "mrkdwn", "text": way}]},
+        {"type": "section", "text": _verbatim(mrkdwn(message.text, MOST_SECTION))},
+        {"type": "context", "elements": [_verbatim(about), _verbatim(way)]},
     ]
-    body = {"text": text, "blocks": blocks, "unfurl_links": False, "unfurl_media": False}
+    # `parse` is for `text` what `verbatim` is for blocks.
+    body = {"text": text, "blocks": blocks, "parse": "none", "unfurl_links": False, "unfurl_media": False}
     return json.dumps(body, ensure_ascii=False).encode()
 
 
@@ -66,15 +72,20 @@ def mrkdwn(text: str, most: int) -> str:
     """Text that Slack shows as it is, at most so many characters with what the escapes take. No escape is cut in two."""
     parts: list[str] = []
     length = 0
-    for character in _plain(text):
+    text = _SEAMS.sub(lambda found: found[0] + _JOINER, _plain(text))
+    for character in text:
         part = _ENTITIES.get(character, character)
         if length + len(part) > most - len(_MORE):
             # What is left may just fit without the mark.
-            rest = "".join(_ENTITIES.get(c, c) for c in _plain(text)[len(parts) :])
+            rest = "".join(_ENTITIES.get(c, c) for c in text[len(parts) :])
             return "".join(parts) + (rest if length + len(rest) <= most else _MORE)
         parts.append(part)
         length += len(part)
     return "".join(parts)
+
+
+def _verbatim(text: str) -> dict[str, Any]:
+    return {"type": "mrkdwn", "text": text, "verbatim": True}
 
 
 def _plain(text: str) -> str:

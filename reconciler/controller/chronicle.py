@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from reconciler.controller.conditions import Conditions, Type
 from reconciler.controller.events import Seen, Told, baseline, happened
 from reconciler.controller.gather import World
+from reconciler.controller.words import clean
 from reconciler.model.events import MOST_MESSAGE, Event, EventKind
 from reconciler.model.observed import DeviceObservation, Health
 from reconciler.model.plan import ActionKind, Plan
@@ -206,7 +207,8 @@ def _of_device(event: Event, device: DeviceObservation) -> Event:
     if event.kind is not EventKind.DEVICE_FLAGGED:
         return replace(event, site=device.site)
     critical = device.health is Health.CRITICAL
-    worse = ", ".join(device.checks_worse[:5]) + (", …" if len(device.checks_worse) > 5 else "")
+    # A check has the name that the device gave it.
+    worse = ", ".join(clean(name) for name in device.checks_worse[:5]) + (", …" if len(device.checks_worse) > 5 else "")
     if critical:
         since = f" since {format_instant(device.health_since)}" if device.health_since is not None else ""
         text = f"{event.message}: its healthcheck is critical{since}"

@@ -67,8 +67,21 @@ def test_a_chat_gets_text_and_blocks_in_which_nothing_can_become_a_mention() -> 
     assert "reason `critical`" in context["elements"][0]["text"]
     assert context["elements"][1]["text"].startswith("<https://fleet.example/devices/SITE-1-1|Open the dashboard>")
     # What a chat without blocks shows says all of it too.
-    assert body["text"].startswith("*&lt;@U1&gt; fell*\n&lt;!channel&gt;")
+    assert body["text"].startswith("*&lt;@\u2060U1&gt; fell*\n&lt;!channel&gt;")
     assert "reason `critical`" in body["text"] and "|Open the dashboard>" in body["text"]
+
+
+def test_what_other_chats_read_as_a_mention_or_a_link_is_taken_apart() -> None:
+    hostile = "@all see [here](https://evil.example) ![x][y]\n[y]: https://evil.example/p.png of video@1.0.0"
+    body = json.loads(slack(replace(MESSAGE, text=hostile, title="(@channel)", link=None)))
+    section, context = body["blocks"][1:]
+    for text in (body["text"], section["text"]["text"]):
+        assert not re.search(r"(?<!\w)@\w|]\(|]\[|]:", text)
+        assert text.replace("\u2060", "").find("@all see [here](https://evil.example) ![x][y]") >= 0
+        assert "video@1.0.0" in text
+    # Nor does Slack make a link of what only looks like one.
+    assert all(part["verbatim"] for part in (section["text"], *context["elements"]))
+    assert body["parse"] == "none"
 
 
 def test_without_a_dashboard_a_command_says_where_to_look() -> None:
@@ -181,6 +194,31 @@ def test_no_address_stands_in_an_error_whatever_the_target_repeats() -> None:
             except TransientError as error:
                 said = str(error)
             assert "cannot POST ***" in said and "hush" not in said
+
+
+def test_nor_does_a_part_of_it() -> None:
+    with Receiver() as receiver:
+        for key, echo in (
+            ("a-long-key", "a-long-key"),
+            ("a%2Dlong-key", "a-long-key"),
+            ("x?t=a-long-key", "a-long-key"),
+        ):
+            receiver.says = [Says(400, body=f"there is no hook <{echo}> here".encode())]
+            assert "no hook <***> here" in chat(f"{receiver.url}/{key}").send("msg_1", MESSAGE).said
+
+
+def test_a_target_that_answers_nonsense_breaks_nothing() -> None:
+    for headers, says in (
+        ({"Location": "http://["}, "sends on, which is not followed"),
+        ({"Location": "https://" + "a" * 9000 + "/"}, "which is not followed"),
+    ):
+        with Receiver([Says(307, headers)]) as receiver:
+            answer = chat(receiver.url).send("msg_1", MESSAGE)
+        assert says in answer.said and len(answer.said) < 250
+    for wish in ("Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 2026 99999999999999999999:00:00"):
+        with Receiver([Says(503, {"Retry-After": wish})]) as receiver, pytest.raises(TransientError) as caught:
+            chat(receiver.url).send("msg_1", MESSAGE)
+        assert caught.value.retry_after_s is None
 
 
 def test_a_redirect_is_followed_within_the_origin_alone() -> None:

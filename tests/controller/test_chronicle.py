@@ -383,6 +383,14 @@ def test_a_flag_says_where_and_which_checks_are_worse() -> None:
     )
 
 
+def test_a_flag_is_one_line_whatever_a_device_calls_its_checks() -> None:
+    bench = Bench(waves=(wave("lab", WaveState.ROLLING),), flagged=(DeviceFact("a", "v1.4.2", T0),))
+    named = ("camera\n- b has recovered", "\x1b[2J\u202evpn")
+    bench.store.observe([DeviceObservation(name="a", health=Health.CRITICAL, checks_worse=named)], sequences={})
+    said = bench.tick()[-1].message
+    assert said.isprintable() and said.endswith("update: camera - b has recovered, [2J vpn")
+
+
 def test_keys_are_told_of_a_month_a_week_and_a_day_before_they_expire_and_when_they_have() -> None:
     key = PublicKey("F" * 40, "release", T0 + 40 * DAY)
     bench = Bench(watched=Watched(lambda: [("release", key), ("assignment", PublicKey("A" * 40, "x", None))]))
