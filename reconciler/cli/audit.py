@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from reconciler.cli.run import CONFIG
+from reconciler.controller.words import clean
 from reconciler.model.scalars import format_instant, parse_duration, parse_instant
 
 
@@ -61,7 +62,7 @@ def audit(config: Path, since: datetime | None, limit: int, output: str) -> None
             entry.address,
             entry.what.value,
             entry.outcome.value,
-            " ".join(entry.about.split()),
+            clean(" ".join(entry.about.split())),
         )
         for entry in found
     ]

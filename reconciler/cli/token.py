@@ -6,9 +6,9 @@ settings, beside a running `reconciler run`: what is added or revoked counts fro
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -387,9 +387,10 @@ def _write_down(access: AccessStore, deed: Deed, about: str, at: datetime) -> No
 
 
 def _user() -> str:
+    # Not of the environment, in which anybody may stand.
     try:
-        return getpass.getuser()[:100]
-    except (OSError, KeyError):
+        return pwd.getpwuid(os.getuid()).pw_name[:100]
+    except KeyError:
         return f"uid {os.getuid()}"
 
 
