@@ -244,6 +244,19 @@ def test_without_a_plan_without_a_forecast_and_without_a_store(tmp_path: Path) -
         site.stage.store.close()
 
 
+def test_a_rollout_of_which_no_window_is_seen_has_its_picture(tmp_path: Path) -> None:
+    def broken(_board: Board) -> Foreseen:
+        raise TransientError("not now")
+
+    for number, foresee in enumerate((None, broken)):
+        (tmp_path / str(number)).mkdir()
+        with shown(tmp_path / str(number), foresee=foresee) as site:
+            site.stage.store.add_events(site.stage.store.begin_epoch(), [happened(EventKind.WAVE_OPENED, 2, "lab")])
+            site.stage.tick(*site.stage.everybody(S0_1="v1.4.2"))
+            page = site.page("/rollout?past=90")
+            assert 'class="span rolling"' in page and "a window opens" not in page
+
+
 def test_a_silent_device_and_a_stuck_wave_are_told(tmp_path: Path) -> None:
     with shown(tmp_path) as site:
         devices = {one.name: one for one in site.stage.everybody()}
