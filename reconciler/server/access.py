@@ -240,13 +240,18 @@ class Callers:
         check_origin(request, self._options)
         fields = await read_form(request, self._options.limits.body_timeout_s)
         check_csrf(fields.get(CSRF_FIELD, ""), sent)
-        return Posted(caller, fields)
+        return Posted(caller, fields) if await self.still(caller) else None
 
     async def _in_session(self, request: Request, sent: str) -> Caller | None:
         caller = await self._threaded(lambda: self._by_session(sent, address_of(request)))
         if caller is not None:
             self._each.check(caller.session_hash)
         return caller
+
+    async def hold(self, caller: Caller) -> None:
+        """Refusal 401: what a caller is known by has ended since, while the body of the request came."""
+        if not await self.still(caller):
+            raise Refusal(401, "no valid token", "it has ended while this was sent: make another, or log in again")
 
     async def still(self, caller: Caller) -> bool:
         """Whether a caller may go on: for answers that last, asked now and then. Counts as no use and as no request."""

@@ -193,6 +193,7 @@ def serve_flags(app: FastAPI, options: Options, callers: Callers, desk: FlagDesk
     )
     async def post_acknowledge(device: str, request: Request, caller: Caller = by_person) -> Response:
         wanted = _parse(await read_body(request, _BODY_BYTES, options.limits.body_timeout_s))
+        await callers.hold(caller)
         note = clean_note(wanted.note)
         return JSONResponse(await _done(lambda: desk.acknowledge(caller, _device(device), note, wanted.release)))
 

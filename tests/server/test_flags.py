@@ -10,6 +10,8 @@ import pytest
 
 from reconciler.model.access import Scope
 from reconciler.model.events import EventKind
+from reconciler.server.limits import read_body
+from reconciler.server.sessions import read_form
 from tests.server.inside import Inside, bearing, csrf_of, inside, own, shown
 from tests.server.service import NOW
 
@@ -48,6 +50,28 @@ def test_a_flag_is_acknowledged_once_and_taken_back(tmp_path: Path) -> None:
             ("anna", "acknowledge", "A-1 v1.4.2: disk ordered"),
             ("anna", "take-back", "A-1 v1.4.2"),
         ]
+
+
+def test_what_ends_while_a_request_is_sent_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with inside(tmp_path) as world:
+        world.flag(("A-1", "v1.4.2"))
+        token, browser = bearing(world.token("anna")), world.log_in(world.token("ben"))
+        form = {"csrf": csrf_of(browser)}
+
+        def sent_slowly(read: Any, name: str) -> Any:
+            async def slow(*given: Any) -> Any:
+                got = await read(*given)
+                world.store.access.revoke_operator(name, world.at)
+                return got
+
+            return slow
+
+        monkeypatch.setattr("reconciler.server.flags.read_body", sent_slowly(read_body, "anna"))
+        monkeypatch.setattr("reconciler.server.access.read_form", sent_slowly(read_form, "ben"))
+        assert world.browser().post(PATH, json={}, headers=token).status_code == 401
+        answer = browser.post("/flags/A-1/acknowledge", data=form, headers=own(browser))
+        assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+        assert flags(world) == {("A-1", "v1.4.2"): None}
 
 
 def test_another_person_or_another_note_replaces_it(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from reconciler.controller.notices import PAGES as LINKED
 from reconciler.model.access import Scope
 from reconciler.model.events import EventKind
+from reconciler.ports import Commit
 from reconciler.server.access import ROUTES, Need
 from reconciler.server.dashboard.frame import NAVIGATION
 from reconciler.server.dashboard.marks import MARKS, bar, mark
@@ -148,6 +149,21 @@ def test_names_that_are_long_and_strange_stand_on_their_pages(full: Reader) -> N
     full.api.stage.tick(seen)
     for path in ("/devices", "/devices/S1-1"):
         assert "<img" not in full.get(path).html
+
+
+def test_a_text_reads_as_it_is_whoever_wrote_it(tmp_path: Path) -> None:
+    """Control characters and those that turn the order about: an address could end in another, a release in another's name."""
+    strange = "v9.\u202e1.0\u2066x\x1b[2J\x00"
+    with reading(
+        tmp_path, commit=lambda sha: Commit(sha, f"E <{strange}>", f"{strange}\n\n{strange}", NOW, None)
+    ) as site:
+        filled(site.api)
+        devices = site.api.stage.everybody(S0_1=strange)
+        site.api.stage.store.observe(devices, sequences={})
+        site.api.stage.tick(*devices)
+        # A link leads to the release as the device named it, in the address's own form.
+        for path, page in site.follow("/").items():
+            assert not re.search("[\x00\x1b\u202e\u2066]", page.html), path
 
 
 def test_who_may_only_read_reads_every_page(full: Reader) -> None:

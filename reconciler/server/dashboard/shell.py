@@ -8,6 +8,7 @@ keep it for good. All files are read once, when the service starts. Called by `s
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ _TYPES = {
 }
 
 
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the order of what follows: a text must read as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asset:
     """A static file: its bytes, media type, and a digest that stands in its address."""
@@ -44,13 +49,14 @@ class Asset:
 
 
 class Shell:
-    """Renders templates. Every value is escaped; a name that a template misspells is an error and not a blank."""
+    """Renders templates. Every value is escaped and shown in its own order; a name that a template misspells is an error and not a blank."""
 
     def __init__(self, folder: Path = HERE) -> None:
         self.assets = read_assets(folder / "static")
         self._environment = Environment(
             loader=FileSystemLoader(folder / "templates"),
             autoescape=True,
+            finalize=_seen,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -70,6 +76,11 @@ class Shell:
         (`frame.Frame`), None where nothing of a fleet does."""
         text = self._environment.get_template(template).render({"caller": None, "frame": None} | values)
         return HTMLResponse(text, status, headers)
+
+
+def _seen(value: Any) -> Any:
+    # Markup is of ours, and its values went through here or through `clean`.
+    return _UNSEEN.sub("\ufffd", value) if value.__class__ is str else value
 
 
 def read_assets(folder: Path) -> dict[str, Asset]:
