@@ -23,6 +23,7 @@ COUNTED = frozenset({"repo", "planner", "protocol", "contract"})
 would cost a quarter of the time, for branches that have been counted already."""
 
 TOGETHER = {
+    "tests/browser/": "browser",
     "tests/e2e/test_demo.py": "demo",
     "tests/fleet/test_boot.py": "golden",
     "tests/fleet/test_configure.py": "golden",
@@ -30,9 +31,9 @@ TOGETHER = {
     "tests/house/test_imports.py": "parsed",
     "tests/house/test_sizes.py": "parsed",
 }
-"""Files whose tests go on where the one before ended, or share what takes minutes to make: by one worker, in their order."""
+"""Files, and a folder, whose tests go on where the one before ended, or share what takes long to make: by one worker, in order."""
 
-LONGEST = ("e2e", "fleet", "controller", "simulate", "adapters")
+LONGEST = ("e2e", "fleet", "browser", "controller", "simulate", "adapters")
 """Folders whose tests take longest, the first first."""
 
 
@@ -52,7 +53,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Together(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+            path = nodeid.partition("::")[0]
+            return TOGETHER.get(path) or TOGETHER.get(path.rpartition("/")[0] + "/", nodeid)
 
     return Together(config, log)
 

@@ -199,7 +199,9 @@ def _ticks(scale: _Scale) -> Iterator[Tick]:
     while at <= scale.until:
         day = f"{at:%a} {at.day} {at:%b}"
         label = f"{at:%H:%M}" if step < timedelta(days=1) else ""
-        yield Tick(_round(scale.x(at)), label, day if day != before else "")
+        room = (WIDTH - scale.x(at)) / _LETTER - 1
+        # Words that would be cut at the edge are left out; the line stays.
+        yield Tick(_round(scale.x(at)), label * (len(label) <= room), day * (day != before and len(day) <= room))
         before = day
         at += step
 
