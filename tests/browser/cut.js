@@ -3,30 +3,31 @@
 () => {
   const wide = document.documentElement.clientWidth;
   const cut = [];
-  const chain = function* (at) {
-    for (; at !== null; at = at.parentElement) yield [at, getComputedStyle(at)];
-  };
-  const scrolls = (style) => ["auto", "scroll"].includes(style.overflowX);
-  const unseen = (at) => [...chain(at)].some(([, style]) => style.clipPath !== "none" || style.visibility === "hidden" || style.display === "none");
-  const edge = (at) => {
-    // The nearest box that cuts, unless one that scrolls comes first.
-    for (const [box, style] of chain(at)) {
-      if (scrolls(style)) return [-Infinity, Infinity];
-      if (["hidden", "clip"].includes(style.overflowX)) {
-        const { left, right } = box.getBoundingClientRect();
-        return [Math.max(left, 0), Math.min(right, wide)];
-      }
+  // What an element hands down to those below it: whether nothing in it is seen, and between which edges.
+  const known = new Map();
+  const room = (at) => {
+    if (at === null) return { unseen: false, left: 0, right: wide };
+    if (known.has(at)) return known.get(at);
+    const style = getComputedStyle(at);
+    let { unseen, left, right } = room(at.parentElement);
+    unseen ||= style.clipPath !== "none" || style.visibility === "hidden" || style.display === "none";
+    if (["auto", "scroll"].includes(style.overflowX)) [left, right] = [-Infinity, Infinity];
+    if (["hidden", "clip"].includes(style.overflowX)) {
+      const box = at.getBoundingClientRect();
+      [left, right] = [Math.max(left, box.left), Math.min(right, box.right)];
     }
-    return [0, wide];
+    known.set(at, { unseen, left, right });
+    return known.get(at);
   };
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let text = walk.nextNode(); text !== null; text = walk.nextNode()) {
     const words = text.data.trim();
     const at = text.parentElement;
-    if (words === "" || at.closest("svg, script, select, .skip") !== null || unseen(at)) continue;
+    if (words === "" || at.closest("svg, script, select, .skip") !== null) continue;
+    const { unseen, left, right } = room(at);
+    if (unseen) continue;
     const range = document.createRange();
     range.selectNodeContents(text);
-    const [left, right] = edge(at);
     if ([...range.getClientRects()].some((box) => box.width > 0 && (box.left < left - 1 || box.right > right + 1))) cut.push(words.slice(0, 80));
   }
   return cut;
