@@ -80,6 +80,10 @@ Foresee = Callable[[Board], Foreseen]
 """Makes a forecast from where a board stands. PortError: it cannot be made now."""
 
 
+WAITING = 8
+"""Callers that wait for a forecast at once. Each keeps one of some forty threads, by which devices' reports are recorded too."""
+
+
 class Forecasts:
     """The newest forecast of one service. Safe from any thread; `clock` gives seconds of real time.
 
@@ -102,17 +106,23 @@ class Forecasts:
         self._tried_at = 0.0
         self._trouble: str | None = None
         self._making = False
+        self._waiting = 0
 
     def outlook(self, board: Board, wait_s: float = 0.0) -> Outlook:
         """The newest forecast; where it is too old, another is begun. `wait_s` is how long to wait for that, where there is none
-        of the commit in force."""
+        of the commit in force; where several wait already, nobody else does."""
         if self._foresee is None or board.rows is None:
             return Outlook(None)
         with self._changed:
             if not self._making and self._stale(board):
                 self._making = True
                 threading.Thread(target=self._make, args=(board,), name="forecast", daemon=True).start()
-            self._changed.wait_for(lambda: not self._making or self._known(board) is not None, wait_s)
+            if self._waiting < WAITING:
+                self._waiting += 1
+                try:
+                    self._changed.wait_for(lambda: not self._making or self._known(board) is not None, wait_s)
+                finally:
+                    self._waiting -= 1
             known = self._known(board)
             return Outlook(known, self._making, None if known is not None or self._making else self._trouble)
 

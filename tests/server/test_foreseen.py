@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from reconciler.controller.board import Board
 from reconciler.ports import TransientError
-from reconciler.server.foreseen import Course, Forecasts, Foreseen
+from reconciler.server.foreseen import WAITING, Course, Forecasts, Foreseen
 from tests.controller.staging import Stage
 
 COURSE = Course(Stage().now, False, ())
@@ -88,6 +88,28 @@ def test_nobody_waits_longer_than_asked_and_one_is_made_at_a_time() -> None:
     assert [kept.outlook(now, 0.01).making for _ in range(3)] == [True, True, True]
     maker.may_end.set()
     assert kept.outlook(now, 5).foreseen is not None and len(maker.made) == 1
+
+
+def test_where_several_wait_the_others_go_on() -> None:
+    """Whoever waits keeps a thread that devices' reports need."""
+    maker, now = Maker(), board()
+    kept = forecasts(maker)
+    maker.may_end.clear()
+    waiting = [threading.Thread(target=kept.outlook, args=(now, 60)) for _ in range(WAITING)]
+    for thread in waiting:
+        thread.start()
+    beyond = threading.Thread(target=kept.outlook, args=(now, 60))
+    for _ in range(500):
+        if kept._waiting == WAITING:
+            break
+        threading.Event().wait(0.01)
+    beyond.start()
+    beyond.join(20)
+    assert not beyond.is_alive()
+    maker.may_end.set()
+    for thread in waiting:
+        thread.join(20)
+    assert kept.outlook(now, 5).foreseen is not None and kept._waiting == 0
 
 
 def test_why_there_is_none_is_said_and_it_is_tried_again() -> None:

@@ -49,7 +49,8 @@ class Asset:
 
 
 class Shell:
-    """Renders templates. Every value is escaped and shown in its own order; a name that a template misspells is an error and not a blank."""
+    """Renders templates. Every value is escaped, without what would turn its order about; a name that a template misspells is an
+    error and not a blank."""
 
     def __init__(self, folder: Path = HERE) -> None:
         self.assets = read_assets(folder / "static")
