@@ -8,141 +8,24 @@ when somebody looks at them, a page at a time. Decides nothing: it names the cod
 from __future__ import annotations
 
 import bisect
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 
+from reconciler.controller.board_rows import HEALTHS, STATES, DeviceState, Rows
 from reconciler.model.desired import Desired
 from reconciler.model.observed import Health, Snapshot
 from reconciler.model.plan import Action, DeviceFact, Reason, WaveStatus
-from reconciler.planner.groups import Codes, Held, keys_of
-from reconciler.planner.judge import Seen
-from reconciler.planner.roster import I8, I32, I64, IMAGE_TRACK, Bools, Roster
+from reconciler.planner.groups import Held, keys_of
+from reconciler.planner.roster import I8, I64, IMAGE_TRACK, Bools, Roster
 from reconciler.planner.want import MAY_START, REASONS, SETTLED
 from reconciler.planner.windows import NONE, instant
 from reconciler.ports import ConditionRow
 
-
-class DeviceState(StrEnum):
-    """What a person should know first about a device, the worst that holds. A site has the state of its worst device."""
-
-    FAILED = "failed"
-    """Flagged: it failed on the release that its wave asks for."""
-    CRITICAL = "critical"
-    """Its healthcheck is critical, and it has not failed, or not yet."""
-    SILENT = "silent"
-    """It has been silent for longer than `staleAfter`."""
-    NEVER = "never-seen"
-    """Git names it, and it has never reported."""
-    UPDATING = "updating"
-    """Something is being done to it."""
-    HELD = "held"
-    """Something is wanted of it that does not start now."""
-    WARNING = "warning"
-    """Its healthcheck warns, which counts as good."""
-    GOOD = "good"
-    """It runs what it should, in good health."""
-
-
-STATES: tuple[DeviceState, ...] = tuple(DeviceState)
-_HEALTHS = (Health.UNKNOWN, Health.OK, Health.WARNING, Health.CRITICAL)
-
-
-class Index:
-    """Names in order: what paging and searching go by."""
-
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
-
-    def of(self, roster: Roster) -> Index:
-        """The index of another roster: this one, where it has the same names in the same rows, as after most commits."""
-        old = self._roster
-        return (
-            self if old.device_names == roster.device_names and old.site_names == roster.site_names else Index(roster)
-        )
-
-    def make(self) -> None:
-        """Make all of it now, so that nobody waits for it who looks."""
-        _ = (self.devices, self.sites, self.lower, self.lower_sites)
-
-    @cached_property
-    def devices(self) -> I64:
-        """Rows by device name."""
-        return np.array(sorted(range(self._roster.size), key=self._roster.device_names.__getitem__), np.int64)
-
-    @cached_property
-    def sites(self) -> I64:
-        """Sites by name."""
-        names = self._roster.site_names
-        return np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
-
-    @cached_property
-    def lower(self) -> list[str]:
-        """Device names in small letters, for searching."""
-        return [name.lower() for name in self._roster.device_names]
-
-    @cached_property
-    def lower_sites(self) -> list[str]:
-        """Site names in small letters."""
-        return [name.lower() for name in self._roster.site_names]
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Columns over the roster's rows, copied from the planner's; nobody writes to them. Times are microseconds, -1 is no code."""
-
-    roster: Roster
-    index: Index
-    releases: Sequence[str]
-    """Names of release codes. It may grow behind this board, which has no code that is not in it."""
-    digests: tuple[tuple[str, ...], ...]
-    """Per app, the digests of its codes."""
-    wave_of: I32
-    site_wave: I32
-    image: I32
-    previous: I32
-    inactive: I32
-    updating_to: I32
-    health: I8
-    worse: Bools
-    conflict: Bools
-    busy: Bools
-    silent: Bools
-    health_since: I64
-    image_since: I64
-    last_seen: I64
-    app_digest: tuple[I32, ...]
-    tracks: tuple[Codes, ...]
-    """Image first, then the apps."""
-    seen: tuple[I8, ...]
-    config: Codes
-
-    def states(self) -> I8:
-        """Per row, the position of its state in `STATES`."""
-        out = np.full(len(self.image), STATES.index(DeviceState.GOOD), np.int8)
-        held = np.zeros(len(out), np.bool_)
-        failed = np.zeros(len(out), np.bool_)
-        for codes in (*self.tracks, self.config):
-            held |= (codes.reason != SETTLED) & ~codes.starts
-        for seen in self.seen:
-            failed |= seen == Seen.FAILED
-        ladder = (
-            (DeviceState.WARNING, self.health == _HEALTHS.index(Health.WARNING)),
-            (DeviceState.HELD, held),
-            (DeviceState.UPDATING, self.busy),
-            (DeviceState.NEVER, self.last_seen == NONE),
-            (DeviceState.SILENT, self.silent & (self.last_seen != NONE)),
-            (DeviceState.CRITICAL, self.health == _HEALTHS.index(Health.CRITICAL)),
-            (DeviceState.FAILED, failed),
-        )
-        for state, rows in ladder:
-            out[rows] = STATES.index(state)
-        return out
+__all__ = ["STATES", "AppOnDevice", "Asked", "Board", "DeviceRow", "DeviceState", "SiteRow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +161,7 @@ class Board:
         if asked.state is not None:
             out &= self.states == STATES.index(asked.state)
         if asked.health is not None:
-            out &= rows.health == _HEALTHS.index(asked.health)
+            out &= rows.health == HEALTHS.index(asked.health)
         if asked.release is not None:
             out &= self._running(rows, asked.release)
         if asked.flagged is not None:
@@ -357,7 +240,7 @@ class Board:
             site=roster.site_names[site],
             wave=_wave(roster, int(rows.wave_of[row])),
             state=STATES[self.states[row]],
-            health=_HEALTHS[rows.health[row]],
+            health=HEALTHS[rows.health[row]],
             image=_release(rows, int(rows.image[row])),
             target=_release(rows, wanted) if image.reason[row] != SETTLED else _release(rows, int(rows.image[row])),
             previous=_release(rows, int(rows.previous[row])),
@@ -387,14 +270,26 @@ class Board:
         return sums.reshape(sites, len(STATES))
 
     @cached_property
-    def site_totals(self) -> Mapping[tuple[str | None, DeviceState], int]:
-        """Wave and state → how many sites, in the waves' order; sites in no wave first."""
-        if self.rows is None:
-            return {}
+    def site_states(self) -> I8:
+        """Per site, the position of its state in `STATES`: that of its worst device."""
         there = self.site_counts > 0
         states = np.where(there.any(axis=1), there.argmax(axis=1), STATES.index(DeviceState.GOOD))
-        sums = Counter(zip(self.rows.site_wave.tolist(), states.tolist(), strict=True))
-        return {(_wave(self.rows.roster, code), STATES[state]): sums[code, state] for code, state in sorted(sums)}
+        return states.astype(np.int8)
+
+    @cached_property
+    def site_totals(self) -> Mapping[tuple[str | None, DeviceState], int]:
+        """Wave and state → how many sites, in the waves' order; sites in no wave first."""
+        return {} if self.rows is None else self.totals_of(np.arange(len(self.site_states)))
+
+    def totals_of(self, codes: I64) -> Mapping[tuple[str | None, DeviceState], int]:
+        """The same of some sites, by their codes."""
+        if self.rows is None:
+            return {}
+        # One number for a wave and a state; -1 is the code of no wave.
+        pairs = (self.rows.site_wave[codes].astype(np.int64) + 1) * len(STATES) + self.site_states[codes]
+        sums = np.bincount(pairs)
+        found = ((*divmod(number, len(STATES)), int(sums[number])) for number in np.flatnonzero(sums).tolist())
+        return {(_wave(self.rows.roster, wave - 1), STATES[state]): count for wave, state, count in found}
 
     def site(self, name: str) -> SiteRow | None:
         """One site; None where git names none that is called so."""
@@ -411,29 +306,35 @@ class Board:
         limit: int | None = None,
     ) -> Sequence[SiteRow]:
         """Sites by name, those behind the name `after`; no limit: all of them."""
-        return list(self._sites(wave, state, q.lower(), after, limit))
+        return self.site_rows(self.site_codes(wave=wave, state=state, q=q, after=after)[:limit])
 
-    def _sites(
-        self, wave: str | None, state: DeviceState | None, q: str, after: str | None, limit: int | None
-    ) -> Iterator[SiteRow]:
+    def site_codes(
+        self,
+        *,
+        wave: str | None = None,
+        state: DeviceState | None = None,
+        q: str = "",
+        after: str | None = None,
+    ) -> I64:
+        """The same as codes: what many sites are counted and cut by, without a row for each."""
         rows = self.rows
         if rows is None:
-            return
+            return np.zeros(0, np.int64)
         names, order = rows.roster.site_names, rows.index.sites
         first = 0 if after is None else bisect.bisect_right(order, after, key=lambda code: names[code])
-        code_of_wave = None if wave is None else rows.roster.wave_code.get(wave, len(rows.roster.waves))
-        found = 0
-        for code in order[first:].tolist():
-            if found == limit:
-                return
-            if code_of_wave is not None and rows.site_wave[code] != code_of_wave:
-                continue
-            if q and q not in rows.index.lower_sites[code]:
-                continue
-            row = self._site(code)
-            if state is None or row.state is state:
-                found += 1
-                yield row
+        codes: I64 = order[first:]
+        if wave is not None:
+            codes = codes[rows.site_wave[codes] == rows.roster.wave_code.get(wave, len(rows.roster.waves))]
+        if state is not None:
+            codes = codes[self.site_states[codes] == STATES.index(state)]
+        if q:
+            part, lower = q.lower(), rows.index.lower_sites
+            codes = codes[np.array([part in lower[code] for code in codes.tolist()], np.bool_)]
+        return codes
+
+    def site_rows(self, codes: I64) -> Sequence[SiteRow]:
+        """Rows of sites, by their codes."""
+        return [self._site(code) for code in codes.tolist()]
 
     def _site(self, code: int) -> SiteRow:
         rows = self.rows

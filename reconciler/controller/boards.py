@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from reconciler.controller.board import Board, Index, Rows
+from reconciler.controller.board import Board
+from reconciler.controller.board_rows import Index, Rows
 from reconciler.controller.gather import World
 from reconciler.model.observed import Snapshot
 from reconciler.model.plan import Plan

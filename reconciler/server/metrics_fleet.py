@@ -14,7 +14,8 @@ import numpy as np
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from reconciler.controller.board import Asked, Board, Rows
+from reconciler.controller.board import Asked, Board
+from reconciler.controller.board_rows import Rows
 from reconciler.model.observed import Health
 from reconciler.model.plan import AppStatus, Reason, WaveState, WaveStatus
 from reconciler.server import metrics_table as table

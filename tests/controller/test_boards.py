@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reconciler.controller.board import Asked, DeviceState, Rows
+from reconciler.controller.board import Asked, DeviceState
+from reconciler.controller.board_rows import Rows
 from reconciler.controller.boards import Boards
 from reconciler.controller.gather import World
 from reconciler.model.observed import Health

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlencode
 
 from fastapi import Depends, FastAPI, Query, Request
 from starlette.responses import Response
@@ -38,9 +37,11 @@ def serve_sites(app: FastAPI, callers: Callers, pages: Pages) -> None:
         caller: Caller = by_page,
     ) -> Response:
         chosen = Chosen(wave or None, DeviceState(state) if state else None, q.strip())
-        if view == "grid":
-            return await pages.page(request, caller, "sites.html", lambda board: {"grid": grid_of(board, chosen)})
         after = name_behind(cursor)
+        if view == "grid":
+            return await pages.page(
+                request, caller, "sites.html", lambda board: {"grid": grid_of(board, chosen, after)}
+            )  # fmt: skip
         return await pages.page(request, caller, "sites_list.html", lambda board: list_values(board, chosen, after))
 
     @app.get("/sites/{name}", include_in_schema=False)
@@ -54,11 +55,7 @@ def list_values(board: Board, chosen: Chosen, after: str | None) -> dict[str, An
     """A page of the list."""
     rows = board.sites(wave=chosen.wave, state=chosen.state, q=chosen.q, after=after, limit=_PAGE + 1)
     page = rows[:_PAGE]
-    onward = None
-    if len(rows) > _PAGE:
-        asked = {"view": "list", "wave": chosen.wave, "state": chosen.state, "q": chosen.q}
-        asked["cursor"] = cursor_of(page[-1].name)
-        onward = "/sites?" + urlencode({name: str(value) for name, value in asked.items() if value})
+    onward = chosen.address(view="list", cursor=cursor_of(page[-1].name)) if len(rows) > _PAGE else None
     return {"chosen": chosen, "sites": page, "next": onward, "first": after is None, "waves": waves_of(board)}
 
 

@@ -1,23 +1,30 @@
-"""What the pages of sites say: the grid by wave and state, cut to what one page can hold, and one site. Pure values from a board.
+"""What the pages of sites say: the grid by wave and state, and one site. Pure values from a board.
 
-Called by `pages_sites`.
+A grid has a cell a site as long as one page can hold them. Beyond that a large wave is cut into blocks of sites that follow each
+other by name; a block has the state of its worst site, and leads to the grid of its own sites. Called by `pages_sites`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlencode
+
+import numpy as np
+from numpy.typing import NDArray
 
 from reconciler.controller.board import STATES, Asked, Board, DeviceRow, DeviceState, SiteRow
 from reconciler.model.scalars import format_time_of_day
+from reconciler.server.paging import cursor_of
 
 MOST_CELLS = 5_000
-"""Sites of one grid."""
+"""Sites that are shown as cells without being cut into blocks."""
+BLOCK = 1_000
+"""Sites of a block, and of a page of the grid."""
 _NAMED, _SPACED = 200, 1_000
 """Up to so many a cell has its site's name in it; up to so many it is large."""
 MOST_LISTED = 20
-_LOOK = frozenset({DeviceState.FAILED, DeviceState.CRITICAL, DeviceState.SILENT, DeviceState.WARNING})
+_LOOK = (DeviceState.FAILED, DeviceState.CRITICAL, DeviceState.SILENT, DeviceState.WARNING)
 """States that a person may want to look at."""
 MOST_DEVICES = 200
 
@@ -35,34 +42,64 @@ class Chosen:
         """Whether it is cut down at all."""
         return self.wave is not None or self.state is not None or bool(self.q)
 
+    def address(self, **more: str | None) -> str:
+        """The page of sites with this choice, and with `more` of its query instead."""
+        asked = {"wave": self.wave, "state": None if self.state is None else self.state.value, "q": self.q} | more
+        query = urlencode({name: value for name, value in asked.items() if value})
+        return f"/sites?{query}" if query else "/sites"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Sites of a wave that follow each other by name: the first and the last, and how many are in each state, the worst first."""
+
+    first: str
+    last: str
+    sites: int
+    counts: Mapping[DeviceState, int]
+    href: str
+
+    @property
+    def state(self) -> DeviceState:
+        """That of the worst site."""
+        return next(iter(self.counts))
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Sites of a wave (None: of none), as far as they are shown, and how many of them are in each state."""
+    """Chosen sites of a wave (None: of none): all of them as cells, or as blocks."""
 
     wave: str | None
-    sites: tuple[SiteRow, ...]
-    counts: Mapping[DeviceState, int]
+    total: int
+    sites: tuple[SiteRow, ...] = ()
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The grid. `size` is `named`, `spaced` or `dense`; `totals` are of all sites, whatever is chosen."""
+    """The grid. `size` is `named`, `spaced` or `dense`; `found` is how many sites are chosen; `totals` are of all sites, whatever
+    is chosen. `stretch`: this is a page of what is chosen, the first and last of its sites; `onward` is the page behind it."""
 
     chosen: Chosen
     groups: tuple[Group, ...]
-    shown: int
-    cut: bool
+    found: int
     size: str
     worst: tuple[SiteRow, ...]
     worst_in_all: int
     waves: tuple[str | None, ...]
     totals: Mapping[tuple[str | None, DeviceState], int]
+    stretch: tuple[str, str] | None = None
+    onward: str | None = None
 
     @property
     def total(self) -> int:
         """All sites that git names."""
         return sum(self.totals.values())
+
+    @property
+    def blocked(self) -> bool:
+        """Whether some of it is shown as blocks."""
+        return any(group.blocks for group in self.groups)
 
     @property
     def states(self) -> tuple[DeviceState, ...]:
@@ -79,29 +116,68 @@ class Grid:
         return sum(count for (_, one), count in self.totals.items() if one is state)
 
 
-def grid_of(board: Board, chosen: Chosen, most: int = MOST_CELLS) -> Grid:
-    """The grid of what is chosen."""
-    found = board.sites(wave=chosen.wave, state=chosen.state, q=chosen.q, limit=most + 1)
-    shown = found[:most]
+def grid_of(
+    board: Board, chosen: Chosen, after: str | None = None, *, most: int = MOST_CELLS, block: int = BLOCK
+) -> Grid:
+    """The grid of what is chosen; with `after`, the page of it that begins behind the site of this name."""
+    codes = board.site_codes(wave=chosen.wave, state=chosen.state, q=chosen.q, after=after)
+    found, onward, stretch = len(codes), None, None
+    if after is not None:
+        codes = codes[:block]
+        names = [row.name for row in board.site_rows(codes[[0, -1]] if len(codes) else codes)]
+        stretch = (names[0], names[-1]) if names else ("", "")
+        onward = chosen.address(cursor=cursor_of(names[-1])) if found > block else None
     waves = waves_of(board)
-    groups = tuple(
-        Group(wave, mine, Counter(site.state for site in mine))
-        for wave in waves
-        if (mine := tuple(site for site in shown if site.wave == wave))
-    )
-    look = sorted((site for site in shown if site.state in _LOOK), key=lambda site: STATES.index(site.state))
-    size = "named" if len(shown) <= _NAMED else "spaced" if len(shown) <= _SPACED else "dense"
+    groups = tuple(_groups(board, chosen, waves, codes, most, block))
+    cells = sum(len(group.sites) for group in groups)
+    look = codes[np.isin(board.site_states[codes], [STATES.index(state) for state in _LOOK])]
+    worst = look[np.argsort(board.site_states[look], kind="stable")][:MOST_LISTED]
     return Grid(
         chosen,
         groups,
-        len(shown),
-        len(found) > most,
-        size,
-        tuple(look[:MOST_LISTED]),
+        found,
+        "named" if cells <= _NAMED else "spaced" if cells <= _SPACED else "dense",
+        tuple(board.site_rows(worst)),
         len(look),
         waves,
         board.site_totals,
+        stretch,
+        onward,
     )
+
+
+def _groups(
+    board: Board, chosen: Chosen, waves: Sequence[str | None], codes: NDArray[np.int64], most: int, block: int
+) -> Iterator[Group]:
+    """One a wave that has chosen sites. Where all of them are too many cells, small waves have theirs until there are `most`."""
+    rows = board.rows
+    if rows is None:
+        return
+    room = most
+    for wave in waves:
+        mine = codes[rows.site_wave[codes] == (-1 if wave is None else rows.roster.wave_code[wave])]
+        if len(mine) == 0:
+            continue
+        if len(codes) <= most or len(mine) <= min(_NAMED, room):
+            room -= len(mine)
+            yield Group(wave, len(mine), tuple(board.site_rows(mine)))
+        elif wave is None:
+            # No address asks for sites in no wave. A fleet repo that leaves any out is not valid: there are few, if any.
+            yield Group(wave, len(mine), tuple(board.site_rows(mine[:_NAMED])))
+        else:
+            yield Group(wave, len(mine), blocks=tuple(_blocks(board, chosen, wave, mine, block)))
+
+
+def _blocks(board: Board, chosen: Chosen, wave: str, codes: NDArray[np.int64], size: int) -> Iterator[Block]:
+    before = ""
+    for start in range(0, len(codes), size):
+        part = codes[start : start + size]
+        first, last = (row.name for row in board.site_rows(part[[0, -1]]))
+        sums = np.bincount(board.site_states[part], minlength=len(STATES))
+        counts = {STATES[number]: int(sums[number]) for number in np.flatnonzero(sums).tolist()}
+        # The first block begins before every name.
+        yield Block(first, last, len(part), counts, chosen.address(wave=wave, cursor=cursor_of(before)))
+        before = last
 
 
 def waves_of(board: Board) -> tuple[str | None, ...]:
