@@ -1,4 +1,4 @@
-"""The forecast behind the dashboard's page of the rollout: from what is in force and observed now, to the end of what happens.
+"""The forecast behind the dashboard: from what is in force and observed now, to the end of what happens.
 
 Everything in it is `simulate.forecast`'s; this only takes the store's word for what is observed, and tells the result in the
 server's terms. A large fleet's is made in a process of its own at low priority, so that the loop keeps its core: it is sent both
@@ -7,12 +7,13 @@ desired and observed state on standard input and answers on standard output, and
 
 from __future__ import annotations
 
+import bisect
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import IO, TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from reconciler.controller.board import Board
     from reconciler.ports import Export
-    from reconciler.server.foreseen import Course, Foreseen
+    from reconciler.server.foreseen import Course, Foreseen, Moves
     from reconciler.simulate.trace import Trace
 
 MANY = 2_000
@@ -78,12 +79,15 @@ def foresee_here(request: Request, devices: Iterable[str]) -> Foreseen:
 
     seen = tuple(DeviceObservation.model_validate_json(text) for text in devices)
     observed = request.facts.model_copy(update={"devices": seen, "at": request.at})
-    likely = _course(forecast(request.desired, observed, request.at, silent="stay"))
-    earliest = likely
+    trace = forecast(request.desired, observed, request.at, silent="stay")
+    likely = earliest = _course(trace)
     if request.silent:
         earliest = _course(forecast(request.desired, observed, request.at, silent="return"))
     windows = _windows(request.desired, observed, request.at)
-    return Foreseen(request.at, request.desired.commit, request.silent, request.critical, likely, earliest, windows)
+    moves = _moves(trace, windows)
+    return Foreseen(
+        request.at, request.desired.commit, request.silent, request.critical, likely, earliest, windows, moves
+    )
 
 
 def _windows(desired: Desired, observed: Snapshot, at: datetime) -> dict[str, tuple[tuple[datetime, datetime], ...]]:
@@ -107,6 +111,34 @@ def _windows(desired: Desired, observed: Snapshot, at: datetime) -> dict[str, tu
                 joined.append((opens, closes))
         out[wave] = tuple((instant(opens), instant(closes)) for opens, closes in joined)
     return out
+
+
+def _moves(trace: Trace, windows: Mapping[str, Sequence[tuple[datetime, datetime]]]) -> tuple[Moves, ...]:
+    """How many devices of each wave begin which release in which window. Each is counted once in a window, whatever is repeated."""
+    from reconciler.server.foreseen import CONFIGURATION, NEAR, Moves
+    from reconciler.simulate.trace import Kind
+
+    Place = tuple[str, str, tuple[datetime, datetime] | None]
+    began: dict[Place, dict[str, datetime]] = {}
+    arrived: dict[tuple[str, str], dict[str, datetime]] = {}
+    for event in trace.events:
+        if event.wave is None or event.device is None:
+            continue
+        if event.kind is Kind.TOLD and event.at < trace.started_at + NEAR:
+            spans = windows.get(event.wave, ())
+            number = bisect.bisect_right(spans, event.at, key=lambda span: span[0]) - 1
+            window = spans[number] if number >= 0 and event.at < spans[number][1] else None
+            there = began.setdefault((event.wave, event.key or CONFIGURATION, window), {})
+            there.setdefault(event.device, event.at)
+        elif event.kind is Kind.ARRIVED and event.key is not None:
+            arrived.setdefault((event.wave, event.key), {})[event.device] = event.at
+    out = []
+    for (wave, release, window), devices in began.items():
+        seen = arrived.get((wave, release), {})
+        ends = [seen[device] for device in devices if device in seen]
+        last = max(ends or devices.values())
+        out.append(Moves(wave, release, window, len(devices), len(ends), min(devices.values()), last))
+    return tuple(sorted(out, key=lambda one: (one.first_at, one.wave, one.release)))
 
 
 def _course(trace: Trace) -> Course:

@@ -26,6 +26,7 @@ from reconciler.server import facts
 from reconciler.server.access import Caller, Callers
 from reconciler.server.answers import Refusal, refusal_of
 from reconciler.server.documents import Responses, answers
+from reconciler.server.foreseen import Forecasts
 from reconciler.server.options import Options
 from reconciler.server.paging import Cursor, Limit, cursor_of, name_behind, number_behind, tagged
 from reconciler.server.releases import Releases
@@ -41,9 +42,9 @@ Last = Annotated[str | None, Header(alias="last-event-id", max_length=40)]
 After = Annotated[int | None, Query(ge=0, le=1 << 62, description="As `Last-Event-ID`")]
 
 
-def serve_api(app: FastAPI, options: Options, callers: Callers) -> Stream:
+def serve_api(app: FastAPI, options: Options, callers: Callers, forecasts: Forecasts) -> Stream:
     """Add all of them; returns the stream of events that one of them hands out."""
-    stream = Stream(options)
+    stream = Stream(options, forecasts)
     _serve_waves(app, options, callers)
     _serve_devices(app, options, callers)
     _serve_sites(app, options, callers)

@@ -42,6 +42,7 @@ from reconciler.server.documents import (
 from reconciler.server.errors import answer_errors
 from reconciler.server.exchange import exchange
 from reconciler.server.flags import FlagDesk, serve_flag_forms, serve_flags
+from reconciler.server.foreseen import Forecasts
 from reconciler.server.limits import read_body
 from reconciler.server.login import serve_login
 from reconciler.server.metrics import CONTENT_TYPE, Metrics
@@ -97,11 +98,12 @@ def make_routes(
     _serve_anybody(app, options, callers)
     serve_assets(app, callers, shell)
     serve_login(app, options, callers, shell, audit)
-    serve_pages(app, options, callers, shell)
+    forecasts = Forecasts(options.foresee)
+    serve_pages(app, options, callers, shell, forecasts)
     serve_flags(app, options, callers, desk)
     serve_flag_forms(app, callers, desk)
     serve_audit(app, options, callers)
-    stream = serve_api(app, options, callers)
+    stream = serve_api(app, options, callers, forecasts)
     metrics.listening(lambda: stream.clients)
     serve_description(app, options, callers)
     check_routes(app)

@@ -2,7 +2,8 @@
 
 A forecast is made by whatever `Options.foresee` is; this decides only when it is made anew: when the board has moved on and the
 last one is not fresh any more, or another commit is in force. One is made at a time, in a thread of its own, so that neither the
-loop nor a page waits for it for long. Called by the page of the rollout.
+loop nor a page waits for it for long. Whoever shows one is told when another is there. Called by the front page, the page of the
+rollout, and the stream of what happens.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from reconciler.controller.board import Board
 from reconciler.ports import PortError
@@ -52,6 +54,27 @@ class Course:
     places: tuple[Ahead, ...]
 
 
+CONFIGURATION = "configuration"
+"""The release of `Moves` that are of a site's configuration."""
+NEAR = timedelta(hours=36)
+"""How far ahead `Moves` are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Devices of one wave that begin a release in one window (None: outside of any), and how many of these arrive."""
+
+    wave: str
+    release: str
+    window: tuple[datetime, datetime] | None
+    begin: int
+    arrive: int
+    first_at: datetime
+    """When the first begins."""
+    last_at: datetime
+    """When the last has arrived; where none does, when the last begins."""
+
+
 @dataclass(frozen=True, slots=True)
 class Foreseen:
     """What is to come from `at` on, of a commit. `likely`: devices that are silent stay so; `earliest`: they answer at once. One
@@ -65,6 +88,8 @@ class Foreseen:
     earliest: Course
     windows: Mapping[str, tuple[tuple[datetime, datetime], ...]] = field(default_factory=dict)
     """Wave → when the window of any of its sites is open in the coming days."""
+    moves: tuple[Moves, ...] = ()
+    """What begins within `NEAR`, by instant, as it is likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +132,28 @@ class Forecasts:
         self._trouble: str | None = None
         self._making = False
         self._waiting = 0
+        self._number = 0
+        self._callbacks: dict[int, Callable[[], object]] = {}
+        self._next = 0
+
+    @property
+    def number(self) -> int:
+        """Rises whenever an attempt has ended, well or not."""
+        return self._number
+
+    def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call `callback`, from the thread that made it, whenever an attempt has ended; returns what ends that. It must return at
+        once."""
+        with self._changed:
+            self._next += 1
+            number = self._next
+            self._callbacks[number] = callback
+
+        def end() -> None:
+            with self._changed, suppress(KeyError):
+                del self._callbacks[number]
+
+        return end
 
     def outlook(self, board: Board, wait_s: float = 0.0) -> Outlook:
         """The newest forecast; where it is too old, another is begun. `wait_s` is how long to wait for that, where there is none
@@ -154,4 +201,8 @@ class Forecasts:
             self._fresh_s = min(max(20 * (self._tried_at - began), least), most)
             if made is not None:
                 self._foreseen = made
+            self._number += 1
             self._changed.notify_all()
+            waiting = list(self._callbacks.values())
+        for callback in waiting:
+            callback()

@@ -1,4 +1,4 @@
-"""Server-sent events: what happened, and that there is a new board, to everybody who looks on. One rendering for all.
+"""Server-sent events: what happened, and that there is a new board or forecast, to everybody who looks on. One rendering for all.
 
 While somebody listens, one task waits for the loop's word (and looks into the store each second, since people write there too),
 renders what is new once, and hands the same bytes to every client. A client that does not take them is let go: it comes again with
@@ -21,6 +21,7 @@ from reconciler.model.events import Event
 from reconciler.model.scalars import format_instant
 from reconciler.ports import PortError
 from reconciler.server.answers import Refusal
+from reconciler.server.foreseen import Forecasts
 from reconciler.server.options import Options
 
 LOOK_S = 1.0
@@ -64,13 +65,14 @@ class _Client:
 class Stream:
     """The stream of one service."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, options: Options, forecasts: Forecasts | None = None) -> None:
+        self._options, self._forecasts = options, forecasts or Forecasts(None)
         self._clients: set[_Client] = set()
         self._pump: asyncio.Task[None] | None = None
         self._news: asyncio.Event | None = None
         self._cursor = 0
         self._generation = -1
+        self._forecast = 0
 
     @property
     def clients(self) -> int:
@@ -103,6 +105,7 @@ class Stream:
         if self._pump is None or self._pump.done():
             self._news = asyncio.Event()
             self._generation = self._options.boards.generation if self._options.boards is not None else -1
+            self._forecast = self._forecasts.number
             self._pump = asyncio.create_task(self._feed(self._news))
 
     async def _missed(self, after: int | None) -> bytes:
@@ -111,6 +114,8 @@ class Stream:
         board = self._options.boards.latest() if self._options.boards is not None else None
         if board is not None:
             pieces.append(board_piece(board))
+        if self._forecasts.number:
+            pieces.append(forecast_piece(self._forecasts.number))
         until = self._cursor
         if after is not None and after < until:
             found = await run_in_threadpool(
@@ -146,7 +151,9 @@ class Stream:
     async def _feed(self, news: asyncio.Event) -> None:
         """As long as anybody listens: wait, render what is new, hand it out."""
         boards, loop = self._options.boards, asyncio.get_running_loop()
-        end = boards.subscribe(lambda: _from_thread(loop, news)) if boards is not None else None
+        ends = [self._forecasts.subscribe(lambda: _from_thread(loop, news))]
+        if boards is not None:
+            ends.append(boards.subscribe(lambda: _from_thread(loop, news)))
         beat = loop.time()
         try:
             while self._clients:
@@ -163,7 +170,7 @@ class Stream:
                     for client in [client for client in self._clients if not client.give(piece)]:
                         self._clients.discard(client)
         finally:
-            if end is not None:
+            for end in ends:
                 end()
             for client in list(self._clients):
                 client.end()
@@ -187,6 +194,9 @@ class Stream:
         if board is not None and board.generation != self._generation:
             self._generation = board.generation
             pieces.append(board_piece(board))
+        if (number := self._forecasts.number) != self._forecast:
+            self._forecast = number
+            pieces.append(forecast_piece(number))
         return b"".join(pieces)
 
 
@@ -216,3 +226,8 @@ def board_piece(board: Board) -> bytes:
         "states": counts,
     }
     return f"event: board\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def forecast_piece(number: int) -> bytes:
+    """That another forecast is there, or could not be made: pages show it."""
+    return f'event: forecast\ndata: {{"number":{number}}}\n\n'.encode()

@@ -69,3 +69,16 @@ def test_a_child_that_fails_is_no_forecast(monkeypatch: pytest.MonkeyPatch) -> N
         foreseer(exporting(strange), lambda: made.now, many=1)(board)  # type: ignore[arg-type]
     with pytest.raises(TransientError, match="nothing was planned"):
         foreseer(exporting(devices), lambda: made.now)(replace(board, rows=None))  # type: ignore[arg-type]
+
+
+def test_what_begins_is_counted_by_wave_and_window() -> None:
+    made, devices = stage()
+    seen = foreseer(exporting(devices), lambda: made.now)(made.tick(*devices))  # type: ignore[arg-type]
+    night = seen.windows["lab"][0]
+    lab, canary = seen.moves[0], [one for one in seen.moves if one.wave == "canary"]
+    assert (lab.wave, lab.release, lab.window, lab.begin, lab.arrive) == ("lab", "v1.4.2", night, 2, 2)
+    assert lab.first_at == night[0] and night[0] < lab.last_at < night[1]
+    # A site's devices go one by one: the canary's second has to wait for the night after.
+    assert [(one.window, one.begin) for one in canary] == [(night, 1), (seen.windows["canary"][1], 1)]
+    place = next(one for one in seen.likely.places if (one.wave, one.release) == ("lab", "v1.4.2"))
+    assert (lab.first_at, lab.last_at) == (place.starts_at, place.arrived_at)

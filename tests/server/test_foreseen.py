@@ -151,3 +151,19 @@ def test_one_that_took_long_is_kept_longer() -> None:
             maker.at += wait
             settle(kept, moved)
             assert len(maker.made) == made
+
+
+def test_whoever_asked_is_told_when_an_attempt_has_ended() -> None:
+    maker, now = Maker(), board()
+    kept = forecasts(maker)
+    told: list[int] = []
+    end = kept.subscribe(lambda: told.append(kept.number))
+    assert kept.number == 0
+    settle(kept, now)
+    maker.error, maker.at = RuntimeError("x"), maker.at + 2000
+    settle(kept, now)
+    assert told == [1, 2], "one that failed is told too: the page says so"
+    end()
+    maker.at += 2000
+    settle(kept, now)
+    assert told == [1, 2] and kept.number == 3

@@ -91,6 +91,7 @@ def test_a_page_follows_what_happens_from_its_own_board(full: Reader) -> None:
     assert body.attributes == {
         "data-now": "2026-01-15T01:30:00Z",
         "data-generation": str(board.generation),
+        "data-forecast": "0",
         "data-live": "/events/stream",
     }
     # All kinds of news are listened for, or a page would miss some.

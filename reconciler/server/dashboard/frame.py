@@ -20,6 +20,7 @@ from reconciler.ports import PortError
 from reconciler.server.access import ROUTES, Caller
 from reconciler.server.answers import Refusal, refusal_of
 from reconciler.server.dashboard.shell import Shell
+from reconciler.server.foreseen import Forecasts
 from reconciler.server.options import Options
 
 T = TypeVar("T")
@@ -39,13 +40,14 @@ NAVIGATION: tuple[tuple[str, str], ...] = (
 @dataclass(frozen=True, slots=True)
 class Frame:
     """What stands around a page: where it is, the instant it is made at, the board it is made from (None: there is none yet),
-    whether it follows what happens, and what was typed into the search."""
+    whether it follows what happens, what was typed into the search, and the number of the newest forecast."""
 
     path: str
     now: datetime
     board: Board | None
     live: bool = True
     q: str = ""
+    forecast: int = 0
 
     @property
     def navigation(self) -> tuple[tuple[str, str, str], ...]:
@@ -64,8 +66,8 @@ class Frame:
 class Pages:
     """Makes pages for one service."""
 
-    def __init__(self, options: Options, shell: Shell) -> None:
-        self.options, self._shell = options, shell
+    def __init__(self, options: Options, shell: Shell, forecasts: Forecasts) -> None:
+        self.options, self.forecasts, self._shell = options, forecasts, shell
 
     async def page(
         self,
@@ -84,7 +86,7 @@ class Pages:
         The template gets `frame` and `caller` (with `caller.csrf`) besides.
         """
         board = None if self.options.boards is None else self.options.boards.latest()
-        frame = Frame(request.url.path, self.options.now(), board, live, q)
+        frame = Frame(request.url.path, self.options.now(), board, live, q, self.forecasts.number)
 
         def render() -> Response:
             if board is None or (board.rows is None and not unplanned):

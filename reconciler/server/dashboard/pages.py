@@ -17,12 +17,13 @@ from reconciler.server.dashboard.pages_releases import serve_releases
 from reconciler.server.dashboard.pages_rollout import serve_rollout
 from reconciler.server.dashboard.pages_sites import serve_sites
 from reconciler.server.dashboard.shell import Shell
+from reconciler.server.foreseen import Forecasts
 from reconciler.server.options import Options
 
 
-def serve_pages(app: FastAPI, options: Options, callers: Callers, shell: Shell) -> None:
-    """Add all of them."""
-    pages = Pages(options, shell)
+def serve_pages(app: FastAPI, options: Options, callers: Callers, shell: Shell, forecasts: Forecasts) -> None:
+    """Add all of them. `forecasts` are shared by those that show what is to come."""
+    pages = Pages(options, shell, forecasts)
     serve_now(app, callers, pages)
     serve_devices(app, callers, pages)
     serve_flagged(app, callers, pages)

@@ -34,7 +34,7 @@ def serve_now(app: FastAPI, callers: Callers, pages: Pages) -> None:
         given = known(options.access.acknowledgements) if flags else ()
         acknowledged = None if given is None else len(acknowledged_of(flags, given))
         return {
-            "now": see(board, options.now(), acknowledged),
+            "now": see(board, options.now(), acknowledged, pages.forecasts.outlook(board)),
             "wrong": troubled(board.conditions),
             "events": known(lambda: options.store.events(limit=_EVENTS, newest_first=True)),
         }

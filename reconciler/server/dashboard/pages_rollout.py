@@ -27,14 +27,13 @@ Past = Annotated[Literal["auto", "1", "7", "30", "90"], Query()]
 
 def serve_rollout(app: FastAPI, callers: Callers, pages: Pages) -> None:
     """Add `GET /rollout`."""
-    forecasts = Forecasts(pages.options.foresee)
     by_page = Depends(callers.page)
 
     @app.get("/rollout", include_in_schema=False)
     async def get_rollout(request: Request, past: Past = "auto", caller: Caller = by_page) -> Response:
         days = None if past == "auto" else int(past)
         return await pages.page(
-            request, caller, "rollout.html", lambda board: rollout_values(board, pages.options, forecasts, days)
+            request, caller, "rollout.html", lambda board: rollout_values(board, pages.options, pages.forecasts, days)
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from urllib.parse import urlencode
 
 from reconciler.controller.board import Board, DeviceState
@@ -15,10 +15,10 @@ from reconciler.controller.conditions import troubled
 from reconciler.controller.words import REASONS
 from reconciler.model.plan import Hold, Reason, WaveState, WaveStatus
 from reconciler.server.dashboard.marks import count
+from reconciler.server.dashboard.view_tonight import Due, Tonight, listed, subject, tonight_of
+from reconciler.server.foreseen import Outlook
 
 MOST_HOLDS = 20
-MOST_DUE = 10
-TONIGHT = timedelta(hours=24)
 
 _MOVING = (WaveState.ROLLING, WaveState.ROLLING_BACK)
 _QUIET = (WaveState.COMPLETE, WaveState.IDLE)
@@ -105,15 +105,6 @@ class HoldLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
-    """Something that happens at an instant if nothing else comes between."""
-
-    at: datetime
-    text: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Now:
     """The front page."""
 
@@ -121,25 +112,19 @@ class Now:
     waves: tuple[WaveLine, ...]
     holds: tuple[HoldLine, ...]
     more_holds: int
-    tonight: tuple[Due, ...]
-    more_tonight: int
-    later: Due | None
+    tonight: Tonight
 
 
-def see(board: Board, now: datetime, acknowledged: int | None) -> Now:
+def see(board: Board, now: datetime, acknowledged: int | None, outlook: Outlook) -> Now:
     """Make it. `acknowledged` is how many of the board's flags a person has acknowledged; None: the store does not say now."""
     waves = tuple(line for wave in board.waves for line in wave_lines(wave))
     holds = hold_lines(board)
-    due = coming(board, waves, now)
-    tonight = [one for one in due if one.at - now <= TONIGHT]
     return Now(
         lead=(*_for_a_person(board, holds, acknowledged), *_moving(board, waves, holds)),
         waves=waves,
         holds=tuple(holds[:MOST_HOLDS]),
         more_holds=max(0, len(holds) - MOST_HOLDS),
-        tonight=tuple(tonight[:MOST_DUE]),
-        more_tonight=max(0, len(tonight) - MOST_DUE),
-        later=next((one for one in due if one.at - now > TONIGHT), None),
+        tonight=tonight_of(board, list(_soaks(waves, now)), outlook, now),
     )
 
 
@@ -189,13 +174,6 @@ def _hold(hold: Hold, number: int) -> HoldLine:
     )
 
 
-def subject(hold: Hold) -> str:
-    """What a hold is about: `v1.4.2`, `video-ingest 2.8.0`, or `configuration`."""
-    if hold.app is not None:
-        return f"{hold.app} {hold.release or ''}".strip()
-    return hold.image or "configuration"
-
-
 # ---------------------------------------------------------------- the first sentences
 
 
@@ -210,7 +188,7 @@ def _for_a_person(board: Board, holds: Sequence[HoldLine], acknowledged: int | N
     stopped = [line for line in holds if line.reason is Reason.GATE_FAILED]
     for release in dict.fromkeys(line.subject for line in stopped):
         failed = [wave.name for wave in board.waves if failed_on(wave, release.replace(" ", "@"))]
-        where = f": {_listed('wave', failed)} failed on it" if failed else ""
+        where = f": {listed('wave', failed)} failed on it" if failed else ""
         yield Sentence("bad", "◆", f"{release} is stopped in every wave{where}.", "/flagged")
     flags = len(board.flagged)
     if flags:
@@ -283,39 +261,8 @@ def _rolling(line: WaveLine, holds: Sequence[HoldLine]) -> Sentence:
     return Sentence("wait", "■", f"{text}, and {kept}.", f"/waves/{line.wave}")
 
 
-def _listed(what: str, names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{what}{'s' if len(names) > 1 else ''} {shown}"
-
-
-# ---------------------------------------------------------------- what comes
-
-
-def coming(board: Board, waves: Sequence[WaveLine], now: datetime) -> list[Due]:
-    """What is due, by instant: ends of soaks, windows that open, freezes that end, gates that may open."""
-    found: list[Due] = []
+def _soaks(waves: Sequence[WaveLine], now: datetime) -> Iterator[Due]:
     for line in waves:
         if line.soak_ends_at is not None and line.soak_ends_at > now:
             text = f"the soak of wave {line.wave} on {line.subject} ends"
-            found.append(Due(line.soak_ends_at, text, "if it stays healthy, the wave after it may follow"))
-    windows: dict[datetime, list[tuple[Hold, int]]] = {}
-    others: dict[tuple[datetime, Reason, str], int] = {}
-    for one in board.holds:
-        hold = one.hold
-        if hold.until is None or hold.until <= now or hold.reason is Reason.SOAKING:
-            continue
-        if hold.reason in (Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW):
-            windows.setdefault(hold.until, []).append((hold, one.count))
-        else:
-            key = (hold.until, hold.reason, f"{'wave ' + hold.wave if hold.wave else 'the fleet'}: {subject(hold)}")
-            others[key] = others.get(key, 0) + one.count
-    for at, those in windows.items():
-        number = sum(many for _, many in those)
-        names = list(dict.fromkeys(hold.wave for hold, _ in those if hold.wave))
-        what = ", ".join(list(dict.fromkeys(subject(hold) for hold, _ in those))[:3])
-        text = f"a maintenance window opens for {count(number, 'device')}"
-        found.append(Due(at, text, f"{_listed('wave', names)} may begin {what}" if names else f"{what} may begin"))
-    for (at, reason, about), number in others.items():
-        said = f"{about} ({count(number, 'device')})" if number else about
-        found.append(Due(at, f"this may change: {REASONS[reason.value]}", said))
-    return sorted(found, key=lambda one: (one.at, one.text))
+            yield Due(line.soak_ends_at, text, "if it stays healthy, the wave after it may follow")

@@ -58,6 +58,7 @@
     if (fresh === null || !page.body.dataset.now) return false;
     ahead = skew(page.body.dataset.now);
     body.dataset.generation = page.body.dataset.generation ?? "";
+    body.dataset.forecast = page.body.dataset.forecast ?? "";
     const x = window.scrollX;
     const y = window.scrollY;
     for (const [place, whole] of [["main", fresh], ["reading", page.getElementById("reading")]]) {
@@ -128,7 +129,7 @@
   }
 
   const KINDS = [
-    "board", "reset", "commit-accepted", "commit-refused", "wave-opened", "wave-soaking", "wave-soaked", "wave-complete",
+    "board", "forecast", "reset", "commit-accepted", "commit-refused", "wave-opened", "wave-soaking", "wave-soaked", "wave-complete",
     "gate-failed", "revert-proposed", "device-flagged", "device-recovered", "condition-changed", "key-expiring",
     "assignment-expiring", "flag-acknowledged",
   ];
@@ -147,8 +148,9 @@
     });
     for (const kind of KINDS) {
       source.addEventListener(kind, (event) => {
-        // The first word is of the board that this page was most likely made from.
-        const known = kind === "board" && String(JSON.parse(event.data).generation) === body.dataset.generation;
+        // The first words are of the board and the forecast that this page was most likely made from.
+        const known = (kind === "board" && String(JSON.parse(event.data).generation) === body.dataset.generation)
+          || (kind === "forecast" && String(JSON.parse(event.data).number) === body.dataset.forecast);
         if (!known) want();
       });
     }
