@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from typing import cast
+import socket
+import time
+from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -22,22 +24,60 @@ TAKE_S = 60.0
 MOST = 4096
 """Connections at once, and never more than half of the descriptors that the process may open."""
 
+_LOOK_S = 0.05
+"""How often it is looked which connections have ended, while there are too many: looking costs as much as there are."""
+
+
+class Listener(socket.socket):
+    """The socket that is listened on. A connection beyond the most is closed as it comes: under TLS it is a descriptor long
+    before it has shaken hands, and no protocol knows of it yet."""
+
+    most = MOST
+
+    def __init__(self, *of: Any) -> None:
+        super().__init__(*of)
+        self._accepted: list[socket.socket] = []
+        self._looked_at = 0.0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection. ConnectionAbortedError, which an event loop takes for none: there are too many."""
+        connection, address = super().accept()
+        if self._full():
+            connection.close()
+            raise ConnectionAbortedError
+        self._accepted.append(connection)
+        return connection, address
+
+    def _full(self) -> bool:
+        most = min(self.most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        now = time.monotonic()
+        if len(self._accepted) >= most and now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            self._accepted = [one for one in self._accepted if one.fileno() != -1]
+        return len(self._accepted) >= most
+
+
+class BoundedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose TLS connections have shaken hands within the time that a head may take."""
+
+    async def create_server(self, *of: Any, **more: Any) -> asyncio.Server:
+        """As the loop's own."""
+        if more.get("ssl") is not None:
+            more.setdefault("ssl_handshake_timeout", BoundedProtocol.head_s)
+        return await super().create_server(*of, **more)
+
 
 class BoundedProtocol(H11Protocol):
-    """One connection, which brings the whole head of a request in time. A new one beyond the most is closed."""
+    """One connection, which brings the whole head of a request in time."""
 
     head_s = HEAD_S
     take_s = TAKE_S
-    most = MOST
     _waiting: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Somebody connected."""
         super().connection_made(cast(asyncio.Transport, transport))
-        if len(self.connections) > min(self.most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2):
-            self.transport.close()
-            return
         self._watch()
 
     def data_received(self, data: bytes) -> None:

@@ -6,6 +6,7 @@ error with a remedy and not a line in a log.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import stat
@@ -18,7 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from reconciler.ports import TerminalError
-from reconciler.server.connections import BoundedProtocol
+from reconciler.server.connections import BoundedLoop, BoundedProtocol, Listener
 
 _START_S = 10.0
 _STOP_S = 15.0
@@ -117,7 +118,7 @@ class HttpServer:
         """Bind, and return once requests are served. TerminalError: the address cannot be bound, or starting failed."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         # The protocol is named: asyncio sets TCP_NODELAY only then, and without it every answer waits 40 ms for an ACK.
-        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        bound = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind((self._host, self._port))
@@ -147,7 +148,8 @@ class HttpServer:
 
     def _run(self, bound: socket.socket) -> None:
         try:
-            self._server.run(sockets=[bound])
+            with asyncio.Runner(loop_factory=BoundedLoop) as runner:
+                runner.run(self._server.serve(sockets=[bound]))
         except BaseException as error:  # noqa: BLE001  kept for whoever waits in `start`
             self._failure = error
         finally:

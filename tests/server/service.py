@@ -20,7 +20,7 @@ from reconciler.protocol.bundle import Root
 from reconciler.protocol.report import Check, Report
 from reconciler.server.app import create_app
 from reconciler.server.options import Options
-from reconciler.server.run import HttpServer
+from reconciler.server.run import HttpServer, Tls
 from reconciler.server.tokens import hash_token, make_token
 
 NOW = datetime(2026, 1, 15, 1, 30, tzinfo=UTC)
@@ -45,12 +45,12 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, **options: Any) -> Iterator[Service]:
-    """Start a service over a new store in `folder`."""
+def running(folder: Path, serving: Tls | None = None, **options: Any) -> Iterator[Service]:
+    """Start a service over a new store in `folder`; `serving`: the certificate that it shows, which the client does not know."""
     store = open_store(folder / "store.db")
     given = replace(Options(store=store, now=lambda: NOW, access=store.access, wall=lambda: NOW), **options)
     with (
-        HttpServer(create_app(given), "127.0.0.1", 0) as server,
+        HttpServer(create_app(given), "127.0.0.1", 0, serving) as server,
         httpx.Client(base_url=server.address, timeout=20, trust_env=False) as client,
     ):
         yield Service(store, server, client)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.server.connections import BoundedProtocol
+from reconciler.server.connections import BoundedProtocol, Listener
+from reconciler.server.run import Tls
 from tests.server.service import report, running
+from tests.support.webhooks import make_certificate
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +71,7 @@ def test_a_kept_connection_outlives_the_wait_for_a_head(tmp_path: Path, monkeypa
 def test_beyond_the_most_a_new_connection_is_closed_and_the_others_are_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BoundedProtocol, "most", 5)
+    monkeypatch.setattr(Listener, "most", 5)
     with running(tmp_path) as service:
         headers = service.enrol("SITE-2847-1")
         assert service.send(report(), headers).status_code == 200
@@ -80,6 +82,28 @@ def test_beyond_the_most_a_new_connection_is_closed_and_the_others_are_served(
         for peer in idle:
             with suppress(OSError):
                 peer.close()
+
+
+def test_under_tls_who_shakes_no_hand_is_counted_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Listener, "most", 5)
+    with running(tmp_path, serving=Tls(*make_certificate(tmp_path))) as service:
+        idle = [socket.create_connection(("127.0.0.1", service.server.port)) for _ in range(20)]
+        assert sum(_ended(peer, b"", 0.2) for peer in idle) == 15
+        for peer in idle:
+            with suppress(OSError):
+                peer.close()
+        # Their places are free again.
+        with socket.create_connection(("127.0.0.1", service.server.port)) as peer:
+            peer.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                peer.recv(1)
+    (tmp_path / "again").mkdir()
+    monkeypatch.setattr(BoundedProtocol, "head_s", 0.3)
+    with (
+        running(tmp_path / "again", serving=Tls(*make_certificate(tmp_path))) as service,
+        socket.create_connection(("127.0.0.1", service.server.port)) as peer,
+    ):
+        assert _ended(peer, b"")
 
 
 def test_requests_that_are_none_leave_no_line_in_the_log(
