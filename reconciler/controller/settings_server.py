@@ -9,6 +9,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,7 +54,8 @@ class ServerSettings(Part):
     bind: str = Field(default="127.0.0.1:8470", description="Address and port; loopback only unless `tls` is set")
     tls: TlsSettings | None = Field(default=None, description="Certificate; without it nothing but loopback is bound")
     public_url: Annotated[str, Field(pattern=URL)] | None = Field(
-        default=None, description="Address under which devices reach it; http(s)://BIND unless said"
+        default=None,
+        description="Address under which devices and browsers reach it, https, or http on loopback; http(s)://BIND unless said",
     )
     operators: Path | None = Field(
         default=None,
@@ -88,6 +90,16 @@ class ServerSettings(Part):
         """Whether this machine alone reaches it, so that a Prometheus beside it needs no token: without TLS it is bound to
         loopback, and a public address would mean that a proxy stands there for others."""
         return self.tls is None and self.public_url is None
+
+    @field_validator("public_url")
+    @classmethod
+    def _read_by_nobody(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise ValueError(
+                f"{value} is http, so tokens and sessions would be readable on their way; write https://, with `tls` or a proxy"
+            )
+        return value
 
     @field_validator("bind")
     @classmethod

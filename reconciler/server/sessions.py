@@ -64,8 +64,9 @@ def check_origin(request: Request, options: Options) -> None:
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
     own = {f"{'https' if options.tls else 'http'}://{request.headers.get('host', '')}"}
     if options.public_url is not None:
-        parts = urlsplit(options.public_url)
-        own.add(f"{parts.scheme}://{parts.netloc}")
+        # As a browser writes it: in small letters, and without the port that goes without saying.
+        parts = urlsplit(options.public_url.lower())
+        own.add(f"{parts.scheme}://{parts.netloc.removesuffix(':443' if parts.scheme == 'https' else ':80')}")
     if (origin is None and site in ("none", "same-origin")) or origin in own:
         return
     remedy = (

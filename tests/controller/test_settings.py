@@ -168,6 +168,24 @@ def test_metrics_are_open_only_where_nobody_else_reaches_them(tmp_path: Path, se
 @pytest.mark.parametrize(
     ("url", "fine"),
     [
+        ("https://fleet.example", True),
+        ("http://127.0.0.1:8470", True),
+        ("http://[::1]:8470/", True),
+        ("http://fleet.example", False),
+        ("http://10.0.0.1:8470", False),
+    ],
+)
+def test_the_service_is_not_reached_in_clear_text(tmp_path: Path, url: str, fine: bool) -> None:
+    text = f"{GOOD}server: {{publicUrl: '{url}'}}\n"
+    if fine:
+        load(tmp_path, text)
+    else:
+        assert "`server.publicUrl`" in refused(tmp_path, text)[0] and "https://" in refused(tmp_path, text)[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "fine"),
+    [
         ("https://registry.example", True),
         ("http://127.0.0.1:5000", True),
         ("http://[::1]:5000", True),

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from reconciler import __version__
 from reconciler.model.access import AuditEntry, Scope
 from reconciler.ports import TransientError
 from reconciler.server.options import SessionTimes
@@ -215,6 +216,21 @@ def test_behind_a_proxy_the_address_that_browsers_know_is_ours(tmp_path: Path) -
         assert behind.post("/login", data={"token": token}, headers=sent).status_code == 303
         wrong = behind.post("/login", data={"token": token}, headers=sent | {"Origin": "https://other.example"})
         assert wrong.status_code == 403 and "publicUrl" in wrong.text
+
+
+@pytest.mark.parametrize("said", ["https://Reconciler.Example", f"{HTTPS}:443/", f"{HTTPS}/edge/"])
+def test_however_that_address_is_written(tmp_path: Path, said: str) -> None:
+    with inside(tmp_path, public_url=said) as world:
+        sent = {"Host": "127.0.0.1:8470", "Origin": HTTPS}
+        assert world.browser(HTTPS).post("/login", data={"token": world.token()}, headers=sent).status_code == 303
+
+
+def test_strangers_are_not_told_the_version(tmp_path: Path) -> None:
+    with inside(tmp_path) as world:
+        for path in ("/login", "/nowhere", "/healthz", "/readyz"):
+            answer = world.browser().get(path, headers=PAGE)
+            assert __version__ not in answer.text and __version__ not in str(answer.headers)
+        assert f"reconciler {__version__}" in world.log_in(world.token()).get("/account", headers=PAGE).text
 
 
 @pytest.mark.parametrize(
