@@ -69,6 +69,7 @@ def _serve(program: Program, log: Any) -> HttpServer:
     from reconciler.cli.foresee import foreseer
     from reconciler.controller import settings as s
     from reconciler.controller.gatekeeper import ReleaseKeys
+    from reconciler.review.asked import askers
     from reconciler.server.app import create_app
     from reconciler.server.options import Limits, Options, SessionTimes
     from reconciler.server.pull_tokens import PullTokens
@@ -115,6 +116,7 @@ def _serve(program: Program, log: Any) -> HttpServer:
         signed_by=keys.signed_by,
         commit=program.git.commit,
         changed=program.git.changed,
+        asked=askers(program.git),
         foresee=foreseer(program.store.export, program.clock.now),
         pulse=program.pulse,
         notified=program.notifier.counts,

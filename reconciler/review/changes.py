@@ -1,23 +1,23 @@
 """What a merge changes in the desired state: every field with its old and its new value, and where it stands. Pure.
 
 Compares documents as they were written (`model_dump`), so that a field added to a model is compared without a word here. What a
-change means for devices is `review.moves`' to say. Called by `review.make`. Source: design §3.
+change means for devices is `review.moves`' to say. Called by `review.make` and `review.asked`. Source: design §3.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from reconciler.repo.load import LoadResult
+from reconciler.repo.load import Entry, LoadResult
 from reconciler.repo.parse import Parsed
 from reconciler.repo.reader import Where, locate, nearest
-from reconciler.review.sides import Side, Sides
+from reconciler.review.sides import Sides
 
 MOST_LOCATED = 2_000
 """Documents whose lines are looked up; of a change to more of them, the rest is told with the file alone."""
@@ -54,15 +54,54 @@ class Change:
             "line": self.line,
         }
 
+    @property
+    def subject_field(self) -> str:
+        """What is changed, for people: `wave canary: image`, or `site SITE-2855 added`."""
+        kind = self.kind.lower()
+        who = kind if self.subject in (kind, "fleet", "waves") else f"{kind} {self.subject}"
+        return f"{who}: {self.field}" if self.field else f"{who} {self.what}"
+
+    @property
+    def sentence(self) -> str:
+        """The same with its values: `wave canary: image v1.4.1 → v1.4.2`."""
+        if not self.field:
+            return self.subject_field
+        if self.kind == "Recipe":
+            return f"{self.subject_field} changed"
+        of_lists = [
+            text for text in (self.before, self.after) if text is not None and text.startswith(("less ", "more "))
+        ]
+        if of_lists:
+            return f"{self.subject_field} {', '.join(of_lists)}"
+        return f"{self.subject_field} {self.before or 'none'} → {self.after or 'none'}"
+
+
+class Half(Protocol):
+    """What is compared of a side. Documents that are the same on both sides may be left out of both."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def result(self) -> LoadResult: ...
+    @property
+    def files(self) -> Mapping[str, Entry]: ...
+    @property
+    def read(self) -> Callable[[str], bytes]: ...
+
 
 def changes_of(sides: Sides) -> tuple[Change, ...]:
     """Every change, the rollout first, then the fleet, releases, recipes and sites."""
-    return tuple(_Comparison(sides).changes())
+    return changes_between(sides.base, sides.head, sides.below)
+
+
+def changes_between(base: Half | None, head: Half, below: str = "") -> tuple[Change, ...]:
+    """The same of two halves; `below` is put before the paths of files."""
+    return tuple(_Comparison(base, head, below).changes())
 
 
 class _Comparison:
-    def __init__(self, sides: Sides) -> None:
-        self.sides = sides
+    def __init__(self, base: Half | None, head: Half, below: str) -> None:
+        self.base, self.head, self.below = base, head, below
         self.located = 0
         self._places = lru_cache(maxsize=64)(self._spots)
 
@@ -74,12 +113,12 @@ class _Comparison:
         yield from self._documents("App")
         yield from self._documents("Site")
 
-    def _parsed(self, side: Side | None, kind: str) -> Mapping[str, Parsed]:
+    def _parsed(self, side: Half | None, kind: str) -> Mapping[str, Parsed]:
         return {} if side is None else _by_name(side.result, kind)
 
     def _documents(self, kind: str) -> Iterator[Change]:
         """Documents of a kind, by name: a file that moved and says the same is no change."""
-        before, after = self._parsed(self.sides.base, kind), self._parsed(self.sides.head, kind)
+        before, after = self._parsed(self.base, kind), self._parsed(self.head, kind)
         single = kind in ("Fleet", "Waves")
         for name in sorted(before.keys() | after.keys()):
             old, new = before.get(name), after.get(name)
@@ -93,14 +132,17 @@ class _Comparison:
                 yield self._whole(kind, subject, "removed", old)
 
     def _whole(self, kind: str, subject: str, what: str, document: Parsed, where: Where = ()) -> Change:
-        side = self.sides.head if what == "added" else self.sides.base
+        side = self.head if what == "added" else self.base
         path, line = self._place(side, document, where)
         return Change(kind, subject, what, "", None, None, path, line)
 
     def _waves(self) -> Iterator[Change]:
         """Waves by name; `order` and the waves' own order are the rollout's."""
-        old_document = next(iter(self._parsed(self.sides.base, "Waves").values()), None)
-        new_document = next(iter(self._parsed(self.sides.head, "Waves").values()))
+        old_document = next(iter(self._parsed(self.base, "Waves").values()), None)
+        new_document = next(iter(self._parsed(self.head, "Waves").values()), None)
+        if new_document is None:
+            # Left out of both halves: it is the same.
+            return
         if old_document is None:
             for number, wave in enumerate(new_document.spec.waves):
                 yield self._whole("Wave", wave.name, "added", new_document, ("spec", "waves", number))
@@ -150,14 +192,14 @@ class _Comparison:
         values: tuple[Value, Value],
         where: Where,
     ) -> Change:
-        path, line = self._place(self.sides.head, documents[1], where)
+        path, line = self._place(self.head, documents[1], where)
         return Change(kind, subject, "changed", field, *_told(*values), path, line)
 
-    def _place(self, side: Side | None, document: Parsed, where: Where) -> tuple[str, int | None]:
-        shown = self.sides.shown(document.path)
+    def _place(self, side: Half | None, document: Parsed, where: Where) -> tuple[str, int | None]:
+        shown = f"{self.below}{document.path}"
         if side is None:
             return shown, None
-        spots = self._places(side.label, side is self.sides.head, document.path, document.blob)
+        spots = self._places(side.label, side is self.head, document.path, document.blob)
         return shown, nearest(spots, where)[0].line if spots is not None else None
 
     def _spots(self, label: str, head: bool, path: str, blob: str) -> Any:
@@ -165,15 +207,15 @@ class _Comparison:
         if self.located >= MOST_LOCATED:
             return None
         self.located += 1
-        side = self.sides.head if head else self.sides.base
+        side = self.head if head else self.base
         return locate(side.read(blob)) if side is not None else None
 
     def _recipes(self) -> Iterator[Change]:
         """Recipes of releases that are not published yet, or might be built: what is in them goes into the image."""
-        base = self.sides.base
+        base = self.base
         if base is None:
             return
-        old, new = base.files, self.sides.head.files
+        old, new = base.files, self.head.files
         differ = [
             path
             for path in sorted(old.keys() | new.keys())
@@ -185,7 +227,7 @@ class _Comparison:
         for folder, paths in folders.items():
             names = ", ".join(path.removeprefix(f"{folder}/") for path in paths[:5])
             more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-            yield Change("Recipe", folder, "changed", f"{names}{more}", None, None, self.sides.shown(paths[0]), 1)
+            yield Change("Recipe", folder, "changed", f"{names}{more}", None, None, f"{self.below}{paths[0]}", 1)
 
 
 def _blob(files: Mapping[str, Any], path: str) -> tuple[str, str] | None:

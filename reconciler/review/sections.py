@@ -13,7 +13,6 @@ from datetime import timedelta
 from reconciler.model.scalars import format_bandwidth, format_instant
 from reconciler.planner.windows import zone
 from reconciler.review.calendar import ClockChange, Local, Place, Run
-from reconciler.review.changes import Change
 from reconciler.review.make import Review
 from reconciler.review.moves import IMAGE
 from reconciler.review.summary import count, minute, names, size, span
@@ -46,7 +45,7 @@ def _changes(review: Review) -> Iterator[Section]:
     rows = [
         (
             f"{change.path}:{change.line}" if change.line else change.path,
-            _subject(change),
+            change.subject_field,
             change.before or NONE,
             change.after or NONE,
         )
@@ -63,15 +62,6 @@ def _changes(review: Review) -> Iterator[Section]:
             f"git names {count(len(review.moves.removed), 'device')} no more ({names(review.moves.removed)}): held, never wiped"
         )
     yield Section("Desired state", ("where", "what", "from", "to"), rows, notes)
-
-
-def _subject(change: Change) -> str:
-    who = (
-        change.kind.lower()
-        if change.subject in (change.kind.lower(), "fleet", "waves")
-        else f"{change.kind.lower()} {change.subject}"
-    )
-    return f"{who} {change.what}" if not change.field else f"{who}: {change.field}"
 
 
 def _moves(review: Review) -> Iterator[Section]:

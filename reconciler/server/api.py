@@ -6,7 +6,6 @@ grow with the fleet or with time are given in pages. Who may use a route stands 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -25,6 +24,7 @@ from reconciler.server import api_documents as documents
 from reconciler.server import facts
 from reconciler.server.access import Caller, Callers
 from reconciler.server.answers import Refusal, refusal_of
+from reconciler.server.commits import commit_entry, with_before
 from reconciler.server.documents import Responses, answers
 from reconciler.server.foreseen import Forecasts
 from reconciler.server.options import Options
@@ -36,7 +36,6 @@ T = TypeVar("T")
 
 _RECENT = 20
 _HEALTH = 50
-_COUNTED = 1000
 Word = Annotated[str | None, Query(max_length=192)]
 Last = Annotated[str | None, Header(alias="last-event-id", max_length=40)]
 After = Annotated[int | None, Query(ge=0, le=1 << 62, description="As `Last-Event-ID`")]
@@ -252,34 +251,15 @@ def _serve_commits(app: FastAPI, options: Options, callers: Callers) -> None:
             page = rows[:limit]
             return {
                 **facts.reading(board, "Commits"),
-                "commits": [commit_entry(options, board, row.sha, format_instant(row.at)) for row in page],
+                "commits": [
+                    commit_entry(options, board, row.sha, format_instant(row.at), before)
+                    for row, before in with_before(rows, page)
+                ],
                 "refused": facts.refused(board),
                 "next": cursor_of(page[-1].number) if len(rows) > limit else None,
             }
 
         return tagged(request, await _made(make))
-
-
-def commit_entry(options: Options, board: Board, sha: str, at: str) -> dict[str, Any]:
-    """A commit that came into force, with what git knows of it and how much happened under it."""
-    known = None
-    if options.commit is not None:
-        try:
-            known = options.commit(sha)
-        except PortError:
-            # The mirror may be damaged, or not fetched yet: what the store knows is shown all the same.
-            known = None
-    events = options.store.events(commit=sha, limit=_COUNTED)
-    return {
-        "commit": sha,
-        "at": at,
-        "inForce": sha == board.commit,
-        "author": known.author if known is not None else None,
-        "message": known.message if known is not None else None,
-        "committedAt": format_instant(known.committed_at) if known is not None else None,
-        "signer": known.signer if known is not None else None,
-        "events": dict(sorted(Counter(event.kind.value for event in events).items())),
-    }
 
 
 def _serve_events(app: FastAPI, options: Options, callers: Callers, stream: Stream) -> None:

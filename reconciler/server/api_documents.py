@@ -270,6 +270,20 @@ class PackageDiffDocument(Reading):
     same: int
 
 
+class AskedEntry(Document):
+    """One change of the desired state, as the review of its merge told it."""
+
+    text: str = Field(description="For people: `wave canary: image v1.4.1 → v1.4.2`")
+    kind: str = Field(description="Fleet, Waves, Wave, Image, App, Site or Recipe")
+    name: str
+    what: str = Field(description="`added`, `removed` or `changed`")
+    field: str | None
+    from_: str | None = Field(alias="from")
+    to: str | None
+    file: str
+    line: int | None
+
+
 class CommitEntry(Document):
     """A commit that came into force. What git knows of it is null where the mirror cannot tell now."""
 
@@ -280,6 +294,11 @@ class CommitEntry(Document):
     message: str | None
     committed_at: str | None
     signer: str | None
+    asked: list[AskedEntry] | None = Field(
+        description="What it changed in the desired state against the commit in force before it, the rollout first, the first"
+        " hundred changes; null: there was none before it, or git does not know them here"
+    )
+    asked_in_all: int | None = Field(description="How many changes there are")
     events: dict[str, int] = Field(description="Kind → how many events there are of it, of the first thousand")
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Protocol
 
 from reconciler.controller.boards import Boards
 from reconciler.controller.pulse import Pulse
@@ -71,6 +72,17 @@ def _no_config(_device: str) -> SiteConfig | None:
     return None
 
 
+class Intent(Protocol):
+    """Something that a commit changed in the desired state."""
+
+    @property
+    def sentence(self) -> str:
+        """For people: `wave canary: image v1.4.1 → v1.4.2`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """`kind`, `name`, `what`, `field`, `from`, `to`, `file`, `line`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """Everything that `create_app` needs.
@@ -86,7 +98,8 @@ class Options:
     after reports were recorded, so that the loop wakes; `boards` and `pulse` are what the loop last left for people, and what
     it says of its own work; `notified` counts attempts to notify, by target and what came of them; `images`, `signed_by`
     (release, SHA256SUMS, signature → fingerprint; TerminalError: refused) and `commit` are what a release and a commit are
-    looked up by; `changed` gives the paths that differ between two commits; `foresee` makes a forecast (None: none is shown).
+    looked up by; `changed` gives the paths that differ between two commits, `asked` what the second of them asked for (None: not
+    known); `foresee` makes a forecast (None: none is shown).
     """
 
     store: Store
@@ -112,6 +125,7 @@ class Options:
     signed_by: Callable[[str, bytes, bytes], str] | None = None
     commit: Callable[[str], Commit] | None = None
     changed: Callable[[str, str], Mapping[str, object | None]] | None = None
+    asked: Callable[[str, str], Sequence[Intent] | None] | None = None
     foresee: Foresee | None = None
     pulse: Pulse | None = None
     notified: Callable[[], Mapping[tuple[str, str], int]] = dict

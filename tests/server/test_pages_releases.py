@@ -11,6 +11,7 @@ import pytest
 from reconciler.model.events import Event, EventKind
 from reconciler.model.observed import Verdict
 from reconciler.ports import Commit, TerminalError, TransientError
+from reconciler.review.changes import Change
 from reconciler.server.dashboard.view_commits import asked_of, paths_of
 from reconciler.server.dashboard.view_releases import size
 from tests.controller.staging import SHARED, Stage, desired
@@ -113,6 +114,40 @@ def test_commits_are_listed_the_newest_first(full: Reader) -> None:
     assert "in force" in page.rows()[0] and "Promote v1.4.2" in page.rows()[0]
     assert "1 × wave opened" in page.rows()[0] and "1 × flagged" in page.rows()[0]
     assert "git does not know it here" in page.rows()[1]
+
+
+def asked(before: str, sha: str) -> tuple[Change, ...] | None:
+    if before.startswith("a"):
+        raise TerminalError("unknown commit")
+    names = [f"wave w{number}" for number in range(150)]
+    image = Change("Wave", "canary", "changed", "image", "v1.4.1", "v1.4.2", "waves.yaml", 12)
+    return (image, *(Change("Site", f"<b>{name}", "added", "", None, None, "sites/x.yaml", None) for name in names))
+
+
+def test_what_each_commit_asked_for_is_told(tmp_path: Path) -> None:
+    with reading(tmp_path, asked=asked) as reader:
+        filled(reader.api)
+        rows = reader.get("/commits").rows()
+        assert "wave canary: image v1.4.1 → v1.4.2" in rows[0] and "and 148 more" in rows[0]
+        assert "not known" in rows[1] and "not known" in rows[2]
+        page = reader.get("/commits/c1")
+        assert "wave canary: image v1.4.1 → v1.4.2 waves.yaml:12" in page.rows()
+        assert "site <b>wave w0 added" in page.text and "<b>wave" not in page.html
+        assert "And 51 changes more" in page.text
+        first, second, last = reader.api.get("/v1/commits")["commits"]
+        assert first["askedInAll"] == 151 and len(first["asked"]) == 100
+        assert first["asked"][0] == {
+            "text": "wave canary: image v1.4.1 → v1.4.2", "kind": "Wave", "name": "canary", "what": "changed",
+            "field": "image", "from": "v1.4.1", "to": "v1.4.2", "file": "waves.yaml", "line": 12,
+        }  # fmt: skip
+        assert second["asked"] is None and last["asked"] is None, "git knows one no more; nothing was before the other"
+
+
+def test_a_commit_that_asks_for_nothing_new_says_so(tmp_path: Path) -> None:
+    with reading(tmp_path, asked=lambda before, sha: ()) as reader:
+        filled(reader.api)
+        assert "nothing new of the fleet" in reader.get("/commits").rows()[0]
+        assert "no document of the fleet differs" in reader.get("/commits/c1").text
 
 
 def test_the_list_goes_on(full: Reader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from reconciler.model.scalars import format_instant
 from reconciler.ports_events import AcceptedCommit
 from reconciler.server.access import Caller, Callers
 from reconciler.server.answers import Refusal
-from reconciler.server.api import commit_entry
+from reconciler.server.commits import commit_entry, with_before
 from reconciler.server.dashboard.frame import Pages, known
 from reconciler.server.dashboard.view_commits import asked_of, paths_of
 from reconciler.server.options import Options
@@ -51,7 +51,10 @@ def list_values(board: Board, options: Options, before: int | None) -> dict[str,
     rows = options.store.accepted_commits(before=before, limit=_PAGE + 1)
     page = rows[:_PAGE]
     return {
-        "commits": [(row.at, commit_entry(options, board, row.sha, format_instant(row.at))) for row in page],
+        "commits": [
+            (row.at, commit_entry(options, board, row.sha, format_instant(row.at), before))
+            for row, before in with_before(rows, page)
+        ],
         "refused": board.refused if before is None else None,
         "first": before is None,
         "next": f"/commits?cursor={cursor_of(page[-1].number)}" if len(rows) > _PAGE else None,
@@ -72,7 +75,7 @@ def commit_values(board: Board, options: Options, sha: str) -> dict[str, Any]:
     return {
         "sha": sha,
         "row": row,
-        "entry": commit_entry(options, board, sha, ""),
+        "entry": commit_entry(options, board, sha, "", before),
         "until": rows[place - 1].at if place else None,
         "refused": refused[1] if refused is not None else refusals[0].message if refusals and row is None else None,
         "asked": asked_of(board, sha, events),
