@@ -78,13 +78,13 @@ def _boards(options: Options) -> Boards:
 def _serve_waves(app: FastAPI, options: Options, callers: Callers) -> None:
     by_reader = [Depends(callers.reader)]
 
-    @app.get("/v1/waves", dependencies=by_reader, responses=answers(documents.WavesDocument))
-    async def get_waves(request: Request) -> Response:
-        return tagged(request, await _made(lambda: facts.waves(newest(options))))
+    @app.get("/v1/waves", dependencies=by_reader, responses=answers(documents.WavesDocument, 400))
+    async def get_waves(request: Request, limit: Limit = 100, cursor: Cursor = None) -> Response:
+        return tagged(request, await _made(lambda: facts.waves(newest(options), cursor, limit)))
 
-    @app.get("/v1/holds", dependencies=by_reader, responses=answers(documents.HoldsDocument))
-    async def get_holds(request: Request) -> Response:
-        return tagged(request, await _made(lambda: facts.holds(newest(options))))
+    @app.get("/v1/holds", dependencies=by_reader, responses=answers(documents.HoldsDocument, 400))
+    async def get_holds(request: Request, limit: Limit = 100, cursor: Cursor = None) -> Response:
+        return tagged(request, await _made(lambda: facts.holds(newest(options), cursor, limit)))
 
 
 def _serve_devices(app: FastAPI, options: Options, callers: Callers) -> None:
@@ -221,9 +221,9 @@ def _serve_sites(app: FastAPI, options: Options, callers: Callers) -> None:
 def _serve_releases(app: FastAPI, options: Options, callers: Callers) -> None:
     by_reader, releases = [Depends(callers.reader)], Releases(options)
 
-    @app.get("/v1/releases", dependencies=by_reader, responses=answers(documents.ReleasesDocument))
-    async def get_releases(request: Request) -> Response:
-        return tagged(request, await _made(lambda: releases.listed(newest(options))))
+    @app.get("/v1/releases", dependencies=by_reader, responses=answers(documents.ReleasesDocument, 400))
+    async def get_releases(request: Request, limit: Limit = 100, cursor: Cursor = None) -> Response:
+        return tagged(request, await _made(lambda: releases.listed(newest(options), cursor, limit)))
 
     @app.get("/v1/releases/{release}", dependencies=by_reader, responses=answers(documents.ReleaseDocument, 404))
     async def get_release(request: Request, release: str) -> Response:

@@ -25,10 +25,12 @@ class Reading(Document):
 
 
 class WavesDocument(Reading):
-    """Where every wave stands, first to last."""
+    """A page of waves, first to last, and what is of the whole fleet."""
 
     waves: list[WaveState]
-    flagged: list[Flagged]
+    next: str | None
+    flagged: list[Flagged] = Field(description="The first hundred; `GET /v1/devices?flagged=true` has all")
+    flagged_in_all: int
     conditions: list[ConditionState]
     states: dict[str, int] = Field(description="How many devices are in each state; see `state` of a device")
     next_change_at: str | None = Field(description="The earliest `until` of a hold")
@@ -182,9 +184,10 @@ class HoldEntry(Document):
 
 
 class HoldsDocument(Reading):
-    """Every hold, in the order of the plan."""
+    """A page of holds, in the order of the plan."""
 
     holds: list[HoldEntry]
+    next: str | None
 
 
 class ReleaseEntry(Document):
@@ -204,9 +207,10 @@ class ReleaseEntry(Document):
 
 
 class ReleasesDocument(Reading):
-    """Releases that git names, the image store holds, or devices run."""
+    """A page of the releases that git names, the image store holds, or devices run; of the image first, the newest first."""
 
     releases: list[ReleaseEntry]
+    next: str | None
 
 
 class SignatureState(Document):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from reconciler.controller.board import Board, DeviceRow, SiteRow
+from reconciler.model.plan import Hold
 from reconciler.model.scalars import format_instant
 from reconciler.ports import ConditionRow
+from reconciler.server.paging import MOST, page_of
 
 SHOWN = 20
 """Names of devices that a hold says."""
+FLAGGED = 100
+"""Flags that the waves say; `GET /v1/devices?flagged=true` has all."""
 
 
 def reading(board: Board, kind: str) -> dict[str, Any]:
@@ -24,12 +29,15 @@ def moment(at: datetime | None) -> str | None:
     return None if at is None else format_instant(at)
 
 
-def waves(board: Board) -> dict[str, Any]:
-    """`GET /v1/waves`."""
+def waves(board: Board, cursor: str | None = None, limit: int = MOST) -> dict[str, Any]:
+    """`GET /v1/waves`: a page of waves in their order, and what is of the whole fleet."""
+    page, onward = page_of([wave.name for wave in board.waves], cursor, limit)
     return {
         **reading(board, "Waves"),
-        "waves": [wave.to_dict() for wave in board.waves],
-        "flagged": [fact.to_dict() for fact in board.flagged],
+        "waves": [wave.to_dict() for wave in board.waves[page]],
+        "next": onward,
+        "flagged": [fact.to_dict() for fact in board.flagged[:FLAGGED]],
+        "flaggedInAll": len(board.flagged),
         "conditions": [condition(row) for row in board.conditions],
         "states": {state.value: count for state, count in board.counts.items()},
         "nextChangeAt": moment(board.next_change_at),
@@ -97,10 +105,11 @@ def site(row: SiteRow) -> dict[str, Any]:
     }
 
 
-def holds(board: Board) -> dict[str, Any]:
-    """`GET /v1/holds`."""
+def holds(board: Board, cursor: str | None = None, limit: int = MOST) -> dict[str, Any]:
+    """`GET /v1/holds`: a page of holds in the plan's order."""
+    page, onward = page_of([_key(one.hold) for one in board.holds], cursor, limit)
     rows = []
-    for one in board.holds:
+    for one in board.holds[page]:
         hold = one.hold
         rows.append(
             {
@@ -115,7 +124,11 @@ def holds(board: Board) -> dict[str, Any]:
                 "message": hold.message,
             }
         )
-    return {**reading(board, "Holds"), "holds": rows}
+    return {**reading(board, "Holds"), "holds": rows, "next": onward}
+
+
+def _key(hold: Hold) -> str:
+    return json.dumps([hold.reason.value, hold.wave, hold.image, hold.app, hold.release, moment(hold.until)])
 
 
 def explanation(said: Any) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Query, Request
@@ -47,6 +47,32 @@ def number_behind(cursor: str | None) -> int | None:
     if not (name.isascii() and name.isdigit() and len(name) < 19):
         raise Refusal(400, "this is no cursor", "send `next` of the page before, or begin without it")
     return int(name)
+
+
+def page_of(keys: Sequence[str], cursor: str | None, limit: int) -> tuple[slice, str | None]:
+    """Where a page of a list in its own order lies, and the cursor behind it (None: there is no more). `keys` name the rows.
+
+    A page follows the row that the page before ended with; where that row is gone by now, its place. Refusal 400: no cursor.
+    """
+    first = 0
+    if cursor is not None:
+        place, _, digest = (name_behind(cursor) or "").partition(".")
+        if not (place.isascii() and place.isdigit() and len(place) < 10 and len(digest) == _DIGEST):
+            raise Refusal(400, "this is no cursor", "send `next` of the page before, or begin without it")
+        number = int(place)
+        if number >= len(keys) or _digest(keys[number]) != digest:
+            number = next((at for at, key in enumerate(keys) if _digest(key) == digest), number - 1)
+        first = number + 1
+    until = first + limit
+    onward = cursor_of(f"{until - 1}.{_digest(keys[until - 1])}") if until < len(keys) else None
+    return slice(first, until), onward
+
+
+_DIGEST = 16
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:_DIGEST]
 
 
 def tagged(request: Request, document: Mapping[str, Any]) -> Response:

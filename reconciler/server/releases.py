@@ -21,6 +21,7 @@ from reconciler.protocol.manifest import NAME, SUMS, SUMS_SIGNATURE, Manifest
 from reconciler.server.answers import Refusal, refusal_of
 from reconciler.server.facts import reading
 from reconciler.server.options import Options
+from reconciler.server.paging import page_of
 
 _KEPT = 32
 _TEXTS = {"commit": "commit", "committedAt": "committedAt", "inputs": "inputs", "builder": "builder"}
@@ -51,9 +52,15 @@ class Releases:
         self._read: OrderedDict[tuple[str, str, str | None], Read] = OrderedDict()
         self._lock = threading.Lock()
 
-    def listed(self, board: Board) -> dict[str, Any]:
-        """`GET /v1/releases`."""
-        return {**reading(board, "Releases"), "releases": [entry(board, release) for release in names(board)]}
+    def listed(self, board: Board, cursor: str | None = None, limit: int | None = None) -> dict[str, Any]:
+        """`GET /v1/releases`: a page of them, or without a limit all."""
+        known = names(board)
+        page, onward = page_of(known, cursor, len(known) if limit is None else limit)
+        return {
+            **reading(board, "Releases"),
+            "releases": [entry(board, release) for release in known[page]],
+            "next": onward,
+        }
 
     def one(self, board: Board, release: str) -> dict[str, Any]:
         """`GET /v1/releases/{release}`. Refusal 404: nothing knows it."""

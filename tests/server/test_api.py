@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from reconciler.adapters.sql import open_store
 from reconciler.controller.board import DeviceState
 from reconciler.model.access import Scope
+from reconciler.model.desired import WavesSpec
 from reconciler.model.events import MEANINGS, CheckSaid, Event, EventKind, HealthChange
 from reconciler.ports import Commit, ConditionRow, TerminalError, TransientError
 from reconciler.protocol.manifest import Manifest
 from reconciler.server import api_documents as documents
-from tests.controller.staging import Stage, observed
+from reconciler.server.paging import page_of
+from tests.controller.staging import Stage, desired, observed
 from tests.server.inside import Inside, bearing, inside
 from tests.server.service import NOW
 
@@ -231,10 +233,57 @@ def test_devices_are_found(full: Api, query: dict[str, str], names: str) -> None
         ("/v1/events", {"kind": "strange"}),
         ("/v1/events", {"after": "-1"}),
         ("/v1/commits", {"cursor": "MQ"}),
+        ("/v1/waves", {"cursor": "MQ"}),
+        ("/v1/holds", {"cursor": "MTAu"}),
+        ("/v1/releases", {"cursor": "!"}),
+        ("/v1/releases", {"limit": "0"}),
     ],
 )
 def test_what_is_not_as_documented_is_refused(full: Api, path: str, query: dict[str, str]) -> None:
     assert full.refusal(path, **query)[0] == 400
+
+
+@pytest.mark.parametrize("path, rows", [("/v1/waves", "waves"), ("/v1/holds", "holds"), ("/v1/releases", "releases")])
+def test_lists_in_an_order_of_their_own_come_in_pages_too(full: Api, path: str, rows: str) -> None:
+    whole = full.get(path)
+    assert len(whole[rows]) > 1 and whole["next"] is None
+    found, cursor, tags = [], None, set()
+    while True:
+        answer = full.client.get(path, params={"limit": 1} | ({} if cursor is None else {"cursor": cursor}))
+        page = answer.json()
+        assert len(page[rows]) == 1
+        found += page[rows]
+        tags.add(answer.headers["etag"])
+        again = full.client.get(str(answer.request.url), headers={"If-None-Match": answer.headers["etag"]})
+        assert again.status_code == 304
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert found == whole[rows] and len(tags) == len(found)
+
+
+def test_a_page_follows_its_row_wherever_that_went() -> None:
+    page, onward = page_of(["a", "b", "c", "d"], None, 2)
+    assert page == slice(0, 2) and onward is not None
+    assert page_of(["new", "a", "b", "c"], onward, 2) == (slice(3, 5), None), "behind b"
+    assert page_of(["a", "c", "d"], onward, 2) == (slice(1, 3), None), "b is gone: its place"
+    assert page_of([], onward, 2) == (slice(1, 3), None)
+    assert page_of([], None, 0) == (slice(0, 0), None)
+
+
+def test_many_waves_and_flags_are_a_bounded_answer(api: Api) -> None:
+    fleet = desired(300)
+    waves = [
+        {"name": f"w{number}", "sites": [f"S{number}"], "image": "v1.4.2", "soak": "1h"} for number in range(300)
+    ]  # fmt: skip
+    api.stage.desired = replace(fleet, waves=WavesSpec.model_validate({"waves": waves}))
+    sick = {"health": "critical", "health_since": NOW - timedelta(days=2), "checks_worse": ["camera"]}
+    api.stage.tick(*[observed(f"S{number}-1", "v1.4.2", **sick) for number in range(300)])
+    said = api.get("/v1/waves")
+    assert [wave["name"] for wave in said["waves"]] == [f"w{number}" for number in range(100)]
+    assert (len(said["flagged"]), said["flaggedInAll"]) == (100, 300)
+    assert len(api.client.get("/v1/waves").content) < 60_000
+    assert "w299" in " ".join(api.get("/v1/explain/w299")["text"])
 
 
 def test_a_device_says_why_and_what_happened_to_it(full: Api) -> None:
