@@ -44,9 +44,15 @@ class Refusal(Exception):
         if self.status == 401:
             headers["www-authenticate"] = 'Bearer realm="reconciler"'
         # What is left of a body that was refused is not read: the connection ends with it.
-        if self.status in (408, 413):
+        if self.status in (408, 413) or self is TWO_LENGTHS:
             headers["connection"] = "close"
         return JSONResponse({"error": self.error, "remedy": self.remedy}, self.status, headers)
+
+
+TWO_LENGTHS = Refusal(
+    400, "the body has two lengths", "send Content-Length or Transfer-Encoding, as one program makes it, and not both"
+)
+"""RFC 9112, 6.1: a proxy before this service may believe the other one, and take what follows for another's request."""
 
 
 def refusal_of(error: PortError) -> Refusal:
@@ -90,7 +96,11 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
+        names = {name for name, _ in scope["headers"]}
         try:
+            if {b"content-length", b"transfer-encoding"} <= names:
+                await TWO_LENGTHS.answer()(scope, receive, answering)
+                return
             await self._app(scope, receive, answering)
         except Exception as error:  # noqa: BLE001  whatever it is, the caller sees none of it
             # The type and the place alone: the text of an error can repeat what was sent.
