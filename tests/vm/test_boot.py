@@ -89,6 +89,13 @@ say status; cloud-init status --long
 true
 """
 
+# A container of next to nothing: the links of a merged /usr, over this machine's own.
+CONTAINER = r"""
+tar -C / -c bin lib lib64 | docker import - edge-test >/dev/null
+docker run --rm --network none --mount type=bind,source=/usr,target=/usr,readonly edge-test /usr/bin/echo started 2>&1
+docker rmi edge-test >/dev/null
+"""
+
 # What the agent may open, asked from within its sandbox: every disk, whole and in parts, to read and to write.
 SANDBOX = r"""
 cat >/run/ask <<'ASK'
@@ -204,6 +211,7 @@ class Days:
     first: Look
     checks: dict[str, dict[str, Any]]
     status: int
+    container: str
     after_power_off: str
     allowed: dict[str, str]
     trial: Look
@@ -223,6 +231,7 @@ def days(golden_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ).start() as machine:
         first = look(machine)
         status, checks = health(machine)
+        container = machine.out(CONTAINER, 300)
         asked = machine.out(SANDBOX, 240)
         allowed = {what: answer for what, _, answer in (line.rpartition(" ") for line in asked.splitlines())}
         machine.power_off()
@@ -245,6 +254,7 @@ def days(golden_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         first,
         checks,
         status,
+        container,
         after,
         allowed,
         trial,
@@ -293,6 +303,10 @@ def test_it_is_closed_to_strangers(days: Days) -> None:
     assert "Authentications that can continue: publickey" in days.first["login"]
     assert "Permission denied (publickey)" in days.first["login"] and "Authenticated" not in days.first["login"]
     assert "pong" in days.first["fail2ban"] and "Status for the jail: sshd" in days.first["fail2ban"]
+
+
+def test_a_container_starts(days: Days) -> None:
+    assert days.container.strip() == "started"
 
 
 def test_it_can_be_watched(days: Days) -> None:
