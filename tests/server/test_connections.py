@@ -93,10 +93,11 @@ def test_under_tls_who_shakes_no_hand_is_counted_and_ends(tmp_path: Path, monkey
             with suppress(OSError):
                 peer.close()
         # Their places become free again.
-        for _ in range(50):
+        for _ in range(100):
             with socket.create_connection(("127.0.0.1", service.server.port)) as peer:
                 if not _ended(peer, b"", 0.2):
                     break
+            time.sleep(0.1)
         else:
             pytest.fail("no place became free")
     (tmp_path / "again").mkdir()
