@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Debian packages: what the demo needs, what building an image and its install disk needs, and what the suite needs beside it.
 DEMO_PACKAGES := git gnupg gpgv zstd e2fsprogs
 IMAGE_PACKAGES := $(DEMO_PACKAGES) mmdebstrap bubblewrap uidmap fdisk dosfstools mtools
-TEST_PACKAGES := $(IMAGE_PACKAGES) docker-registry cloud-init shellcheck systemd-container openssl podman prometheus crun busybox-static grub-common xorriso chrony strace chromium fonts-dejavu-core
+TEST_PACKAGES := $(IMAGE_PACKAGES) docker-registry cloud-init shellcheck systemd-container openssl podman prometheus crun busybox-static grub-common xorriso chrony strace chromium fonts-dejavu-core postgresql python3-psycopg2
 VM_PACKAGES := $(TEST_PACKAGES) qemu-system-x86 ovmf openssh-client
 # The pure parts. Which tests prove them, and are counted: tests/conftest.py.
 PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from reconciler.adapters.aws import Aws, AwsSettings
 from tests.support.aws import moto_server, use_test_credentials
+from tests.support.postgres import Cluster, cluster
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,22 @@ def aws(moto: str) -> Iterator[Aws]:
 def aws_at(url: str, read_timeout_s: float = 5, attempts: int = 3) -> Aws:
     """Clients of a server at `url`."""
     return Aws(AwsSettings(region="eu-central-1", endpoint_url=url, read_timeout_s=read_timeout_s, attempts=attempts))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server. Tests use databases of their own."""
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where a store may be: a file, and a database that is up to date."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "store.db")
+        return
+    server: Cluster = request.getfixturevalue("postgres")
+    url = server.store_url()
+    yield url
+    server.drop(url)

@@ -1,4 +1,4 @@
-"""Operators' tokens, sessions, acknowledgements and the audit log in the store, over SQLite."""
+"""Operators' tokens, sessions, acknowledgements and the audit log in the store, over SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LONG = {"idle_s": 43_200.0, "longest_s": 604_800.0}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    opened = open_store(tmp_path / "store.db")
+def store(place: str) -> Iterator[SqlStore]:
+    opened = open_store(place)
     yield opened
     opened.close()
 
