@@ -1,9 +1,9 @@
-"""The power goes at eleven moments of one update: every time the device comes up on a good slot, and the update completes.
+"""The power goes at eleven moments of an update: every time the device comes up on a good slot, and the update completes.
 
-One machine and its own disk from beginning to end; QEMU is killed, so what the system had not written is lost. Moments are
-known from outside (bytes at the store, bytes on the disk, the console), or, between two lines of the agent, by a tripwire
-in the machine that stops the agent there. Writes and fsyncs are cut one by one elsewhere, on files; this is the whole
-machine: firmware, boot loader, kernel, file systems.
+A machine and its own disk from beginning to end, one for the moments of writing and one for those of the trial; QEMU is
+killed, so what the system had not written is lost. Moments are known from outside (bytes at the store, bytes on the disk,
+the console), or, between two lines of the agent, by a tripwire in the machine that stops the agent there. Writes and fsyncs
+are cut one by one elsewhere, on files; this is the whole machine: firmware, boot loader, kernel, file systems.
 """
 
 from __future__ import annotations
@@ -81,6 +81,16 @@ class Device:
                 return
         raise AssertionError(f"{path} never said {text}")
 
+    def completes(self, seed: str) -> None:
+        """Wait until the device runs the release for good, with the site's seed as it was."""
+        guest = self.guest
+        self.office.until(f"{guest.name} runs {NEW}", lambda: self.office.runs(guest.name, NEW), UPDATE_S)
+        guest.machine.wait_shell(BOOT_S)
+        assert guest.booted() == "b"
+        assert {variables["edge_default"] for variables in guest.variables()} == {"b"}
+        assert guest.slot_digest("b", self.new.manifest.image_size) == self.new.digest
+        assert guest.out(SEED_SUM) == seed
+
     def write_reaches(self, part: float) -> bool:
         """Whether so much of slot b is written, by an attempt that began with an empty slot."""
         filled = self.guest.filled("b", self.samples)
@@ -88,7 +98,7 @@ class Device:
         return self._was_empty and filled >= part
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def device(golden_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
     folder = tmp_path_factory.mktemp("power")
     kept = golden_image.parent / "releases"
@@ -113,7 +123,7 @@ def device(golden_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
                 guest.close()
 
 
-def test_an_update_survives_the_power_going_at_any_moment(device: Device) -> None:
+def test_an_update_survives_the_power_going_while_it_is_fetched_and_written(device: Device) -> None:
     office, guest, size = device.office, device.guest, device.new.manifest.size
     seed = guest.out(SEED_SUM)
     office.promote(NEW, ["lab"])
@@ -144,8 +154,19 @@ def test_an_update_survives_the_power_going_at_any_moment(device: Device) -> Non
     assert guest.variables()[0]["edge_default"] == "a"
     device.comes_up("a")
 
+    device.completes(seed)
+    # The image was fetched once, whatever happened after.
+    assert office.store.images_asked(asked) == []
+
+
+def test_an_update_survives_the_power_going_while_it_is_tried_and_marked_good(device: Device) -> None:
+    office, guest = device.office, device.guest
+    seed = guest.out(SEED_SUM)
+    office.promote(NEW, ["lab"])
+
     # 7. One trial is armed: the next boot is the trial itself.
     guest.cut_when("slot b is armed", lambda: guest.variables()[0].get("edge_tries") == "1", UPDATE_S)
+    asked = len(office.store.seen)
     guest.machine.start()
     # 8. The trial's kernel starts. It is spent: the device is back on the slot that was good.
     guest.machine.wait_for(r"Command line: .* edge\.slot=b ", BOOT_S)
@@ -167,12 +188,7 @@ def test_an_update_survives_the_power_going_at_any_moment(device: Device) -> Non
     # 11. The trial was found good: one of two copies of the default says so.
     guest.cut_when("slot b is being marked good", lambda: guest.variables()[1]["edge_default"] == "b", UPDATE_S)
     guest.machine.start()
-    office.until(f"{guest.name} runs {NEW}", lambda: office.runs(guest.name, NEW), UPDATE_S)
 
-    guest.machine.wait_shell(BOOT_S)
-    assert guest.booted() == "b"
-    assert {variables["edge_default"] for variables in guest.variables()} == {"b"}
-    assert guest.slot_digest("b", device.new.manifest.image_size) == device.new.digest
-    assert guest.out(SEED_SUM) == seed
-    # The image was fetched once, whatever happened after.
+    device.completes(seed)
+    # The image was fetched once, ahead of all of them.
     assert office.store.images_asked(asked) == []
