@@ -38,15 +38,18 @@ def run(config: Path, once: bool, form: str | None) -> None:
     """Run the loop: from the merged commit to a fleet that matches it.
 
     Logs one line a transition on stderr, and with --once each stage of a build as it begins. SIGTERM and SIGINT finish the
-    tick and stop; a second one stops at once.
+    tick and stop; a second one stops at once. Under systemd (Type=notify) it says when it serves, and while its loop goes on.
     """
     from reconciler.controller.settings import load_settings
 
     settings = load_settings(config)
+    from reconciler.adapters.service_manager import ServiceManager
     from reconciler.controller.bootstrap import Program, make_clock
 
     clock = make_clock(settings)
     log = _log(form, clock[0].now)
+    # Read before anything is started: what is started must not speak for this process.
+    manager = ServiceManager()
     program = Program(settings, log.info, clock, inline=once)
     if once:
         try:
@@ -57,11 +60,21 @@ def run(config: Path, once: bool, form: str | None) -> None:
 
     def stop(number: int, frame: Any) -> None:
         signal.signal(number, signal.SIG_DFL)
+        manager.stopping()
         program.stop()
+
+    def serve() -> HttpServer:
+        server = _serve(program, log)
+        manager.watch(lambda: program.pulse.busy_s)
+        manager.ready(f"serving {server.address}")
+        return server
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    program.run(lambda: _serve(program, log))
+    try:
+        program.run(serve)
+    finally:
+        manager.close()
 
 
 def _serve(program: Program, log: Any) -> HttpServer:

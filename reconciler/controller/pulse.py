@@ -2,7 +2,7 @@
 
 The loop's thread writes, any thread reads. Decides nothing and is kept nowhere: a new process begins at nought. Durations and the
 instant of the last tick are real time, also where the loop's own time is stepped: they are the process's. Called by the loop and
-the chronicle; read by the metrics.
+the chronicle; read by the metrics, and by whoever says that the loop goes on.
 """
 
 from __future__ import annotations
@@ -49,17 +49,26 @@ class Pulse:
         self._counts = [0] * (len(BOUNDS_S) + 1)
         self._took_s, self._failures = 0.0, 0
         self._last_at: float | None = None
+        self._began_at: float | None = None
         self._expiring = Expiring()
+
+    @property
+    def busy_s(self) -> float:
+        """For how long the tick under way has gone on; 0 where none is."""
+        began = self._began_at
+        return 0.0 if began is None else time.perf_counter() - began
 
     @contextmanager
     def tick(self) -> Iterator[None]:
         """Around one pass of the loop. One that raises is a failure; how long it took counts all the same."""
         started, failed = time.perf_counter(), True
+        self._began_at = started
         try:
             yield
             failed = False
         finally:
             took = time.perf_counter() - started
+            self._began_at = None
             with self._lock:
                 self._counts[bisect_left(BOUNDS_S, took)] += 1
                 self._took_s += took

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,9 +44,20 @@ def ground() -> Iterator[Ground]:
 
 
 @pytest.fixture
-def daemon(ground: Ground) -> Iterator[subprocess.Popen[bytes]]:
+def manager(ground: Ground) -> Iterator[socket.socket]:
+    """The service manager's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
+        made.bind(str(ground.root / "notify"))
+        made.settimeout(30)
+        yield made
+
+
+@pytest.fixture
+def daemon(ground: Ground, manager: socket.socket) -> Iterator[subprocess.Popen[bytes]]:
+    watched = os.environ | {"NOTIFY_SOCKET": str(ground.root / "notify"), "WATCHDOG_USEC": "3000000"}
+    command = [*PROGRAM, "run", "--config", str(ground.config), "--log", "json"]
     with open(ground.log, "wb") as log:
-        process = subprocess.Popen([*PROGRAM, "run", "--config", str(ground.config), "--log", "json"], stderr=log)
+        process = subprocess.Popen(command, stderr=log, env=watched)
     give_up = time.monotonic() + 60
     while b'"serving"' not in ground.log.read_bytes():
         assert process.poll() is None and time.monotonic() < give_up, ground.log.read_text()
@@ -80,7 +92,9 @@ def test_one_pass_builds_signs_and_publishes_and_a_second_one_does_nothing(groun
 
 @pytest.mark.slow
 @pytest.mark.system
-def test_it_serves_and_ends_cleanly_at_sigterm(ground: Ground, daemon: subprocess.Popen[bytes]) -> None:
+def test_it_serves_and_ends_cleanly_at_sigterm(
+    ground: Ground, daemon: subprocess.Popen[bytes], manager: socket.socket
+) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{ground.port}/readyz", timeout=10) as answer:
         assert answer.status == 200
     with urllib.request.urlopen(f"http://127.0.0.1:{ground.port}/metrics", timeout=10) as answer:
@@ -88,8 +102,13 @@ def test_it_serves_and_ends_cleanly_at_sigterm(ground: Ground, daemon: subproces
     assert float(scraped["reconciler_tick_seconds_count"]) >= 1 and scraped["reconciler_head_refused"] == "0.0"
     assert float(scraped['reconciler_wave_devices{wave="canary"}']) > 0
     assert scraped["reconciler_assignments_expiring"] == "0.0", "the chronicle has looked"
+    heard = {manager.recv(4096).decode() for _ in range(3)}
+    assert heard == {f"READY=1\nSTATUS=serving http://127.0.0.1:{ground.port}", "WATCHDOG=1"}, "and it goes on living"
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(60) == 0
+    while (word := manager.recv(4096).decode()) == "WATCHDOG=1":
+        pass
+    assert word == "STOPPING=1"
     assert '"stopped"' in ground.log.read_text().splitlines()[-1]
     assert {line.split()[1] for line in journal(ground)} <= {"done", "None"}
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from reconciler.adapters.git_source import GitMirror
 from reconciler.cli.main import cli
 from reconciler.cli.units import units
 from tests.support.system import need
@@ -92,6 +94,14 @@ def test_each_identity_is_a_user_of_its_own_with_its_own_state(folder: Path) -> 
         # Who is no file's owner and sees no other's state cannot leave its own.
         assert service["ProtectSystem"] == "strict"
         assert service["ProtectHome"] == "yes"
+
+
+def test_the_controller_is_ready_when_it_serves_and_is_ended_when_it_hangs(folder: Path) -> None:
+    service = dict(section(folder, "reconciler.service", "Service"))
+    assert (service["Type"], service["NotifyAccess"], service["Restart"]) == ("notify", "main", "on-failure")
+    clone = signature(GitMirror).parameters["clone_timeout_s"].default
+    for key in ("WatchdogSec", "TimeoutStartSec"):
+        assert int(service[key].removesuffix("min")) * 60 > clone, "no tick that only waits for git is taken for one that hangs"
 
 
 def test_no_secret_is_an_argument_or_in_the_environment(folder: Path) -> None:

@@ -55,7 +55,7 @@ BESIDES: dict[str, tuple[frozenset[str], str]] = {
     ),
     "reconciler/cli/run.py": (
         frozenset({"adapters"}),
-        "where the registry tokens come from that the HTTP service gives devices: the loop needs none",
+        "what the daemon needs and the loop does not: devices' registry tokens, and the service manager",
     ),
     "reconciler/cli/token.py": (frozenset({"adapters"}), "writes the operators' file durably, as the store would"),
     "reconciler/cli/proposal.py": (frozenset({"adapters"}), "the user's clone, its work tree, and the forge"),
