@@ -9,6 +9,7 @@ only when a token or session was last used. Called by `server.app` and by the mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -304,7 +305,7 @@ class Callers:
             expired = kept.expires_at or now
             return _Token(kept.name, kept.scopes, wrong=f"expired at {_shown(expired)}")
         if use and (kept.last_used_at is None or now - kept.last_used_at >= _USED_COARSE):
-            access.use_operator(token_hash, now)
+            _note(lambda: access.use_operator(token_hash, now))
         return _Token(kept.name, kept.scopes, kept.expires_at)
 
     def _by_session(self, sent: str, address: str) -> Caller | None:
@@ -317,7 +318,7 @@ class Callers:
         if token is None or token.wrong is not None:
             return None
         if now - session.seen_at >= timedelta(seconds=min(_SEEN_COARSE_S, times.idle_s / 10)):
-            access.use_session(session_hash, now)
+            _note(lambda: access.use_session(session_hash, now))
         return Caller(
             token.name,
             token.scopes,
@@ -420,6 +421,12 @@ def _asked_by(dependant: Dependant) -> frozenset[Need]:
 def address_of(request: Request) -> str:
     """Where a request comes from. A proxy's word for it is not taken."""
     return request.client.host if request.client is not None else "unknown"
+
+
+def _note(use: Callable[[], None]) -> None:
+    """Write a use down. Where the store reads and does not write (its disk is full), people must still be shown that."""
+    with suppress(PortError):
+        use()
 
 
 def _source(request: Request) -> str:

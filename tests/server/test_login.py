@@ -305,6 +305,23 @@ def test_without_its_store_nobody_logs_in_and_nothing_is_half_done(
             assert connection.exec_driver_sql("SELECT count(*) FROM sessions").scalar_one() == 0
 
 
+def test_a_store_that_only_reads_shows_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise TransientError("disk is full")
+
+    with inside(tmp_path) as world:
+        token = world.token()
+        browser = world.log_in(token)
+        world.later(hours=2)
+        for name in ("use_operator", "use_session"):
+            monkeypatch.setattr(world.store.access, name, full)
+        assert world.browser().get("/v1/status", headers=bearing(token)).status_code == 200
+        assert browser.get("/account", headers=PAGE).status_code == 200
+        # What is not noted is not prolonged.
+        world.later(hours=11)
+        assert browser.get("/account", headers=PAGE).status_code == 303
+
+
 def test_an_answer_that_lasts_can_ask_whether_its_caller_may_go_on(tmp_path: Path) -> None:
     from reconciler.server.access import Callers
 
