@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,7 +62,22 @@ def address(shared: Fleet) -> Iterator[str]:
 
 
 @pytest.fixture
-def opened(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Opener]:
+def held() -> Iterator[ExitStack]:
+    """What a test holds open until its windows are closed: services, stores."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def moved(held: ExitStack, tmp_path: Path) -> Fleet:
+    """A fleet of the test's own, to let things happen to."""
+    fleet = Fleet(tmp_path)
+    held.callback(fleet.close)
+    return fleet
+
+
+@pytest.fixture
+def opened(held: ExitStack, browser: Browser, request: pytest.FixtureRequest) -> Iterator[Opener]:
     """Opens windows. At the end none of them may have complained."""
     with ExitStack() as closing:
         seen: list[Window] = []

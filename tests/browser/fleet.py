@@ -21,6 +21,7 @@ from reconciler.cli.foresee import foreseer
 from reconciler.controller.boards import Boards
 from reconciler.controller.chronicle import Chronicle
 from reconciler.model.access import OperatorToken, Scope
+from reconciler.model.observed import DeviceObservation
 from reconciler.ports import Commit, Export
 from reconciler.server.app import create_app
 from reconciler.server.options import Limits, Options
@@ -125,14 +126,17 @@ class Fleet:
         self.tick()
 
     def tick(self) -> None:
-        """One pass of the loop."""
+        """One pass of the loop; its plan is kept, as a real one's is."""
         self.controller.tick(self.at)
+        plan, recorder = self.controller.plan, self.controller._life.loop._parts.recorder  # type: ignore[union-attr]
+        if plan is not None:
+            self.store.save_plan(recorder.epoch, plan.to_json())
 
     def change(self, device: str, **changes: Any) -> None:
         """Let a device be another from now on, and the loop hear of it."""
         found = self.store.observation(device)
         assert found is not None
-        seen = found[0].model_copy(update={"last_seen": self.at} | changes)
+        seen = DeviceObservation.model_validate(found[0].model_dump() | {"last_seen": self.at} | changes)
         self.store.observe([seen], sequences={})
         self.tick()
 
@@ -179,6 +183,8 @@ class Fleet:
 
 @contextmanager
 def serving(options: Options, port: int = 0) -> Iterator[str]:
-    """A service; gives its address."""
-    with HttpServer(create_app(options), "127.0.0.1", port) as server:
+    """A service; gives its address. At its end it does not wait for those who listen to its stream: they never go by themselves."""
+    server = HttpServer(create_app(options), "127.0.0.1", port)
+    server._server.config.timeout_graceful_shutdown = 0
+    with server:
         yield server.address

@@ -22,7 +22,6 @@ PROGRAM = (
 DESK = (1280, 900)
 PHONE = (360, 740)
 SERIOUS = ("serious", "critical")
-_STREAM = "/events/stream"
 _CUT = (Path(__file__).parent / "cut.js").read_text(encoding="utf-8")
 
 
@@ -61,15 +60,30 @@ class Window:
         return any(f"status of {status}" in text for status in self.refused)
 
     def _failed(self, request: Request) -> None:
-        # A stream ends with the page that listens to it.
-        if not (_STREAM in request.url and "ABORTED" in (request.failure or "")):
+        # A stream ends with the page that listens to it, and so does a page's asking for itself.
+        ended = request.resource_type in ("fetch", "eventsource") and "ABORTED" in (request.failure or "")
+        if not ended:
             self.complaints.append(f"failed: {self._path(request.url)}: {request.failure}")
 
     def _answered(self, response: Response) -> None:
         if response.status >= 400 and response.status not in self.refused:
             self.complaints.append(f"{response.status}: {self._path(response.url)}")
 
+    def forgive(self, *words: str) -> None:
+        """Forget complaints that a test brought about: each has one of these words in it."""
+        assert all(any(word in one for word in words) for one in self.complaints), told(self.complaints)
+        self.complaints.clear()
+
     # ------------------------------------------------ reading
+
+    def wait(self, condition: str, *, s: float = 30) -> None:
+        """Wait until a condition holds in the page, an expression of JavaScript."""
+        self.page.wait_for_function(f"() => ({condition})", timeout=s * 1000)
+
+    def live(self) -> Window:
+        """Wait until the page follows what happens."""
+        self.page.wait_for_selector("#link.on", timeout=30_000)
+        return self
 
     def open(self, path: str) -> Window:
         """Go to a page, and be there when it is whole."""
