@@ -7,12 +7,13 @@ PY := .venv/bin/python
 # Debian packages: what the demo needs, what building an image and its install disk needs, and what the suite needs beside it.
 DEMO_PACKAGES := git gnupg gpgv zstd e2fsprogs
 IMAGE_PACKAGES := $(DEMO_PACKAGES) mmdebstrap bubblewrap uidmap fdisk dosfstools mtools
-TEST_PACKAGES := $(IMAGE_PACKAGES) docker-registry cloud-init shellcheck systemd-container openssl podman prometheus crun busybox-static grub-common xorriso chrony strace chromium fonts-dejavu-core postgresql python3-psycopg2
+BROWSER_PACKAGES := chromium fonts-dejavu-core
+TEST_PACKAGES := $(IMAGE_PACKAGES) $(BROWSER_PACKAGES) docker-registry cloud-init shellcheck systemd-container openssl podman prometheus crun busybox-static grub-common xorriso chrony strace postgresql python3-psycopg2
 VM_PACKAGES := $(TEST_PACKAGES) qemu-system-x86 ovmf openssh-client
 # The pure parts. Which tests prove them, and are counted: tests/conftest.py.
 PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol
 
-.PHONY: help setup demo test test-vm test-vm-full check bench lock schemas docs book packages
+.PHONY: help setup demo test test-vm test-vm-full check bench lock schemas docs screenshots book packages
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -56,6 +57,10 @@ schemas:  ## generate schemas/ from the models
 
 docs:  ## generate the reference pages that come from code
 	@$(PY) .ci/docs.py
+
+screenshots:  ## take the README's pictures of the dashboard, of the example fleet in a rollout
+	@.ci/setup --system $(BROWSER_PACKAGES)
+	@$(PY) -m tests.browser.pictures
 
 book:  ## make the documentation as a site, in build/book; a link that leads nowhere is an error
 	@.ci/setup

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,11 +75,12 @@ def reading(address: str, token: str) -> Iterator[httpx.Client]:
 
 def page_of(client: httpx.Client, path: str) -> str:
     """A page, once its forecast is there."""
-    for _ in range(60):
+    for _ in range(300):
         answer = client.get(path, headers={"accept": "text/html"})
         assert answer.status_code == 200, answer.text
-        if "orecast is being made" not in answer.text:
+        if not any(words in answer.text for words in ("orecast is being made", "orecast is not computed yet")):
             return answer.text
+        time.sleep(0.1)
     raise AssertionError(f"{path}: the forecast is never there")
 
 

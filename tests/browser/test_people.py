@@ -77,7 +77,8 @@ def test_three_clicks_lead_to_trouble_reason_and_tonight(opened: Opener, address
     page.wait_for_url("**/waves/all")
     assert "wave half is not complete" in window.text
     window.open("/")
-    assert "In the next 24 hours" in window.text and "a maintenance window opens for 2 devices" in window.text
+    window.wait("document.getElementById('main').innerText.includes('Foreseen to begin: v1.4.2 on about 9 devices')")
+    assert "In the next 24 hours" in window.text and "in the window 20:15–22:30 UTC" in window.text
 
 
 def test_logging_in_acknowledging_and_logging_out(opened: Opener, held: ExitStack, moved: Fleet) -> None:
