@@ -36,7 +36,8 @@ T = TypeVar("T")
 
 _RECENT = 20
 _HEALTH = 50
-Word = Annotated[str | None, Query(max_length=192)]
+# PostgreSQL takes no NUL in a text.
+Word = Annotated[str | None, Query(max_length=192, pattern=r"^[^\x00]*$")]
 Last = Annotated[str | None, Header(alias="last-event-id", max_length=40)]
 After = Annotated[int | None, Query(ge=0, le=1 << 62, description="As `Last-Event-ID`")]
 

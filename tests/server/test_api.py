@@ -388,6 +388,15 @@ def test_events_are_given_in_pages_both_ways(full: Api) -> None:
     assert [event["id"] for event in full.get("/v1/events", wave="lab", commit="c1")["events"]] == [2]
 
 
+def test_no_text_reaches_the_store_that_some_stores_do_not_take(full: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL takes no NUL: asked for one, it would be the service that failed."""
+    for name in ("wave", "device", "commit"):
+        assert full.refusal("/v1/events", **{name: "a\0b"}) == (400, "the request is not valid")
+    monkeypatch.setattr(full.app.store, "events", lambda **_: pytest.fail("the store was asked"))
+    answer = full.client.get("/commits/%00", headers={"Accept": "text/html"})
+    assert answer.status_code == 404
+
+
 def test_every_kind_of_event_and_state_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs/reference/http-api.md").read_text(encoding="utf-8")
     assert set(MEANINGS) == set(EventKind)

@@ -63,12 +63,15 @@ def list_values(board: Board, options: Options, before: int | None) -> dict[str,
 
 def commit_values(board: Board, options: Options, sha: str) -> dict[str, Any]:
     """One commit. Refusal 404: it never came into force, and was never refused."""
+    absent = Refusal(404, "no such commit", "the list has those that came into force; git has the others")
+    if not sha.isalnum():
+        raise absent
     rows = options.store.accepted_commits(limit=_LOOKED)
     place = next((number for number, row in enumerate(rows) if row.sha == sha), None)
     events = options.store.events(commit=sha, limit=_EVENTS + 1, newest_first=True)
     refused = board.refused if board.refused is not None and board.refused[0] == sha else None
     if place is None and not events and refused is None and sha != board.commit:
-        raise Refusal(404, "no such commit", "the list has those that came into force; git has the others")
+        raise absent
     refusals = [event for event in events if event.kind is EventKind.COMMIT_REFUSED]
     row = rows[place] if place is not None else None
     before = rows[place + 1].sha if place is not None and place + 1 < len(rows) else None
