@@ -308,7 +308,7 @@ def _serve_events(app: FastAPI, options: Options, callers: Callers, stream: Stre
     async def listen(caller: Caller, last: str | None, after: int | None) -> Response:
         seen = int(last) if last is not None and last.isascii() and last.isdigit() and len(last) < 19 else after
         try:
-            return await stream.answer(seen, lambda: callers.still(caller))
+            return await stream.answer(seen, lambda: callers.still(caller), caller.token_hash)
         except PortError as error:
             raise refusal_of(error) from None
 

@@ -42,9 +42,10 @@ _BEAT = b": still here\n\n"
 
 
 class _Client:
-    """Somebody who listens: the pieces that wait for them."""
+    """Somebody who listens, by the token `who`: the pieces that wait for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, who: str = "") -> None:
+        self.who = who
         self.pieces: asyncio.Queue[bytes] = asyncio.Queue(BACKLOG + 1)
 
     def give(self, piece: bytes) -> bool:
@@ -79,13 +80,17 @@ class Stream:
         """How many listen."""
         return len(self._clients)
 
-    async def answer(self, after: int | None, still: Callable[[], Awaitable[bool]]) -> StreamingResponse:
-        """A stream to a client that has seen events up to `after` (None: it wants what comes). Refusal 503: too many listen."""
+    async def answer(self, after: int | None, still: Callable[[], Awaitable[bool]], who: str = "") -> StreamingResponse:
+        """A stream to a client that has seen events up to `after` (None: it wants what comes). Refusal 503: too many listen; 429: too
+        many by one token, which has half of the places at most, so that a program that forgets its streams ends nobody else's."""
         if self._options.boards is not None and self._options.boards.closed:
             raise Refusal(503, "the controller stops", "try again", retry_after_s=5)
-        if len(self._clients) >= self._options.limits.stream_clients:
+        most = self._options.limits.stream_clients
+        if len(self._clients) >= most:
             raise Refusal(503, "too many listen already", "try again, or poll /v1/events", retry_after_s=30)
-        client = _Client()
+        if sum(client.who == who for client in self._clients) >= max(1, most // 2):
+            raise Refusal(429, "too many listen by this token", "end a stream first", retry_after_s=30)
+        client = _Client(who)
         self._clients.add(client)
         try:
             await self._begin()

@@ -222,8 +222,15 @@ def test_silence_is_broken_by_a_heartbeat(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_only_so_many_may_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
-    with scene(tmp_path, stream_clients=2) as on:
+    with scene(tmp_path, stream_clients=4) as on:
         first, _ = on.listen(), on.listen()
+        # One token has half of the places.
+        assert on.service.client.get("/v1/events/stream", headers=on.headers).status_code == 429
+        mine, token = on.headers, make_token()
+        on.store.access.add_operator(hash_token(token), OperatorToken("s", frozenset({Scope.READ}), NOW, None))
+        on.headers = {"Authorization": f"Bearer {token}"}
+        assert [on.listen().status, on.listen().status] == [200, 200]
+        on.headers = mine
         refused = on.service.client.get("/v1/events/stream", headers=on.headers)
         assert refused.status_code == 503 and refused.headers["retry-after"] == "30"
         first.close()
