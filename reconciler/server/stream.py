@@ -81,8 +81,11 @@ class Stream:
         return len(self._clients)
 
     async def answer(self, after: int | None, still: Callable[[], Awaitable[bool]], who: str = "") -> StreamingResponse:
-        """A stream to a client that has seen events up to `after` (None: it wants what comes). Refusal 503: too many listen; 429: too
-        many by one token, which has half of the places at most, so that a program that forgets its streams ends nobody else's."""
+        """A stream to a client that has seen events up to `after` (None: it wants what comes).
+
+        Refusal 503: too many listen; 429: too many by the token `who`, which has half of the places, so that a program that forgets
+        its streams ends nobody else's.
+        """
         if self._options.boards is not None and self._options.boards.closed:
             raise Refusal(503, "the controller stops", "try again", retry_after_s=5)
         most = self._options.limits.stream_clients
