@@ -23,6 +23,7 @@ from reconciler.controller.chronicle import Chronicle
 from reconciler.model.access import OperatorToken, Scope
 from reconciler.model.observed import DeviceObservation
 from reconciler.ports import Commit, Export
+from reconciler.review.asked import askers
 from reconciler.server.app import create_app
 from reconciler.server.options import Limits, Options
 from reconciler.server.run import HttpServer
@@ -164,6 +165,7 @@ class Fleet:
             "signed_by": lambda _release, _sums, _signature: "0123456789ABCDEF0123456789ABCDEF01234567",
             "commit": self.commit,
             "changed": self.controller.git.changed,
+            "asked": askers(self.controller.git),
             "foresee": foreseer(self.export, lambda: self.at),
             "limits": FREE,
         }

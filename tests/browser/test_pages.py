@@ -45,7 +45,7 @@ def test_a_page_stands_in_light_and_dark_and_on_a_phone(
     window = opened(address, color_scheme="light").open(path)
     assert window.page.locator("h1").count() == 1
     assert window.violations() == []
-    assert window.overflow() == []
+    assert window.overflow() == [] and window.scrolled() == []
     window.keep(name_of(path, "light"))
     window.page.emulate_media(color_scheme="dark")
     assert window.page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(16, 21, 27)"

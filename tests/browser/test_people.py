@@ -65,6 +65,13 @@ def test_the_search_leads_to_a_device_or_to_what_is_alike(opened: Opener, addres
     assert "SITE-4102" in window.text and "SITE-4104" in window.text
 
 
+def test_a_commit_says_what_it_asked_for(opened: Opener, address: str, shared: Fleet) -> None:
+    window = opened(address).open("/commits")
+    window.page.get_by_role("link", name=shared.controller.git.head[:12]).first.click()
+    window.page.wait_for_selector("text=What it asks for")
+    assert "Promote video-ingest 2.8.0 to lab and canary" in window.text and "Not known here" not in window.text
+
+
 def test_three_clicks_lead_to_trouble_reason_and_tonight(opened: Opener, address: str) -> None:
     """What the front page is for: which devices are in trouble, why nothing moves in a wave, what happens tonight."""
     window = opened(address).open("/")

@@ -117,6 +117,14 @@ class Window:
             f"({_CUT[_CUT.index('() =>') :].strip()})"
         )
 
+    def scrolled(self) -> list[str]:
+        """Boxes that one must scroll to read all of, by their first words."""
+        found: list[str] = self.page.evaluate(
+            "() => [...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth + 1)"
+            ".map((box) => box.innerText.slice(0, 80))"
+        )
+        return found
+
     def keep(self, name: str) -> None:
         """Keep a picture of it with the run."""
         KEPT.mkdir(parents=True, exist_ok=True)
