@@ -93,7 +93,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Board:
-    """One reading of everything. `rows` and `desired` are None before anything was planned; `generation` rises when something that
+    """One reading of everything. `rows` and `desired` are None before anything was planned, and `as_of` is then the instant of the
+    plan on record that the rest was taken from, if there is one; `generation` rises when something that
     a person could see has changed, which `last_seen` alone is not; `at` is the instant of the tick."""
 
     generation: int
@@ -111,6 +112,7 @@ class Board:
     """The branch's head that is not acted on, and why."""
     wake_at: datetime | None
     rows: Rows | None
+    as_of: datetime | None = None
 
     @cached_property
     def states(self) -> I8:
@@ -174,7 +176,7 @@ class Board:
         """Names of the devices that a hold is about, the first of them by name."""
         rows = self.rows
         if rows is None or not held.keys:
-            return ()
+            return held.hold.devices[:limit]
         codes = rows.config if held.track < 0 else rows.tracks[held.track]
         of = keys_of(rows.roster, held.track, codes, rows.wave_of, slice(None))
         mask = np.isin(of, list(held.keys))

@@ -18,6 +18,7 @@ import numpy as np
 from reconciler.controller.board import Board
 from reconciler.controller.board_rows import Index, Rows
 from reconciler.controller.gather import World
+from reconciler.controller.remembered import remembered
 from reconciler.model.observed import Snapshot
 from reconciler.model.plan import Plan
 from reconciler.planner.explain import AmbiguousName, Explanation, Kind, UnknownName, explain
@@ -26,7 +27,7 @@ from reconciler.planner.live import Live
 from reconciler.planner.roster import I64
 from reconciler.planner.sets import union
 from reconciler.planner.state import State, Track
-from reconciler.ports import ConditionRow, Store, TransientError
+from reconciler.ports import ConditionRow, PortError, Store, TransientError
 
 __all__ = ["AmbiguousName", "Boards", "Explanation", "UnknownName"]
 
@@ -79,10 +80,11 @@ class Boards:
         refused: tuple[str, str] | None,
         now: datetime,
     ) -> Board:
-        """Make the board of a tick that has ended. Without a plan the last one's rows stay, under the new conditions."""
+        """Make the board of a tick that has ended. Without a plan the last one's rows stay, under the new conditions; before the
+        first it is what the plan on record says."""
         before = self._board
         if world is None or plan is None or live.state is None:
-            board = replace(before or _empty(now), at=now, conditions=conditions, refused=refused)
+            board = replace(before or self._begun(now), at=now, conditions=conditions, refused=refused)
         else:
             rows = self._rows(live.state, None if before is None else before.rows)
             same = before is not None and before.observed == world.observed
@@ -111,6 +113,12 @@ class Boards:
         for callback in waiting:
             callback()
         return board
+
+    def _begun(self, now: datetime) -> Board:
+        try:
+            return remembered(self._store.last_plan(), now) or _empty(now)
+        except PortError:
+            return _empty(now)
 
     def _rows(self, state: State, before: Rows | None) -> Rows:
         """The planner's columns, copied where they differ from the board before."""

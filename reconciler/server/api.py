@@ -70,6 +70,19 @@ def newest(options: Options) -> Board:
     return board
 
 
+def planned(options: Options) -> Board:
+    """The board, where single devices are known. Refusal 503: nothing was planned since the controller started."""
+    board = newest(options)
+    if board.rows is None and board.as_of is not None:
+        raise Refusal(
+            503,
+            "the controller has not planned since it started, so single devices are not known",
+            "see the conditions of GET /v1/waves for what it lacks; waves and holds are there as of its last plan",
+            retry_after_s=30,
+        )
+    return board
+
+
 def _boards(options: Options) -> Boards:
     newest(options)
     assert options.boards is not None
@@ -107,7 +120,7 @@ def _serve_devices(app: FastAPI, options: Options, callers: Callers) -> None:
         asked, after = Asked(wave, site, state, health, release, flagged, q), name_behind(cursor)
 
         def make() -> dict[str, Any]:
-            board = newest(options)
+            board = planned(options)
             rows = board.devices(asked, after=after, limit=limit + 1)
             page = rows[:limit]
             return {
@@ -155,7 +168,7 @@ class DeviceKnown:
 
 def device_known(options: Options, name: str) -> DeviceKnown:
     """Read it. Refusal 404: git names none that is called so; 503: nothing was planned yet. PortError: the store is away."""
-    board, store = newest(options), options.store
+    board, store = planned(options), options.store
     row = board.device(name)
     if row is None:
         raise Refusal(404, "no such device", "GET /v1/devices lists those that the fleet repo names")
@@ -207,7 +220,7 @@ def _serve_sites(app: FastAPI, options: Options, callers: Callers) -> None:
         after = name_behind(cursor)
 
         def make() -> dict[str, Any]:
-            board = newest(options)
+            board = planned(options)
             rows = board.sites(wave=wave, state=state, q=q, after=after, limit=limit + 1)
             page = rows[:limit]
             return {

@@ -22,6 +22,9 @@ class Reading(Document):
     kind: str
     at: str
     commit: str | None
+    as_of: str | None = Field(
+        description="Where the controller has not planned since it started: the instant of the plan on record that this is from"
+    )
 
 
 class WavesDocument(Reading):

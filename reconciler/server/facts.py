@@ -21,7 +21,8 @@ FLAGGED = 100
 
 def reading(board: Board, kind: str) -> dict[str, Any]:
     """What every answer begins with."""
-    return {"apiVersion": "fleet/v1", "kind": kind, "at": moment(board.at), "commit": board.commit}
+    known = {"at": moment(board.at), "commit": board.commit, "asOf": moment(board.as_of)}
+    return {"apiVersion": "fleet/v1", "kind": kind, **known}
 
 
 def moment(at: datetime | None) -> str | None:

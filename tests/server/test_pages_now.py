@@ -90,6 +90,31 @@ def test_without_a_fleet_the_page_says_what_is_lacking(fresh: Reader) -> None:
     assert "no commit of the fleet repo to act on" in fresh.get("/waves/lab").text
 
 
+def test_a_controller_that_cannot_plan_yet_says_what_stood_before(fresh: Reader) -> None:
+    from reconciler.planner import plan
+    from reconciler.planner.live import Live
+    from tests.controller.staging import SHARED
+
+    stage, store = fresh.api.stage, fresh.api.stage.store
+    seen = SHARED.model_copy(update={"devices": tuple(stage.everybody()), "at": NOW})
+    store.save_plan(store.begin_epoch(), plan(stage.desired, seen, NOW - timedelta(hours=3)).to_json())
+    rows = (ConditionRow("StoresReady", "False", "Unreachable", "the image store does not answer", NOW),)
+    stage.boards.publish(None, None, Live(), rows, None, NOW)
+    page = fresh.get("/")
+    assert "No fleet yet" not in page.text and "the image store does not answer" in page.text
+    assert "Waves and holds are as of 2026-01-14 22:30 UTC (3 h ago), from its last plan" in page.of("as-of")
+    assert "v1.4.2" in page.of("wave-lab") and "an earlier wave comes first" in page.of("holds")
+    assert "Every device" not in page.text and "tonight-title" not in page.ids
+    assert "when it last planned" in fresh.get("/devices").text and "no commit" not in fresh.get("/sites").text
+    said = fresh.api.get("/v1/waves")
+    assert (said["asOf"], said["at"], said["commit"]) == ("2026-01-14T22:30:00Z", "2026-01-15T01:30:00Z", "c1")
+    assert {"wave-waits", "outside-window"} <= {hold["reason"] for hold in fresh.api.get("/v1/holds")["holds"]}
+    for path in ("/v1/devices", "/v1/devices/S0-1", "/v1/sites"):
+        assert fresh.api.refusal(path)[0] == 503
+    stage.tick(*stage.everybody())
+    assert fresh.api.get("/v1/waves")["asOf"] is None and "as-of" not in fresh.get("/").ids
+
+
 def test_a_fleet_at_rest_says_that_all_is_well(fresh: Reader) -> None:
     from tests.controller.staging import desired
 
