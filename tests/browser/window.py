@@ -117,11 +117,12 @@ class Window:
             f"({_CUT[_CUT.index('() =>') :].strip()})"
         )
 
-    def scrolled(self) -> list[str]:
+    def scrolled(self, boxes: str = ".scroll") -> list[str]:
         """Boxes that one must scroll to read all of, by their first words."""
         found: list[str] = self.page.evaluate(
-            "() => [...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth + 1)"
-            ".map((box) => box.innerText.slice(0, 80))"
+            "(boxes) => [...document.querySelectorAll(boxes)].filter((box) => box.scrollWidth > box.clientWidth + 1)"
+            ".map((box) => box.innerText.slice(0, 80))",
+            boxes,
         )
         return found
 
