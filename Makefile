@@ -8,7 +8,7 @@ PY := .venv/bin/python
 DEMO_PACKAGES := git gnupg gpgv zstd e2fsprogs
 IMAGE_PACKAGES := $(DEMO_PACKAGES) mmdebstrap bubblewrap uidmap fdisk dosfstools mtools
 BROWSER_PACKAGES := chromium fonts-dejavu-core
-TEST_PACKAGES := $(IMAGE_PACKAGES) $(BROWSER_PACKAGES) docker-registry cloud-init shellcheck systemd-container openssl podman prometheus crun busybox-static grub-common xorriso chrony strace postgresql python3-psycopg2
+TEST_PACKAGES := $(IMAGE_PACKAGES) $(BROWSER_PACKAGES) docker-registry cloud-init shellcheck systemd-container openssl podman prometheus crun busybox-static grub-common xorriso chrony strace postgresql
 VM_PACKAGES := $(TEST_PACKAGES) qemu-system-x86 ovmf openssh-client
 # The pure parts. Which tests prove them, and are counted: tests/conftest.py.
 PROVED := --cov=reconciler/model --cov=reconciler/repo --cov=reconciler/planner --cov=reconciler/protocol

@@ -1,17 +1,15 @@
 """PostgreSQL for tests: one cluster a test session, in a folder of its own, reached by a socket alone; a database for each test.
 
-What a commit promises is not kept over a power cut here (fsync is off): it is the SQL that is tested. Debian's packages
-`postgresql` and `python3-psycopg2`; skipped visibly where they are missing, failed in CI.
+What a commit promises is not kept over a power cut here (fsync is off): it is the SQL that is tested. Debian's package
+`postgresql`; skipped visibly where it is missing, failed in CI.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +18,6 @@ from typing import Any, NoReturn
 
 import pytest
 
-_PACKAGES = Path("/usr/lib/python3/dist-packages")
 _NOBODY = 65534
 _NUMBERS = itertools.count(1)
 
@@ -34,7 +31,7 @@ class Cluster:
 
     def run(self, sql: str) -> None:
         """A statement, outside of any transaction."""
-        import psycopg2
+        import psycopg2  # type: ignore[import-untyped]
 
         connection = psycopg2.connect(host=str(self._folder), user="tests", dbname="postgres")
         try:
@@ -75,20 +72,6 @@ def _missing(message: str) -> NoReturn:
     pytest.skip(message)
 
 
-def _driver() -> None:
-    """Have psycopg2 importable: Debian's, where the environment has none of its own."""
-    try:
-        importlib.import_module("psycopg2")
-    except ImportError:
-        sys.path.append(str(_PACKAGES))
-        try:
-            importlib.import_module("psycopg2")
-        except ImportError:
-            _missing("needs psycopg2 for this Python: apt-get install python3-psycopg2")
-        finally:
-            sys.path.remove(str(_PACKAGES))
-
-
 def _programs() -> Path:
     """The folder of the newest version's programs."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
@@ -101,7 +84,6 @@ def _programs() -> Path:
 def cluster() -> Iterator[Cluster]:
     """Run one, as nobody where the tests run as root, which it refuses."""
     programs = _programs()
-    _driver()
     # A socket's path may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     as_root = os.geteuid() == 0
