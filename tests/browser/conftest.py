@@ -91,8 +91,12 @@ def opened(held: ExitStack, browser: Browser, request: pytest.FixtureRequest) ->
 
         yield open_window
         for number, window in enumerate(seen):
+            trace = None
             if request.node.stash.get(_FAILED, False) or window.complaints:
                 name = re.sub(r"[^\w.-]+", "-", f"failed-{request.node.name}-{number}")
                 window.keep(name)
-                window.page.context.tracing.stop(path=KEPT / f"{name}.zip")
-            assert not window.complaints, told(window.complaints)
+                trace = KEPT / f"{name}.zip"
+            # Without a path it is thrown away.
+            window.page.context.tracing.stop(path=trace)
+        complaints = [one for window in seen for one in window.complaints]
+        assert not complaints, told(complaints)

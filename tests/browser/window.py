@@ -60,9 +60,8 @@ class Window:
         return any(f"status of {status}" in text for status in self.refused)
 
     def _failed(self, request: Request) -> None:
-        # A stream ends with the page that listens to it, and so does a page's asking for itself.
-        ended = request.resource_type in ("fetch", "eventsource") and "ABORTED" in (request.failure or "")
-        if not ended:
+        # Going to another page ends what the one before still asks for: its stream, itself, an icon.
+        if "ERR_ABORTED" not in (request.failure or ""):
             self.complaints.append(f"failed: {self._path(request.url)}: {request.failure}")
 
     def _answered(self, response: Response) -> None:
