@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,28 @@ TOGETHER = {
 }
 """Files, and a folder, whose tests go on where the one before ended, or share what takes long to make: by one worker, in order."""
 
-LONGEST = ("e2e", "fleet", "browser", "controller", "simulate", "adapters")
+LONGEST = ("e2e", "fleet", "browser", "agent/containers", "controller", "simulate", "adapters")
 """Folders whose tests take longest, the first first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Nothing is counted but in `COUNTED`. What runs longest begins first, so that no worker waits for the other at the end."""
-    for item in items:
-        if _part(item) not in COUNTED:
-            item.add_marker("no_cover")
-    items.sort(key=lambda item: LONGEST.index(part) if (part := _part(item)) in LONGEST else len(LONGEST))
+    """What runs longest begins first, so that no worker waits for the other at the end."""
+    items.sort(key=_turn)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Nothing is counted but in `COUNTED`, in a test's fixtures neither: the mark `no_cover` would leave them counted, and whole
+    demos are played in some."""
+    plugin = item.config.pluginmanager.getplugin("_cov")
+    counter = plugin.cov_controller if plugin is not None and _part(item) not in COUNTED else None
+    if counter is None:
+        return (yield)
+    counter.pause()
+    try:
+        return (yield)
+    finally:
+        counter.resume()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -57,6 +70,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return TOGETHER.get(path) or TOGETHER.get(path.rpartition("/")[0] + "/", nodeid)
 
     return Together(config, log)
+
+
+def _turn(item: pytest.Item) -> int:
+    """How early a test begins: the place in `LONGEST` of the folder that it is in."""
+    below = item.path.relative_to(TESTS).as_posix()
+    return next((turn for turn, folder in enumerate(LONGEST) if below.startswith(f"{folder}/")), len(LONGEST))
 
 
 def _part(item: pytest.Item) -> str:

@@ -17,7 +17,14 @@ pytestmark = pytest.mark.slow
 LATER = (0, 0, 1, 3, 10, 16, 45, 121, 360, 1441)
 
 
-@pytest.mark.parametrize("block", range(0, 120, 10))
+WORLDS = range(0, 120, 10)
+
+
+# The other half of the worlds is made up with the full tests.
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(n, marks=[pytest.mark.vm, pytest.mark.full] if n % 20 else [], id=str(n)) for n in WORLDS],
+)
 def test_every_step_equals_the_plan(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Pieces of three rows, so that what a budget cuts lies in several.
     monkeypatch.setattr(ration, "_PIECE", 3)
