@@ -101,7 +101,9 @@ def test_the_controller_is_ready_when_it_serves_and_is_ended_when_it_hangs(folde
     assert (service["Type"], service["NotifyAccess"], service["Restart"]) == ("notify", "main", "on-failure")
     clone = signature(GitMirror).parameters["clone_timeout_s"].default
     for key in ("WatchdogSec", "TimeoutStartSec"):
-        assert int(service[key].removesuffix("min")) * 60 > clone, "no tick that only waits for git is taken for one that hangs"
+        assert int(service[key].removesuffix("min")) * 60 > clone, (
+            "no tick that only waits for git is taken for one that hangs"
+        )
 
 
 def test_no_secret_is_an_argument_or_in_the_environment(folder: Path) -> None:

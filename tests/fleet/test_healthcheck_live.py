@@ -124,6 +124,8 @@ def test_a_device_in_order_is_ok_in_every_live_check(device: Device) -> None:
         ("systemctl", "exit 4", "agent", "critical"),
         ("nvidia-smi", "echo 'No devices were found'; exit 6", "gpu", "critical"),
         ("ufw", "echo 'Status: inactive'", "firewall", "critical"),
+        ("ufw", "echo 'ERROR: problem running'; exit 1", "firewall", "critical"),
+        ("ufw", "exit 124", "firewall", "warning"),
         ("sshd", "echo 'passwordauthentication yes'", "ssh", "critical"),
         ("sshd", "echo 'passwordauthentication no'; echo 'kbdinteractiveauthentication yes'", "ssh", "critical"),
         ("fail2ban-client", "echo 'Sorry but the jail does not exist'; exit 255", "fail2ban", "critical"),

@@ -295,13 +295,20 @@ check_gpu() {
   fi
 }
 
+# ufw asks iptables, which waits for whoever writes rules: for Docker, whenever a container starts. No answer in time is no
+# firewall that is down.
 check_firewall() {
   only_running firewall || return
-  local answer
+  local answer status
   answer=$(timeout $PATIENCE_S ufw status 2>&1)
+  status=$?
   case $answer in
     *"Status: active"*) report firewall ok "active" ;;
-    *) report firewall critical "ufw is not active: ${answer%%$'\n'*}" ;;
+    *) if [ $status -eq 124 ]; then
+      report firewall warning "ufw did not answer within $PATIENCE_S s"
+    else
+      report firewall critical "ufw is not active: ${answer%%$'\n'*}"
+    fi ;;
   esac
 }
 
