@@ -1,4 +1,4 @@
-"""What it costs the loop that people look on: the board of every tick, and 500 who listen to the stream, at 100,000 devices.
+"""What it costs that people look on, at 100,000 devices: the board of every tick, 500 who listen to the stream, the front page.
 
 The same loop with and without a board take turns; so do ticks with and without listeners, who are another process. Some devices
 turn at every tick, so that there is something to tell each time. Ticks come a second apart, as often as a controller's do at most.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -26,6 +27,9 @@ LISTENERS = 500
 ROUNDS = 8
 BLOCKS = 4
 GAP_S = 1.0
+LOADS = 1000
+AGAIN = 25
+"""Loads of the front page between two ticks that change it."""
 
 _LISTEN = """
 import selectors, socket, sys
@@ -144,6 +148,31 @@ def looked(bench: Turning) -> dict[str, float]:
     return {"front": front, "search": search}
 
 
+def loaded(bench: Turning, port: int, token: str) -> tuple[list[float], int, list[int]]:
+    """The front page over HTTP, again and again: seconds of each load, most bytes, and resident bytes at every tick between."""
+    times, most, resident = [], 0, []
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Authorization": f"Bearer {token}"}
+    for number in range(LOADS):
+        if number % AGAIN == 0:
+            bench.turned()
+            resident.append(_resident())
+        started = time.perf_counter()
+        connection.request("GET", "/", headers=headers)
+        answer = connection.getresponse()
+        page = answer.read()
+        times.append(time.perf_counter() - started)
+        assert answer.status == 200 and b"<h1" in page, page[:200]
+        most = max(most, len(page))
+    connection.close()
+    return times, most, resident
+
+
+def _resident() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+
 def measure(devices: int = 100_000) -> Iterator[tuple[str, float, str, float, float]]:
     """(work, ours in s, yardstick, its s, bar)."""
     with tempfile.TemporaryDirectory() as folder:
@@ -174,8 +203,16 @@ def measure(devices: int = 100_000) -> Iterator[tuple[str, float, str, float, fl
                 with listening(port, token):
                     crowded += _ticks(bench)
                 time.sleep(1.0)
+            times, most, resident = loaded(bench, port, token)
             bench.boards.close()
         bench.store.close()
+    slow = quantiles(times, n=100)[98]
+    yield f"front page at {devices:,} devices, 99th of 100 loads", slow, "200 ms", 0.2, 1.0
+    yield "its size (KiB)", most / 1024, "200 KiB", 200.0, 1.0
+    # What the first loads bring into memory stays; the median of ticks, whose own need comes and goes.
+    part = len(resident) // 4
+    early, late = median(resident[part : 2 * part]), median(resident[-part:])
+    yield f"resident memory late in {LOADS:,} loads", late, "early in them", early, 1.02
     # The lower quarter: what else runs on the machine makes some ticks longer, and none shorter.
     low = [quantiles(times, n=4)[0] for times in (crowded, silent)]
     yield f"tick with {LISTENERS} on the stream", low[0], "the tick without", low[1], 1.1
