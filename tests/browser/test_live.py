@@ -87,11 +87,11 @@ def test_a_page_comes_back_with_the_service(opened: Opener, held: ExitStack, mov
     window.wait("document.getElementById('link').textContent === 'not live: reconnecting'")
     assert "20 of 30 on it" in window.text, "what was known is shown"
     moved.change(WELL, **ill(moved))
-    with serving(moved.options(), int(address.rpartition(":")[2])):
-        window.live()
-        window.wait("document.getElementById('tally').textContent === '2'")
-        assert window.page.evaluate(_LOAD) == loaded
-        window.forgive("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
+    held.enter_context(serving(moved.options(), int(address.rpartition(":")[2])))
+    window.live()
+    window.wait("document.getElementById('tally').textContent === '2'")
+    assert window.page.evaluate(_LOAD) == loaded
+    window.forgive("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
 
 
 def test_an_acknowledgement_shows_on_the_page_of_another(opened: Opener, held: ExitStack, moved: Fleet) -> None:
