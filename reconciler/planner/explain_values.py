@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from reconciler.model.plan import Reason
 from reconciler.model.scalars import format_instant
 from reconciler.planner.messages import plain
 from reconciler.planner.windows import SECOND
@@ -137,8 +138,9 @@ class Link:
         )
 
     def instants(self) -> str:
-        """` (since …, until …)`, or nothing."""
-        parts = [f"{word} {format_instant(at)}" for word, at in (("since", self.since), ("until", self.until)) if at]
+        """` (since …, until …)`, or nothing. What is in flight has a timeout, and may be done at any time."""
+        ends = "times out" if self.code == Reason.IN_PROGRESS.value else "until"
+        parts = [f"{word} {format_instant(at)}" for word, at in (("since", self.since), (ends, self.until)) if at]
         return f" ({', '.join(parts)})" if parts else ""
 
     def to_dict(self, places: Places) -> dict[str, Any]:

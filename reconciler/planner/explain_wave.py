@@ -6,7 +6,7 @@ Called by `explain`. Counts and states are the plan's own (`render.wave_status`)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from reconciler.model.plan import Reason, WaveState
 from reconciler.model.scalars import format_instant
-from reconciler.planner.explain_device import device_links
+from reconciler.planner.explain_device import device_links, said_of
 from reconciler.planner.explain_gate import (
     failed_links,
     gate_links,
@@ -52,7 +52,7 @@ _STANDS = {
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """When the next wave may begin on this release. `at` is None where no instant is known."""
+    """When the next wave may begin on this release. `at` is None where it depends on more than the clock."""
 
     wave: str | None
     statement: str
@@ -276,7 +276,8 @@ def _chain(view: View, number: int, wave: int) -> list[Link]:
     release, stands = view.release(number, code), track_state(state, number, wave)
     judged = gates.judged[wave]
     said = f"{_STANDS.get(stands, 'is ' + stands.value + ' on')} {release}"
-    until = judged.soak_ends if judged.gate is Gate.SOAKING else NEVER
+    # A proof stands for good: a soak that began anew ends nothing of a wave that is complete.
+    until = judged.soak_ends if judged.gate is Gate.SOAKING and stands is not WaveState.COMPLETE else NEVER
     if stands is WaveState.WAITING:
         until = gates.entry[wave].until if gates.entry[wave].reason is Reason.SOAKING else NEVER
     proved = _proved(view, number, wave)
@@ -287,7 +288,7 @@ def _chain(view: View, number: int, wave: int) -> list[Link]:
     if stands is WaveState.COMPLETE:
         # Its proof stands, and nobody waits for a soak that began anew; what keeps the gate from passing again is told.
         anew = judged.gate in (Gate.PASSED, Gate.EMPTY, Gate.SOAKING)
-        return [head] if anew else [head, *gate_links(view, number, wave, 1)]
+        return [head] if anew else [head, *_since_proof(view, number, wave)]
     halted = []
     if stands is WaveState.PAUSED:
         rows = np.flatnonzero(state.places.wave_of == wave).tolist()
@@ -299,6 +300,27 @@ def _chain(view: View, number: int, wave: int) -> list[Link]:
     return (
         [head, *halted, *gate_links(view, number, wave, 1)] if halted else gate_links(view, number, wave, 0) or [head]
     )
+
+
+def _since_proof(view: View, number: int, wave: int) -> list[Link]:
+    """What would keep the gate of a wave from passing again, said of one that has passed it: every device that is not well has its link."""
+    links, judged = gate_links(view, number, wave, 1), view.state.ground.gates[number].judged[wave]
+    if not links or links[0].kind != "wave":
+        return links
+    if judged.gate is Gate.INCOMPLETE and links[0].code == "incomplete":
+        release = view.release(number, view.facts(wave).ask(number))
+        said = f"has its proof; now {judged.healthy} of {judged.devices} devices are healthy on {release}"
+    elif judged.gate is Gate.UNRESOLVED:
+        said = f"has its proof; judged anew it {links[0].statement}"
+    else:
+        return links
+    links[0] = replace(links[0], statement=said)
+    told = {name for link in links if link.kind == "device" for name in (link.name, *link.devices)}
+    for seen in (Seen.FAILED, Seen.PENDING, Seen.SILENT, Seen.SILENT_AFTER, Seen.NEITHER):
+        rows = [row for row in rows_seen(view, number, wave, seen) if view.name(row) not in told]
+        if rows:
+            links += said_of(view, number, seen, rows, 2)
+    return links
 
 
 def _next(view: View, number: int, wave: int) -> Next:
@@ -325,6 +347,4 @@ def _next(view: View, number: int, wave: int) -> Next:
     if entry.reason is Reason.SOAKING:
         ends = format_instant(instant(entry.until))
         return Next(name, f"wave {name} may begin at {ends}, if what soaks stays healthy", instant(entry.until))
-    return Next(
-        name, f"wave {name} may begin when wave {view.facts(entry.blocker).spec.name} has a proof; no instant is known"
-    )
+    return Next(name, f"wave {name} may begin when wave {view.facts(entry.blocker).spec.name} has a proof")

@@ -1,0 +1,68 @@
+"""Until when something waits, and what follows it: one rule for every page, from the plan's holds and the newest forecast. Pure.
+
+What the clock alone decides is the plan's instant. Where the plan knows none, or the forecast a later one, the forecast's is told,
+and that it is likely. Called by `view_now`, `view_tonight` and `pages_now`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from reconciler.model.plan import Hold, Reason, WaveStatus
+from reconciler.server.foreseen import Ahead, Outlook
+
+_ITS_OWN = {Reason.OFFLINE: "it reports", Reason.IN_PROGRESS: "it is done"}
+"""Reasons that end with the device itself: when its wave begins says nothing of them. What is waited for instead of an instant."""
+
+Place = tuple[str, str]
+"""A wave, and a release: `v1.4.2`, or `video-ingest@2.8.0`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """The end of a wait; `at` None: no instant is known. `likely`: it is the forecast's. `event`: what ends it instead."""
+
+    at: datetime | None
+    likely: bool = False
+    event: str | None = None
+
+
+def places_of(outlook: Outlook) -> Mapping[Place, Ahead]:
+    """What is likely to come of each wave and release; nothing where there is no forecast."""
+    seen = outlook.foreseen
+    return {} if seen is None else {(one.wave, one.release): one for one in seen.likely.places}
+
+
+def until_of(hold: Hold, ahead: Mapping[Place, Ahead], now: datetime) -> Until:
+    """Until when a hold is likely to last."""
+    at = hold.until if hold.until is not None and hold.until > now else None
+    event = _ITS_OWN.get(hold.reason)
+    if event is not None or hold.wave is None:
+        return Until(at, event=event)
+    place = ahead.get((hold.wave, release_of(hold)))
+    starts = None if place is None else place.starts_at
+    if starts is not None and starts > now and (at is None or starts >= at):
+        return Until(starts, likely=True)
+    return Until(at)
+
+
+def release_of(hold: Hold) -> str:
+    """The release of a hold as the forecast names it."""
+    return f"{hold.app}@{hold.release}" if hold.app is not None else hold.image or ""
+
+
+def follows(waves: Sequence[WaveStatus], wave: str, release: str) -> str:
+    """What a wave's proof of a release means for the wave after it: of the two alone, as the wave's own page has it."""
+    names = [one.name for one in waves]
+    if wave not in names or names.index(wave) + 1 >= len(waves):
+        return "there is no wave after it"
+    after = waves[names.index(wave) + 1]
+    app, at_sign, version = release.partition("@")
+    own = after.apps.get(app) if at_sign else None
+    asked = (None if own is None else own.release) if at_sign else after.image
+    if asked == (version if at_sign else release):
+        return f"wave {after.name} may follow"
+    said = asked and (f"{app} {asked}" if at_sign else asked)
+    return f"wave {after.name} asks for {said or 'nothing'}, and follows once git asks it for {release.replace('@', ' ')}"
