@@ -115,12 +115,13 @@ def _windows(desired: Desired, observed: Snapshot, at: datetime) -> dict[str, tu
 
 def _moves(trace: Trace, windows: Mapping[str, Sequence[tuple[datetime, datetime]]]) -> tuple[Moves, ...]:
     """How many devices of each wave begin which release in which window. Each is counted once in a window, whatever is repeated."""
-    from reconciler.server.foreseen import CONFIGURATION, NEAR, Moves
+    from reconciler.server.foreseen import CONFIGURATION, NAMED, NEAR, Moves
     from reconciler.simulate.trace import Kind
 
     Place = tuple[str, str, tuple[datetime, datetime] | None]
     began: dict[Place, dict[str, datetime]] = {}
     arrived: dict[tuple[str, str], dict[str, datetime]] = {}
+    site_of: dict[str, str] = {}
     for event in trace.events:
         if event.wave is None or event.device is None:
             continue
@@ -130,6 +131,7 @@ def _moves(trace: Trace, windows: Mapping[str, Sequence[tuple[datetime, datetime
             window = spans[number] if number >= 0 and event.at < spans[number][1] else None
             there = began.setdefault((event.wave, event.key or CONFIGURATION, window), {})
             there.setdefault(event.device, event.at)
+            site_of[event.device] = event.site or ""
         elif event.kind is Kind.ARRIVED and event.key is not None:
             arrived.setdefault((event.wave, event.key), {})[event.device] = event.at
     out = []
@@ -137,7 +139,11 @@ def _moves(trace: Trace, windows: Mapping[str, Sequence[tuple[datetime, datetime
         seen = arrived.get((wave, release), {})
         ends = [seen[device] for device in devices if device in seen]
         last = max(ends or devices.values())
-        out.append(Moves(wave, release, window, len(devices), len(ends), min(devices.values()), last))
+        sites = sorted({site_of[device] for device in devices} - {""})
+        first = min(devices.values())
+        out.append(
+            Moves(wave, release, window, len(devices), len(ends), first, last, tuple(sites[:NAMED]), len(sites))
+        )  # fmt: skip
     return tuple(sorted(out, key=lambda one: (one.first_at, one.wave, one.release)))
 
 

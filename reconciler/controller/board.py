@@ -18,7 +18,7 @@ import numpy as np
 from reconciler.controller.board_rows import HEALTHS, STATES, DeviceState, Rows
 from reconciler.model.desired import Desired
 from reconciler.model.observed import Health, Snapshot
-from reconciler.model.plan import Action, DeviceFact, Reason, WaveStatus
+from reconciler.model.plan import Action, DeviceFact, Hold, Reason, WaveStatus
 from reconciler.planner.groups import Held, keys_of
 from reconciler.planner.roster import I8, I64, IMAGE_TRACK, Bools, Roster
 from reconciler.planner.want import MAY_START, REASONS, SETTLED
@@ -26,6 +26,10 @@ from reconciler.planner.windows import NONE, instant
 from reconciler.ports import ConditionRow
 
 __all__ = ["STATES", "AppOnDevice", "Asked", "Board", "DeviceRow", "DeviceState", "SiteRow"]
+
+
+CONFIGURATION = "configuration"
+"""The track that is no image's and no app's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,24 @@ class Board:
         of = keys_of(rows.roster, held.track, codes, rows.wave_of, slice(None))
         mask = np.isin(of, list(held.keys))
         return [rows.roster.device_names[row] for row in self._page(mask, None, limit)]
+
+    def holds_of(self, name: str) -> Mapping[str, Hold]:
+        """Track → the hold that a device is in, of the tracks on which something is held."""
+        rows, row = self.rows, None if self.rows is None else self.rows.roster.row_of.get(name)
+        if rows is None or row is None:
+            return {}
+        found, at = {}, np.array([row], np.int64)
+        for track, _ in _holds(rows, row):
+            number = -1 if track == CONFIGURATION else _track(rows, track)
+            codes = rows.config if number < 0 else rows.tracks[number]
+            key = int(keys_of(rows.roster, number, codes, rows.wave_of, at)[0])
+            if (hold := self._by_key.get((number, key))) is not None:
+                found[track] = hold
+        return found
+
+    @cached_property
+    def _by_key(self) -> Mapping[tuple[int, int], Hold]:
+        return {(one.track, key): one.hold for one in self.holds for key in one.keys}
 
     def running(self, release: str) -> int:
         """How many devices run a release: `v1.4.2`, or `video-ingest@2.8.0`."""
@@ -375,9 +397,16 @@ def _instant(value: int) -> datetime | None:
     return None if value == NONE else instant(int(value))
 
 
+def _tracks(rows: Rows) -> tuple[str, ...]:
+    return "image", *(app.name for app in rows.roster.apps), CONFIGURATION
+
+
+def _track(rows: Rows, name: str) -> int:
+    return _tracks(rows).index(name)
+
+
 def _holds(rows: Rows, row: int) -> Iterator[tuple[str, Reason]]:
-    names = ("image", *(app.name for app in rows.roster.apps), "configuration")
-    for name, codes in zip(names, (*rows.tracks, rows.config), strict=True):
+    for name, codes in zip(_tracks(rows), (*rows.tracks, rows.config), strict=True):
         code = int(codes.reason[row])
         if code != SETTLED and not codes.starts[row]:
             yield name, Reason.BUDGET if code == MAY_START else REASONS[code - 1]

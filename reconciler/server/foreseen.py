@@ -58,6 +58,8 @@ CONFIGURATION = "configuration"
 """The release of `Moves` that are of a site's configuration."""
 NEAR = timedelta(hours=36)
 """How far ahead `Moves` are counted."""
+NAMED = 4
+"""Sites that `Moves` name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ class Moves:
     """When the first begins."""
     last_at: datetime
     """When the last has arrived; where none does, when the last begins."""
+    sites: tuple[str, ...] = ()
+    """Names of the first `NAMED` of their sites, of `sites_in_all`."""
+    sites_in_all: int = 0
 
 
 @dataclass(frozen=True, slots=True)

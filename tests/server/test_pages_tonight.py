@@ -103,7 +103,7 @@ def test_the_page_tells_the_forecast_that_is_really_made(tmp_path: Path) -> None
         assert "The forecast is not computed yet." in first and "a maintenance window opens for 2 devices" in first
         text = tonight(settled(reader))
         assert "Foreseen to begin: v1.4.2 on about 3 devices (waves lab, canary)." in text
-        assert "wave lab: about 2 devices begin v1.4.2: in the window 02:00–04:00 UTC" in text
+        assert "wave lab: about 2 devices begin v1.4.2: at S0, in the window 02:00–04:00 UTC" in text
         assert "Then, 2026-01-18 02:18 UTC: wave canary is through its soak of v1.4.2" in text
         assert "As foreseen now, if devices stay as healthy as they are." in text
         rollout = reader.get("/rollout").text

@@ -21,6 +21,7 @@ from reconciler.server.answers import Refusal
 from reconciler.server.api import device_known
 from reconciler.server.dashboard.frame import Pages, known
 from reconciler.server.dashboard.timeline import timeline
+from reconciler.server.dashboard.view_ahead import places_of, until_of
 from reconciler.server.flags import acknowledged_of, flags_on
 from reconciler.server.paging import cursor_of, name_behind
 
@@ -36,10 +37,20 @@ def serve_devices(app: FastAPI, callers: Callers, pages: Pages) -> None:
     """Add `GET /devices`, `GET /devices/{name}` and `GET /search`."""
     by_page, options = Depends(callers.page), pages.options
 
+    def waiting(board: Board, query: Mapping[str, str]) -> dict[str, Any]:
+        found, now = listed(board, query), options.now()
+        ahead = places_of(pages.forecasts.outlook(board))
+        until = {
+            row.name: {track: until_of(hold, ahead, now) for track, hold in board.holds_of(row.name).items()}
+            for row in found["devices"]
+            if row.holds
+        }
+        return found | {"until": until}
+
     @app.get("/devices", include_in_schema=False)
     async def get_devices(request: Request, caller: Caller = by_page) -> Response:
         query = dict(request.query_params)
-        return await pages.page(request, caller, "devices.html", lambda board: listed(board, query))
+        return await pages.page(request, caller, "devices.html", lambda board: waiting(board, query))
 
     @app.get("/devices/{name}", include_in_schema=False)
     async def get_device(request: Request, name: str, caller: Caller = by_page) -> Response:

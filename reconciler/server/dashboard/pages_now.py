@@ -17,6 +17,7 @@ from reconciler.server import facts
 from reconciler.server.access import Caller, Callers
 from reconciler.server.answers import Refusal
 from reconciler.server.dashboard.frame import Pages, known
+from reconciler.server.dashboard.view_ahead import likely_of
 from reconciler.server.dashboard.view_now import hold_lines, see, wave_lines
 from reconciler.server.flags import acknowledged_of, flags_on
 
@@ -54,11 +55,14 @@ def serve_now(app: FastAPI, callers: Callers, pages: Pages) -> None:
                 said = options.boards.explain(name, "wave")
             except UnknownName:
                 raise absent from None
+            shown = facts.explanation(said)
+            outlook = pages.forecasts.outlook(board)
             return {
                 "wave": wave,
                 "lines": tuple(wave_lines(wave)),
-                "holds": hold_lines(board, name),
-                "said": facts.explanation(said),
+                "holds": hold_lines(board, outlook, options.now(), name),
+                "said": shown,
+                "likely": likely_of(outlook, shown, options.now()),
                 "text": "\n".join(said.lines()),
                 "events": known(lambda: options.store.events(wave=name, limit=_OF_WAVE, newest_first=True)),
             }

@@ -15,6 +15,7 @@ from reconciler.controller.conditions import troubled
 from reconciler.controller.words import REASONS
 from reconciler.model.plan import Hold, Reason, WaveState, WaveStatus
 from reconciler.server.dashboard.marks import count
+from reconciler.server.dashboard.view_ahead import Until, follows, places_of, until_of
 from reconciler.server.dashboard.view_tonight import Due, Tonight, listed, subject, tonight_of
 from reconciler.server.foreseen import Outlook
 
@@ -99,9 +100,16 @@ class HoldLine:
     words: str
     message: str
     count: int
-    until: datetime | None
+    until: Until
     href: str | None
     for_a_person: bool
+
+    @property
+    def ends(self) -> str:
+        """`, until 2026-03-15 20:15 UTC`, or nothing."""
+        if self.until.at is None:
+            return ""
+        return f", {'likely ' if self.until.likely else ''}until {self.until.at:%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +126,13 @@ class Now:
 def see(board: Board, now: datetime, acknowledged: int | None, outlook: Outlook) -> Now:
     """Make it. `acknowledged` is how many of the board's flags a person has acknowledged; None: the store does not say now."""
     waves = tuple(line for wave in board.waves for line in wave_lines(wave))
-    holds = hold_lines(board)
+    holds = hold_lines(board, outlook, now)
     return Now(
         lead=(*_for_a_person(board, holds, acknowledged), *_moving(board, waves, holds)),
         waves=waves,
         holds=tuple(holds[:MOST_HOLDS]),
         more_holds=max(0, len(holds) - MOST_HOLDS),
-        tonight=tonight_of(board, list(_soaks(waves, now)), outlook, now),
+        tonight=tonight_of(board, list(_soaks(board, waves, now)), outlook, now),
     )
 
 
@@ -150,13 +158,18 @@ def _soak(state: WaveState, ends: datetime | None) -> datetime | None:
 # ---------------------------------------------------------------- what holds
 
 
-def hold_lines(board: Board, wave: str | None = None) -> list[HoldLine]:
+def hold_lines(board: Board, outlook: Outlook, now: datetime, wave: str | None = None) -> list[HoldLine]:
     """Holds in words (of one wave), those for a person first, then by how many devices they are about."""
-    lines = [_hold(one.hold, one.count) for one in board.holds if wave is None or one.hold.wave == wave]
+    ahead = places_of(outlook)
+    lines = [
+        _hold(one.hold, one.count, until_of(one.hold, ahead, now))
+        for one in board.holds
+        if wave is None or one.hold.wave == wave
+    ]
     return sorted(lines, key=lambda line: (not line.for_a_person, -line.count, line.wave or "", line.subject))
 
 
-def _hold(hold: Hold, number: int) -> HoldLine:
+def _hold(hold: Hold, number: int, until: Until) -> HoldLine:
     query = {"wave": hold.wave} if hold.wave is not None else {}
     state = _STATES.get(hold.reason, DeviceState.HELD)
     if state is not None:
@@ -168,7 +181,7 @@ def _hold(hold: Hold, number: int) -> HoldLine:
         words=REASONS[hold.reason.value],
         message=hold.message,
         count=number,
-        until=hold.until,
+        until=until,
         href=f"/devices?{urlencode(query)}" if number else None,
         for_a_person=hold.reason in _FOR_A_PERSON,
     )
@@ -235,8 +248,7 @@ def _moving(board: Board, waves: Sequence[WaveLine], holds: Sequence[HoldLine]) 
     waiting = [line for line in holds if not line.for_a_person and line.count]
     if waiting:
         most = max(waiting, key=lambda line: line.count)
-        until = f", until {most.until:%Y-%m-%d %H:%M} UTC" if most.until is not None else ""
-        text = f"Nothing moves: {count(most.count, 'device is', 'devices are')} held, {most.words}{until}."
+        text = f"Nothing moves: {count(most.count, 'device is', 'devices are')} held, {most.words}{most.ends}."
         yield Sentence("wait", "■", text, "#holds")
     elif board.devices_in_all == 0:
         yield Sentence("off", "□", "Git names no devices yet.")
@@ -256,13 +268,13 @@ def _rolling(line: WaveLine, holds: Sequence[HoldLine]) -> Sentence:
     if not keeps or line.on_release >= line.devices:
         return Sentence("busy", "▶", f"{text}.", f"/waves/{line.wave}")
     most = max(keeps, key=lambda hold: hold.count)
-    until = f", until {most.until:%Y-%m-%d %H:%M} UTC" if most.until is not None else ""
-    kept = f"nothing is in flight: for {count(most.count, 'device')} {most.words}{until}"
+    kept = f"nothing is in flight: for {count(most.count, 'device')} {most.words}{most.ends}"
     return Sentence("wait", "■", f"{text}, and {kept}.", f"/waves/{line.wave}")
 
 
-def _soaks(waves: Sequence[WaveLine], now: datetime) -> Iterator[Due]:
+def _soaks(board: Board, waves: Sequence[WaveLine], now: datetime) -> Iterator[Due]:
     for line in waves:
         if line.soak_ends_at is not None and line.soak_ends_at > now:
             text = f"the soak of wave {line.wave} on {line.subject} ends"
-            yield Due(line.soak_ends_at, text, "if it stays healthy, the wave after it may follow")
+            release = (line.release or "") if line.app is None else f"{line.app}@{line.release}"
+            yield Due(line.soak_ends_at, text, f"if it stays healthy; {follows(board.waves, line.wave, release)}")

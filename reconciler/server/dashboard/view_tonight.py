@@ -6,7 +6,7 @@ there is none, only what is due by the clock is told, and that it is no more tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -15,16 +15,14 @@ from reconciler.controller.board import Board
 from reconciler.controller.words import REASONS
 from reconciler.model.plan import Hold, Reason
 from reconciler.server.dashboard.marks import count
-from reconciler.server.foreseen import CONFIGURATION, Ahead, Foreseen, Moves, Outlook
+from reconciler.server.dashboard.view_ahead import Place, follows, places_of, release_of, until_of
+from reconciler.server.foreseen import Ahead, Foreseen, Moves, Outlook
 
 MOST_DUE = 10
 MOST_STAYING = 6
 AHEAD = timedelta(hours=24)
 _WINDOWS = (Reason.OUTSIDE_WINDOW, Reason.NO_WINDOW)
 _UNDER_WAY = (Reason.IN_PROGRESS,)
-
-Place = tuple[str, str]
-"""A wave, and a release: `v1.4.2`, `video-ingest@2.8.0`, or `configuration`."""
 
 
 class Basis(StrEnum):
@@ -90,8 +88,8 @@ def tonight_of(board: Board, soaks: Sequence[Due], outlook: Outlook, now: dateti
             basis, "", tuple(near[:MOST_DUE]), max(0, len(near) - MOST_DUE), (), 0, later, trouble=outlook.trouble
         )  # fmt: skip
     moves = [one for one in seen.moves if one.last_at >= now and one.first_at - now <= AHEAD]
-    ahead = {(one.wave, one.release): one for one in seen.likely.places}
-    due = sorted((*_begins(moves, ahead, now), *_ends(seen, now), *changes_of(board, now)), key=_order)
+    ahead = places_of(outlook)
+    due = sorted((*_begins(moves, ahead, now), *_ends(board, seen, now), *changes_of(board, now)), key=_order)
     near = [one for one in due if one.at - now <= AHEAD]
     stays = list(_stays(board, {(one.wave, one.release) for one in moves}, ahead, now))
     return Tonight(
@@ -109,13 +107,7 @@ def tonight_of(board: Board, soaks: Sequence[Due], outlook: Outlook, now: dateti
 
 def subject(hold: Hold) -> str:
     """What a hold is about: `v1.4.2`, `video-ingest 2.8.0`, or `configuration`."""
-    return _key(hold).replace("@", " ")
-
-
-def _key(hold: Hold) -> str:
-    if hold.app is not None:
-        return f"{hold.app}@{hold.release}" if hold.release else hold.app
-    return hold.image or CONFIGURATION
+    return release_of(hold).replace("@", " ")
 
 
 def _order(due: Due) -> tuple[datetime, str]:
@@ -126,6 +118,13 @@ def listed(what: str, names: Sequence[str]) -> str:
     """`wave lab`, `waves lab, canary, early and 2 more`."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{what}{'s' if len(names) > 1 else ''} {shown}"
+
+
+def some(names: Sequence[str], in_all: int) -> str:
+    """`SITE-1`, `SITE-1 and SITE-2`, `SITE-1, SITE-2 and 7 more sites`."""
+    if in_all > len(names):
+        return f"{', '.join(names)} and {count(in_all - len(names), 'more site')}"
+    return " and ".join((", ".join(names[:-1]), names[-1]) if len(names) > 1 else names)
 
 
 # ---------------------------------------------------------------- by the forecast
@@ -147,12 +146,13 @@ def _summary(moves: Sequence[Moves]) -> str:
     return f"Foreseen to begin: {'; '.join(parts[:3])}{more}."
 
 
-def _begins(moves: Sequence[Moves], ahead: dict[Place, Ahead], now: datetime) -> Iterator[Due]:
+def _begins(moves: Sequence[Moves], ahead: Mapping[Place, Ahead], now: datetime) -> Iterator[Due]:
     for one in moves:
         text = f"wave {one.wave}: about {count(one.begin, 'device')} begin {one.release.replace('@', ' ')}"
         if one.begin == 1:
             text = f"wave {one.wave}: about 1 device begins {one.release.replace('@', ' ')}"
-        parts = [] if one.window is None else [f"in the window {_span(*one.window)}"]
+        parts = [f"at {some(one.sites, one.sites_in_all)}"] if one.sites else []
+        parts += [] if one.window is None else [f"in the window {_span(*one.window)}"]
         place = ahead.get((one.wave, one.release))
         if one.arrive:
             parts.append(f"the last of them there at {_moment(one.last_at)}")
@@ -161,34 +161,30 @@ def _begins(moves: Sequence[Moves], ahead: dict[Place, Ahead], now: datetime) ->
         yield Due(max(one.first_at, now), text, ", ".join(parts))
 
 
-def _ends(seen: Foreseen, now: datetime) -> Iterator[Due]:
+def _ends(board: Board, seen: Foreseen, now: datetime) -> Iterator[Due]:
     for place in seen.likely.places:
         subject_ = place.release.replace("@", " ")
         if place.proven_at is not None and place.proven_at > now:
             text = f"wave {place.wave} is through its soak of {subject_}"
-            yield Due(place.proven_at, text, "if it stays healthy; the wave after it may follow")
+            yield Due(place.proven_at, text, f"if it stays healthy; {follows(board.waves, place.wave, place.release)}")
         if place.stopped_at is not None and place.stopped_at > now:
             yield Due(place.stopped_at, f"the gate of wave {place.wave} fails for {subject_}")
 
 
-def _stays(board: Board, moving: set[Place], ahead: dict[Place, Ahead], now: datetime) -> Iterator[Stay]:
+def _stays(board: Board, moving: set[Place], ahead: Mapping[Place, Ahead], now: datetime) -> Iterator[Stay]:
     """Places with a hold that do not move: the reason of most devices, those without an end first."""
     of: dict[Place, list[tuple[Hold, int]]] = {}
     for one in board.holds:
         if one.hold.wave is not None and one.hold.reason not in _UNDER_WAY:
-            of.setdefault((one.hold.wave, _key(one.hold)), []).append((one.hold, one.count))
+            of.setdefault((one.hold.wave, release_of(one.hold)), []).append((one.hold, one.count))
     found = []
     for place, holds in of.items():
         if place in moving:
             continue
         hold, _ = max(holds, key=lambda pair: pair[1])
-        foreseen = ahead.get(place)
-        starts = foreseen.starts_at if foreseen is not None else None
-        until = starts or hold.until
-        if until is not None and until <= now:
-            until = None
+        until = until_of(hold, ahead, now)
         devices = sum(number for _, number in holds)
-        found.append(Stay(place[0], subject(hold), REASONS[hold.reason.value], devices, until, starts is not None))
+        found.append(Stay(place[0], subject(hold), REASONS[hold.reason.value], devices, until.at, until.likely))
     order = {wave.name: number for number, wave in enumerate(board.waves)}
     return iter(sorted(found, key=lambda one: (one.until is not None, order.get(one.wave, -1), one.subject)))
 
