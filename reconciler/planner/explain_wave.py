@@ -303,7 +303,7 @@ def _chain(view: View, number: int, wave: int) -> list[Link]:
 
 
 def _since_proof(view: View, number: int, wave: int) -> list[Link]:
-    """What would keep the gate of a wave from passing again, said of one that has passed it: every device that is not well has its link."""
+    """What would keep a gate from passing again, said of a wave that has passed it. Every device that is not well has a link."""
     links, judged = gate_links(view, number, wave, 1), view.state.ground.gates[number].judged[wave]
     if not links or links[0].kind != "wave":
         return links

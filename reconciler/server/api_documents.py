@@ -291,6 +291,14 @@ class AskedEntry(Document):
     line: int | None
 
 
+class ReleaseEvents(Document):
+    """What happened of one release while a commit was in force."""
+
+    release: str | None = Field(description="`v1.4.2`, or `video-ingest@2.8.0`; null: what is about no release")
+    earlier: bool = Field(description="Whether a commit before this one asked for the release, as far as git tells")
+    events: dict[str, int] = Field(description="Kind → how many")
+
+
 class CommitEntry(Document):
     """A commit that came into force. What git knows of it is null where the mirror cannot tell now."""
 
@@ -307,6 +315,7 @@ class CommitEntry(Document):
     )
     asked_in_all: int | None = Field(description="How many changes there are")
     events: dict[str, int] = Field(description="Kind → how many events there are of it, of the first thousand")
+    releases: list[ReleaseEvents] = Field(description="The same events by the release that they are about")
 
 
 class CommitsDocument(Reading):

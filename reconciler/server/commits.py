@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from reconciler.controller.board import Board
+from reconciler.model.events import Event
 from reconciler.model.scalars import format_instant
 from reconciler.ports import Commit, PortError
 from reconciler.ports_events import AcceptedCommit
@@ -44,7 +45,34 @@ def commit_entry(options: Options, board: Board, sha: str, at: str, before: str 
         "asked": None if asked is None else [{"text": one.sentence} | one.to_dict() for one in asked[:MOST_ASKED]],
         "askedInAll": None if asked is None else len(asked),
         "events": dict(sorted(Counter(event.kind.value for event in events).items())),
+        "releases": _by_release(events, asked),
     }
+
+
+def _by_release(events: Sequence[Event], asked: Sequence[Intent] | None) -> list[dict[str, Any]]:
+    """The events by the release that they are about, those about none last: a commit that asks for something else changes
+    nothing of a release that is under way. `earlier`: a commit before this one asked for it."""
+    counts: dict[str | None, Counter[str]] = {}
+    for event in events:
+        counts.setdefault(event.release, Counter())[event.kind.value] += 1
+    order = sorted(counts, key=lambda release: (release is None, release or ""))
+    return [
+        {
+            "release": release,
+            "earlier": release is not None and _earlier(release, asked),
+            "events": dict(sorted(counts[release].items())),
+        }
+        for release in order
+    ]
+
+
+def _earlier(release: str, asked: Sequence[Intent] | None) -> bool:
+    if asked is None:
+        return False
+    version = release.rpartition("@")[2]
+    changes = [intent.to_dict() for intent in asked]
+    # What a whole new document or wave asks for is not told by its change.
+    return not any(change["field"] is None or version in (change["to"] or "") for change in changes)
 
 
 def asked_for(options: Options, before: str | None, sha: str) -> Sequence[Intent] | None:

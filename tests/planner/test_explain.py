@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from reconciler.model.observed import Health, Snapshot
+from reconciler.model.observed import Snapshot
 from reconciler.model.plan import Reason
 from reconciler.model.scalars import parse_instant
 from reconciler.planner import Columns, Roster, State, decide, render
@@ -19,13 +19,11 @@ from reconciler.planner.explain import AmbiguousName, UnknownName, explain
 from reconciler.planner.explain_parts import DeviceExplanation, Part
 from reconciler.planner.explain_site import SiteExplanation
 from reconciler.planner.explain_values import Link, arrows, elapsed, names
-from reconciler.planner.explain_wave import WaveExplanation, WavePart
+from reconciler.planner.explain_wave import WaveExplanation
 from reconciler.planner.roster import IMAGE_TRACK
 from reconciler.planner.windows import micros
-from reconciler.repo.load import load_folder
 from reconciler.repo.scenario_read import read_scenario
 from reconciler.repo.scenario_run import Scenario
-from reconciler.simulate.start import settled
 from tests.planner.fleets import Case, cases
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -480,50 +478,3 @@ def test_many_names_are_cut_with_their_count() -> None:
 def test_the_image_track_comes_first() -> None:
     _, state = scenario("a-suspended-site-is-held")
     assert device(state, "SITE-0001-1").parts[IMAGE_TRACK].subject == "image"
-
-
-def test_a_proof_on_record_is_no_soak_though_a_device_became_well_a_minute_ago() -> None:
-    now = at("2026-01-15T01:30:00Z")
-    desired = load_folder(TESTS.parent / "fleet", scenarios=False).desired
-    assert desired is not None
-    observed = settled(desired, now)
-    devices = tuple(
-        d.model_copy(update={"health_since": now - timedelta(minutes=1)}) if d.name == "SITE-1033-1" else d
-        for d in observed.devices
-    )
-    roster = Roster(desired)
-    state = decide(roster, Columns.bind(roster, observed.model_copy(update={"devices": devices})), micros(now))
-    found = wave(state, "canary").parts[0]
-    assert found.state.value == "complete" and found.proved_at is not None
-    assert [link.code for link in found.chain] == ["complete"]
-    assert "soaks" not in arrows(found.chain)
-
-
-def test_a_wave_with_a_proof_never_says_that_it_is_not_complete() -> None:
-    now = at("2026-01-15T01:30:00Z")
-    desired = load_folder(TESTS.parent / "fleet", scenarios=False).desired
-    assert desired is not None
-    roster, observed = Roster(desired), settled(desired, now)
-    ill = {"health": Health.CRITICAL, "health_since": now - timedelta(minutes=1)}
-    gone = {"last_seen": now - timedelta(hours=3)}
-
-    def canary(**changes: dict[str, Any]) -> WavePart:
-        devices = tuple(d.model_copy(update=changes.get(d.name.replace("-", "_"), {})) for d in observed.devices)
-        seen = Columns.bind(roster, observed.model_copy(update={"devices": devices}))
-        return wave(decide(roster, seen, micros(now)), "canary").parts[0]
-
-    inside = sorted(name for called in canary().devices.values() for name in called)
-    one, other = (name.replace("-", "_") for name in inside[:2])
-    # Its soak would begin anew, which nobody waits for; or it would be unresolved; or lack one that is ill.
-    begun = canary(**{one: {"health_since": now - timedelta(minutes=1)}})
-    assert [(link.code, link.until) for link in begun.chain] == [("complete", None)]
-    for changes, said in (
-        ({one: ill}, f"has its proof; now {len(inside) - 1} of {len(inside)} devices are healthy on v1.4.1"),
-        ({one: ill, other: gone}, "has its proof; judged anew it is unresolved on v1.4.1: 1 of 3 silent"),
-    ):
-        found = canary(**changes)
-        assert (found.state.value, found.chain[0].until) == ("complete", None)
-        assert found.chain[1].statement.startswith(said)
-        assert {link.name for link in found.chain[2:]} >= {
-            name for name in inside if name.replace("-", "_") == one or name in found.devices["silent"]
-        }

@@ -143,6 +143,23 @@ def test_what_each_commit_asked_for_is_told(tmp_path: Path) -> None:
         assert second["asked"] is None and last["asked"] is None, "git knows one no more; nothing was before the other"
 
 
+def test_what_happened_under_a_commit_is_told_by_release(tmp_path: Path) -> None:
+    change = Change("Wave", "lab", "changed", "apps.video", "2.7.0", "2.8.0", "waves.yaml", 3)
+    with reading(tmp_path, asked=lambda _before, _sha: (change,)) as reader:
+        filled(reader.api)
+        new = Event(None, NOW, EventKind.WAVE_OPENED, "x", commit="c1", wave="lab", release="video@2.8.0")
+        about = Event(None, NOW, EventKind.KEY_EXPIRING, "y", commit="c1")
+        reader.app.store.add_events(None, [new, about])
+        row = reader.get("/commits").rows()[0]
+        assert "v1.4.2 (asked for earlier): 1 × wave opened" in row
+        assert "video 2.8.0: 1 × wave opened besides: 1 × flagged, 1 × key expires" in row
+        (first, second, _) = reader.api.get("/v1/commits")["commits"]
+        told = {of["release"]: (of["earlier"], sum(of["events"].values())) for of in first["releases"]}
+        assert told["v1.4.2"][0] and not told["video@2.8.0"][0] and told["video@2.8.0"][1] == 1
+        assert sum(number for _, number in told.values()) == sum(first["events"].values())
+        assert second["releases"] == []
+
+
 def test_a_commit_that_asks_for_nothing_new_says_so(tmp_path: Path) -> None:
     with reading(tmp_path, asked=lambda before, sha: ()) as reader:
         filled(reader.api)
