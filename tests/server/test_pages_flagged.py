@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from reconciler.cli.main import cli
 from reconciler.controller.board import Board
 from reconciler.model.access import Scope
 from reconciler.model.events import Event, EventKind
+from reconciler.model.scalars import Budget
 from reconciler.ports import TransientError
 from tests.controller.staging import desired, observed
 from tests.server.inside import HERE, PAGE, own, shown
 from tests.server.pages import Node, Reader, reading
 from tests.server.service import NOW
 from tests.server.test_api import filled
+from tests.support.gitrepo import Repo
 
+FLEET = Path(__file__).resolve().parents[2] / "fleet"
 KEY = "flag-S0-1-v1.4.2"
 
 
@@ -64,7 +72,8 @@ def test_checks_stand_side_by_side(reader: Reader) -> None:
 def test_what_to_do_is_said(reader: Reader) -> None:
     page = reader.get("/flagged")
     assert "It is stopped in every wave: the gate of wave lab failed." in page.text
-    assert "git revert c1" in page.text
+    assert "reconciler rollback v1.4.2" in page.text and "git revert" not in page.text
+    assert "paused" not in page.text
     reader.api.stage.store.add_events(
         reader.api.stage.store.begin_epoch(),
         [
@@ -74,9 +83,58 @@ def test_what_to_do_is_said(reader: Reader) -> None:
         ],
     )
     page = reader.get("/flagged")
+    assert "Its revert is proposed: revert (branch revert/v1.4.2-c1). Review it" in page.text
+    assert "reconciler rollback" not in page.text
+
+
+def test_a_wave_that_tolerates_failures_says_how_many_are_left(tmp_path: Path) -> None:
+    with reading(tmp_path) as reader:
+        fleet = desired()
+        lab = fleet.waves.waves[0].model_copy(update={"max_failed": Budget(count=1)})
+        waves = fleet.waves.model_copy(update={"waves": (lab, *fleet.waves.waves[1:])})
+        reader.api.stage.desired = replace(fleet, waves=waves)
+        filled(reader.api)
+        page = reader.get("/flagged")
+        said = (
+            "Wave lab: 1 of 2 devices failed, and its maxFailed is 1: one more failure stops the release in every wave."
+        )
+        assert "No gate has failed on it" in page.text and said in page.text
+        assert "write paused: true into the wave’s entry in waves.yaml (lab, canary)" in page.text
+
+
+def test_the_printed_command_takes_a_release_back_where_a_revert_conflicts(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two merges of an operator: an image to all waves, then an app whose line is the next one."""
+    codes = [node.words() for node in reader.get("/flagged").nodes if node.tag == "code"]
+    words = next(code.split() for code in codes if code.startswith("reconciler "))
+    assert words == ["reconciler", "rollback", "v1.4.2"]
+    for name, value in {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
+    repo, before = Repo(tmp_path / "clone"), (FLEET / "waves.yaml").read_text(encoding="utf-8")
+    for item in ("fleet.yaml", "apps", "images/v1.4.1.yaml", "images/v1.4.2.yaml", "sites"):
+        source, target = FLEET / item, repo.path / item
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _ = shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    repo.commit("Start", {"waves.yaml": before})
+    promoted = before.replace("image: v1.4.1", "image: v1.4.2")
+    merge = repo.commit("Promote v1.4.2 to all waves", {"waves.yaml": promoted})
+    app = ("{video-ingest: 2.7.0}", "{video-ingest: 2.8.0}", 2)
+    repo.commit("Promote video-ingest 2.8.0 to lab and canary", {"waves.yaml": promoted.replace(*app)})
+    with pytest.raises(subprocess.CalledProcessError):
+        repo.git("revert", "--no-edit", merge)
+    repo.git("revert", "--abort")
+    repo.git("init", "-q", "--bare", "-b", "main", str(tmp_path / "remote.git"))
+    repo.git("remote", "add", "origin", str(tmp_path / "remote.git"))
+    repo.git("push", "-q", "origin", "main")
+    repo.git("config", "user.name", "Ada")
+    repo.git("config", "user.email", "ada@example.org")
+    monkeypatch.chdir(repo.path)
+    result = CliRunner().invoke(cli, words[1:])
+    assert result.exit_code == 0, f"{result.output}{result.exception}"
     assert (
-        "Its revert is proposed: revert (branch revert/v1.4.2-c1). Review it" in page.text
-        and "git revert" not in page.text
+        repo.git("show", "refs/remotes/origin/rollback/v1.4.2-all:waves.yaml").strip() == before.replace(*app).strip()
     )
 
 

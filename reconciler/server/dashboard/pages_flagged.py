@@ -17,6 +17,7 @@ from reconciler.controller.board import Board, DeviceRow
 from reconciler.model.access import Acknowledgement, Scope
 from reconciler.model.events import Event, EventKind
 from reconciler.model.observed import CheckChange, DeviceObservation
+from reconciler.model.plan import WaveStatus
 from reconciler.server.access import Caller, Callers
 from reconciler.server.answers import Refusal
 from reconciler.server.dashboard.frame import Pages, known
@@ -29,7 +30,7 @@ from reconciler.server.paging import cursor_of, name_behind
 ROWS = 25
 _TOLD = 200
 _SHOW = ("open", "all")
-_KINDS = (EventKind.WAVE_OPENED, EventKind.REVERT_PROPOSED)
+_KINDS = (EventKind.REVERT_PROPOSED,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,27 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What to do about a release that devices failed on. `stopped_by` are the waves whose gate failed on it; `raised_by` the commit
-    under which a wave opened for it; `proposal` what is on record of its revert."""
+    """What to do about a release that devices failed on. `asked_by` are the waves that ask for it, `stopped_by` those whose gate
+    failed on it; `proposal` is what is on record of its revert, `spent` how much of `maxFailed` is used where it goes on."""
 
     release: str
     flags: int
+    asked_by: tuple[str, ...]
     stopped_by: tuple[str, ...]
-    raised_by: str | None
     proposal: Event | None
     proposed: bool
+    spent: tuple[Spent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A wave with failed devices whose gate has not failed: so many more failures stop the release."""
+
+    wave: str
+    failed: int
+    devices: int
+    max_failed: str
+    more: int
 
 
 def serve_flagged(app: FastAPI, callers: Callers, pages: Pages) -> None:
@@ -127,8 +140,29 @@ def _advice(options: Options, board: Board, flags: Sequence[Flag]) -> Iterator[A
         yield Advice(
             release=release,
             flags=sum(flag.release == release for flag in flags),
+            asked_by=tuple(wave.name for wave in board.waves if _failed_of(wave, release) is not None),
             stopped_by=tuple(stopped),
-            raised_by=next((event.commit for event in reversed(about) if event.kind is EventKind.WAVE_OPENED), None),
-            proposal=next((event for event in about if event.kind is EventKind.REVERT_PROPOSED), None),
+            proposal=next(iter(about), None),
             proposed=any(one.key == release for one in board.observed.proposals),
+            spent=() if stopped else tuple(_spent(board, release)),
         )
+
+
+def _failed_of(wave: WaveStatus, release: str) -> int | None:
+    """How many devices of a wave failed on a release; None where it does not ask for it."""
+    app, at_sign, version = release.partition("@")
+    if not at_sign:
+        return wave.failed if wave.image == release else None
+    of = wave.apps.get(app)
+    return of.failed if of is not None and of.release == version else None
+
+
+def _spent(board: Board, release: str) -> Iterator[Spent]:
+    limits = {} if board.desired is None else {spec.name: spec.max_failed for spec in board.desired.waves.waves}
+    for wave in board.waves:
+        failed, limit = _failed_of(wave, release), limits.get(wave.name)
+        if not failed or limit is None:
+            continue
+        # The gate's own question, asked of one failure more at a time.
+        most = next((more for more in range(1, wave.devices + 1) if limit.exceeded_by(failed + more, wave.devices)), 0)
+        yield Spent(wave.name, failed, wave.devices, str(limit), most)
