@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -81,7 +82,8 @@ def explain(
         raise click.UsageError(str(error)) from None
     found = _places(said, fleet, config, desired.commit, history=history)
     signing = _awaited(config) if observed is None and _waits_for_an_image(said) else None
-    write(_as_json(said, found, signing) if output == "json" else _as_text(said, found, signing))
+    ailing = _ailing(config, said) if observed is None and output == "text" else []
+    write(_as_json(said, found, signing) if output == "json" else _as_text(said, found, signing, ailing))
 
 
 def _ask(server: str, token_file: Path | None, name: str, kind: str | None, output: str) -> None:
@@ -125,6 +127,19 @@ def _awaited(config: Path | None) -> str | None:
         store.close()
 
 
+def _ailing(config: Path | None, said: Explanation) -> list[str]:
+    """Checks that are not ok and that no plan heeds, as the service logs them."""
+    from reconciler.controller.ailing import ailing_lines
+    from reconciler.controller.bootstrap import make_store
+    from reconciler.controller.settings import load_settings
+
+    store = make_store(load_settings(config or Path("reconciler.yaml")), create=False)
+    try:
+        return ailing_lines(store, said)
+    finally:
+        store.close()
+
+
 def _near(error: UnknownName) -> str:
     """The nearest names of all kinds that were looked through."""
     from reconciler.repo.near import nearest_name
@@ -153,8 +168,8 @@ def _places(said: Explanation, fleet: Path | None, config: Path | None, commit: 
     return find(repo, asks, said.authored())
 
 
-def _as_text(said: Explanation, found: Found, signing: str | None) -> str:
-    lines = said.lines(found.places)
+def _as_text(said: Explanation, found: Found, signing: str | None, ailing: Sequence[str]) -> str:
+    lines = [*said.lines(found.places), *ailing]
     if signing is not None:
         lines += ["", f"signing: {signing}"]
     if found.note is not None:

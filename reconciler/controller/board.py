@@ -25,7 +25,10 @@ from reconciler.planner.want import MAY_START, REASONS, SETTLED
 from reconciler.planner.windows import NONE, instant
 from reconciler.ports import ConditionRow
 
-__all__ = ["STATES", "AppOnDevice", "Asked", "Board", "DeviceRow", "DeviceState", "SiteRow"]
+__all__ = ["STATES", "TROUBLE", "AppOnDevice", "Asked", "Board", "DeviceRow", "DeviceState", "SiteRow"]
+
+TROUBLE = (DeviceState.FAILED, DeviceState.CRITICAL, DeviceState.SILENT, DeviceState.WARNING)
+"""States in which somebody has to look at a device, the worst first."""
 
 
 CONFIGURATION = "configuration"
@@ -149,6 +152,20 @@ class Board:
     def devices(self, asked: Asked | None = None, *, after: str | None = None, limit: int = 100) -> Sequence[DeviceRow]:
         """A page of devices by name, those behind the name `after`."""
         return [self._device(row) for row in self._page(self.matching(asked or Asked()), after, limit)]
+
+    def in_trouble(self, limit: int) -> Mapping[DeviceState, tuple[int, Sequence[DeviceRow]]]:
+        """Devices that failed, are critical, are silent, or warn: how many, and the first by name. One that warns while it is held
+        or updated counts among those; a kind that no device is in is left out."""
+        rows, found = self.rows, dict[DeviceState, tuple[int, Sequence[DeviceRow]]]()
+        if rows is None:
+            return found
+        masks = {state: self.states == STATES.index(state) for state in TROUBLE}
+        others = [STATES.index(state) for state in (DeviceState.UPDATING, DeviceState.HELD)]
+        masks[DeviceState.WARNING] |= np.isin(self.states, others) & (rows.health == HEALTHS.index(Health.WARNING))
+        for state, mask in masks.items():
+            if total := int(mask.sum()):
+                found[state] = total, [self._device(row) for row in self._page(mask, None, limit)]
+        return found
 
     def count(self, asked: Asked) -> int:
         """How many devices a list has in all."""

@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from reconciler.controller.ailing import ailing_lines
 from reconciler.controller.board import Asked, Board, DeviceRow, DeviceState
 from reconciler.controller.boards import AmbiguousName, Boards, Explanation, UnknownName
 from reconciler.model.events import Event, EventKind, HealthChange
@@ -149,7 +150,7 @@ def _serve_devices(app: FastAPI, options: Options, callers: Callers) -> None:
                 raise Refusal(404, str(error), "see GET /v1/devices, /v1/sites and /v1/waves") from None
             except AmbiguousName as error:
                 raise Refusal(400, str(error), "send `kind`") from None
-            return {**facts.explanation(said), "text": list(said.lines())}
+            return {**facts.explanation(said), "text": [*said.lines(), *ailing_lines(options.store, said)]}
 
         return tagged(request, await _made(make))
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from reconciler.cli.main import cli
 from reconciler.controller.bootstrap import make_git, make_store
 from reconciler.controller.settings import load_settings
+from reconciler.model.events import CheckSaid, HealthChange
 from tests.support.gitrepo import Repo
 from tests.support.settings import write_settings
 
@@ -298,3 +299,20 @@ def test_what_is_in_force_is_explained_from_the_mirror(in_force: tuple[Path, str
         "path": "waves.yaml", "line": 9, "text": "image: v2", "commit": sha, "author": "Ada", "at": None,
         "summary": "Promote v2", "note": None,
     }  # fmt: skip
+
+
+def test_a_check_that_warns_is_told_of_a_device_and_of_its_site(in_force: tuple[Path, str]) -> None:
+    config, _ = in_force
+    store, at = make_store(load_settings(config), create=False), datetime(2026, 1, 15, tzinfo=UTC)
+    try:
+        store.add_health(
+            [HealthChange("SITE-0001-1", at, "warning", "v1", (CheckSaid("disk", "warning", "91\x1b % full"),))]
+        )
+    finally:
+        store.close()
+    for name in ("SITE-0001-1", "SITE-0001"):
+        done = CliRunner().invoke(cli, ["explain", name, "--config", str(config), "--no-history"])
+        assert done.exit_code == 0, done.output
+        said = "  health of SITE-0001-1: warning since 2026-01-15T00:00:00Z\n    disk: warning: 91  % full\n"
+        assert said in done.stdout
+    assert "disk" not in CliRunner().invoke(cli, ["explain", "canary", "--config", str(config)]).stdout

@@ -91,11 +91,18 @@ def test_health_is_drawn_and_written(full: Reader) -> None:
     assert "▲ camera" in page.text
 
 
-def test_a_device_that_never_spoke_has_a_page(full: Reader) -> None:
+def test_a_device_that_nothing_is_on_record_of_does_not_contradict_itself(full: Reader) -> None:
     page = full.get("/devices/S2-1")
-    assert "It has not reported its health yet." in page.text and "Nothing has happened yet." in page.text
+    assert "Its health is ok since 2025-12-16 01:30 UTC, and no change of it is on record." in page.text
+    assert "not reported its health" not in page.text and "Nothing has happened" not in page.text
+    assert "No event names it: that it was updated is none." in page.text
     assert full.get("/devices/S9-1", status=404).heading == "No such device"
     assert full.get("/devices/%3Cscript%3E", status=404).heading == "No such device"
+
+
+def test_a_silent_device_has_a_next_step(full: Reader) -> None:
+    said = full.get("/devices/S3-2").of("step")
+    assert said.startswith("1 other device of its site answers: look at this device") and "journalctl" in said
 
 
 @pytest.mark.parametrize(

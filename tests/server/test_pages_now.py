@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.model.events import CheckSaid, HealthChange
 from reconciler.ports import ConditionRow, TransientError
 from tests.controller.staging import observed
 from tests.server.pages import Reader, reading
@@ -38,6 +39,50 @@ def test_the_first_sentences_say_what_needs_a_person(full: Reader) -> None:
     assert "1 device is flagged: it failed on its release, and nobody has acknowledged that." in lead
     assert "Wave lab soaks video 1.0.0 until" in lead
     assert "no route" in page.of("conditions") and "GitReady: Unreachable" in page.of("conditions")
+
+
+def test_who_is_in_trouble_is_said_with_cause_and_next_step(full: Reader) -> None:
+    page = full.get("/")
+    assert "△ 2 devices are in trouble: 1 failed on its release, 1 silent." in page.of("lead")
+    said = page.of("trouble")
+    assert said.startswith("In trouble: 2 devices ◆ failed S0-1 wave lab: camera is critical. What to do")
+    assert "○ silent S3-2 wave all, silent for 1 d" in said
+    assert "What to do: 1 other device of its site answers: look at this device, its power and its cable" in said
+
+
+def test_a_warning_says_its_check_also_while_the_device_is_held(fresh: Reader) -> None:
+    stage, names = fresh.api.stage, [f"S{site}-{number}" for site in (1, 2, 3) for number in (1, 2)]
+    devices = {device.name: device for device in stage.everybody()}
+    for name in names:
+        devices[name] = observed(name, health="warning", health_since=NOW - timedelta(hours=9))
+        checks = (CheckSaid("disk", "warning", "/data is <91> % full"),)
+        stage.store.add_health([HealthChange(name, NOW - timedelta(hours=9), "warning", "v1.4.1", checks)])
+    stage.store.observe(list(devices.values()), sequences={})
+    stage.tick(*devices.values())
+    page = fresh.get("/")
+    said = page.of("trouble")
+    assert said.startswith("In trouble: 6 devices △ warning S1-1 wave canary: disk: /data is <91> % full What to do:")
+    assert "a warning counts as good, and stops no rollout" in said and "And 3 more warning." in said
+    assert "/devices?health=warning" in page.links
+    assert len(fresh.get("/devices?health=warning").rows()) == 6
+    held = fresh.get("/devices/S1-1")
+    assert "■ held" in held.heading and "△ disk /data is <91> % full" in held.of("checks")
+    assert held.of("step").startswith("Mend what its check says")
+    lines = ["  health of S1-1: warning since 2026-01-14T16:30:00Z", "    disk: warning: /data is <91> % full"]
+    assert fresh.api.get("/v1/explain/S1-1")["text"][-2:] == lines
+    assert fresh.api.get("/v1/explain/S1")["text"][-4:-2] == lines
+    assert (
+        "health of S1-1: warning" in held.text and "disk: warning: /data is <91> % full" in fresh.get("/sites/S1").text
+    )
+    assert "trouble" in page.ids and "checks" not in fresh.get("/devices/S0-1").ids
+
+
+def test_without_the_store_trouble_is_still_named(full: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(*_args: object, **_more: object) -> None:
+        raise TransientError("the store does not answer")
+
+    monkeypatch.setattr(full.app.options.store, "health_log", down)
+    assert "◆ failed S0-1 wave lab on its release. What to do" in full.get("/").of("trouble")
 
 
 def test_waves_have_a_row_each_with_progress_and_state(full: Reader) -> None:
@@ -125,7 +170,7 @@ def test_a_fleet_at_rest_says_that_all_is_well(fresh: Reader) -> None:
     )
     page = fresh.get("/")
     assert "Every device that answers runs what git asks for." in page.of("lead")
-    assert "Nothing is held." in page.text and "conditions" not in page.ids
+    assert "Nothing is held." in page.text and not {"conditions", "trouble"} & page.ids.keys()
 
 
 def test_windows_that_open_are_counted(fresh: Reader) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 from fastapi import Depends, FastAPI, Request
 from starlette.responses import RedirectResponse, Response
 
+from reconciler.controller.ailing import ailing_lines
 from reconciler.controller.board import Asked, Board, DeviceState
 from reconciler.model.observed import Health
 from reconciler.server import facts
@@ -22,6 +23,7 @@ from reconciler.server.api import device_known
 from reconciler.server.dashboard.frame import Pages, known
 from reconciler.server.dashboard.timeline import timeline
 from reconciler.server.dashboard.view_ahead import places_of, until_of
+from reconciler.server.dashboard.view_trouble import next_step, wrong
 from reconciler.server.flags import acknowledged_of, flags_on
 from reconciler.server.paging import cursor_of, name_behind
 
@@ -66,10 +68,14 @@ def serve_devices(app: FastAPI, callers: Callers, pages: Pages) -> None:
                 "device": found.row,
                 "site_page": site_page,
                 "said": facts.explanation(found.said),
-                "text": "\n".join(found.said.lines()),
+                "text": "\n".join(
+                    [*found.said.lines(), *(known(lambda: ailing_lines(options.store, found.said)) or ())]
+                ),
                 "seen": found.seen,
                 "events": found.events,
                 "health": found.health,
+                "wrong": wrong(found.row, next(iter(found.health), None)),
+                "step": next_step(found.board, found.row),
                 "timeline": timeline(found.health, options.now()),
                 "flags": flags,
                 "acknowledged": acknowledged_of(flags, given or ()),

@@ -13,12 +13,14 @@ from starlette.responses import Response
 from reconciler.controller.board import Board
 from reconciler.controller.boards import UnknownName
 from reconciler.controller.conditions import troubled
+from reconciler.model.events import HealthChange
 from reconciler.server import facts
 from reconciler.server.access import Caller, Callers
 from reconciler.server.answers import Refusal
 from reconciler.server.dashboard.frame import Pages, known
 from reconciler.server.dashboard.view_ahead import likely_of
 from reconciler.server.dashboard.view_now import hold_lines, see, wave_lines
+from reconciler.server.dashboard.view_trouble import trouble
 from reconciler.server.flags import acknowledged_of, flags_on
 
 _EVENTS = 12
@@ -30,12 +32,15 @@ def serve_now(app: FastAPI, callers: Callers, pages: Pages) -> None:
     """Add `GET /` and `GET /waves/{name}`."""
     by_page, options = Depends(callers.page), pages.options
 
+    def log(name: str) -> HealthChange | None:
+        return next(iter(known(lambda: options.store.health_log(name, 1)) or ()), None)
+
     def now_of(board: Board) -> dict[str, Any]:
         flags = flags_on(board)
         given = known(options.access.acknowledgements) if flags else ()
         acknowledged = None if given is None else len(acknowledged_of(flags, given))
         return {
-            "now": see(board, options.now(), acknowledged, pages.forecasts.outlook(board)),
+            "now": see(board, options.now(), acknowledged, pages.forecasts.outlook(board), trouble(board, log)),
             "wrong": troubled(board.conditions),
             "events": known(lambda: options.store.events(limit=_EVENTS, newest_first=True)),
         }

@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, Query, Request
 from starlette.responses import Response
 
+from reconciler.controller.ailing import ailing_lines
 from reconciler.controller.board import Board, DeviceState
-from reconciler.controller.boards import Boards, UnknownName
+from reconciler.controller.boards import UnknownName
 from reconciler.ports import PortError
 from reconciler.server.access import Caller, Callers
 from reconciler.server.answers import Refusal
-from reconciler.server.dashboard.frame import Pages
+from reconciler.server.dashboard.frame import Pages, known
 from reconciler.server.dashboard.view_sites import Chosen, grid_of, site_of, waves_of
+from reconciler.server.options import Options
 from reconciler.server.paging import Cursor, cursor_of, name_behind
 
 _PAGE = 100
@@ -46,9 +48,7 @@ def serve_sites(app: FastAPI, callers: Callers, pages: Pages) -> None:
 
     @app.get("/sites/{name}", include_in_schema=False)
     async def get_site(request: Request, name: str, caller: Caller = by_page) -> Response:
-        return await pages.page(
-            request, caller, "site.html", lambda board: site_values(board, name, pages.options.boards)
-        )
+        return await pages.page(request, caller, "site.html", lambda board: site_values(board, name, pages.options))
 
 
 def list_values(board: Board, chosen: Chosen, after: str | None) -> dict[str, Any]:
@@ -59,13 +59,15 @@ def list_values(board: Board, chosen: Chosen, after: str | None) -> dict[str, An
     return {"chosen": chosen, "sites": page, "next": onward, "first": after is None, "waves": waves_of(board)}
 
 
-def site_values(board: Board, name: str, boards: Boards | None) -> dict[str, Any]:
+def site_values(board: Board, name: str, options: Options) -> dict[str, Any]:
     """A site. Refusal 404: git names none that is called so."""
+    boards = options.boards
     unknown = Refusal(404, "no such site", "see the list of sites for those that the fleet repo names")
     if boards is None or board.site(name) is None:
         raise unknown
     try:
-        said = list(boards.explain(name, "site").lines())
+        why = boards.explain(name, "site")
+        said = [*why.lines(), *(known(lambda: ailing_lines(options.store, why)) or ())]
     except UnknownName:
         # The next tick has begun, and its commit names the site no more.
         raise unknown from None

@@ -17,6 +17,7 @@ from reconciler.model.plan import Hold, Reason, WaveState, WaveStatus
 from reconciler.server.dashboard.marks import count
 from reconciler.server.dashboard.view_ahead import Until, follows, places_of, until_of
 from reconciler.server.dashboard.view_tonight import Due, Tonight, listed, subject, tonight_of
+from reconciler.server.dashboard.view_trouble import Trouble
 from reconciler.server.foreseen import Outlook
 
 MOST_HOLDS = 20
@@ -121,18 +122,20 @@ class Now:
     holds: tuple[HoldLine, ...]
     more_holds: int
     tonight: Tonight
+    trouble: Trouble
 
 
-def see(board: Board, now: datetime, acknowledged: int | None, outlook: Outlook) -> Now:
+def see(board: Board, now: datetime, acknowledged: int | None, outlook: Outlook, ailing: Trouble) -> Now:
     """Make it. `acknowledged` is how many of the board's flags a person has acknowledged; None: the store does not say now."""
     waves = tuple(line for wave in board.waves for line in wave_lines(wave))
     holds = hold_lines(board, outlook, now)
     return Now(
-        lead=(*_for_a_person(board, holds, acknowledged), *_moving(board, waves, holds)),
+        lead=(*_for_a_person(board, holds, acknowledged), *_in_trouble(ailing), *_moving(board, waves, holds)),
         waves=waves,
         holds=tuple(holds[:MOST_HOLDS]),
         more_holds=max(0, len(holds) - MOST_HOLDS),
         tonight=tonight_of(board, list(_soaks(board, waves, now)), outlook, now),
+        trouble=ailing,
     )
 
 
@@ -222,6 +225,12 @@ def _for_a_person(board: Board, holds: Sequence[HoldLine], acknowledged: int | N
         number = sum(line.count for line in others if line.reason is reason)
         about = f"{count(number, 'device')}: " if number else ""
         yield Sentence("warn", "△", f"{about}{REASONS[reason.value]}.".capitalize(), "#holds")
+
+
+def _in_trouble(ailing: Trouble) -> Iterator[Sentence]:
+    if any(kind.state is not DeviceState.FAILED for kind in ailing.kinds):
+        said = count(ailing.total, "device is in trouble", "devices are in trouble")
+        yield Sentence("warn", "△", f"{said}: {ailing.said}.", "#trouble")
 
 
 def failed_on(wave: WaveStatus, release: str) -> bool:
