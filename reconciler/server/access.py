@@ -80,6 +80,7 @@ ROUTES: Mapping[str, Need] = {
     "GET /releases/{before}/diff/{after}": Need.PAGE,
     "GET /commits": Need.PAGE,
     "GET /commits/{sha}": Need.PAGE,
+    "GET /controller": Need.PAGE,
     "POST /flags/{device}/acknowledge": Need.ACKNOWLEDGE,
     "POST /flags/{device}/take-back": Need.ACKNOWLEDGE,
     "GET /v1/plan": Need.READ,

@@ -99,7 +99,7 @@ def make_routes(
     serve_assets(app, callers, shell)
     serve_login(app, options, callers, shell, audit)
     forecasts = Forecasts(options.foresee)
-    serve_pages(app, options, callers, shell, forecasts)
+    serve_pages(app, options, callers, shell, forecasts, lambda: stream.clients)
     serve_flags(app, options, callers, desk)
     serve_flag_forms(app, callers, desk)
     serve_audit(app, options, callers)
