@@ -284,6 +284,11 @@ class Budget:
         """Strictly greater fails, in integer arithmetic."""
         return number > self.count if self.count is not None else number * 100 > (self.percent or 0) * of
 
+    def still(self, number: int, of: int) -> int:
+        """How many more than `number` it takes to exceed it; 0 where all `of` them would not."""
+        most = self.count if self.count is not None else (self.percent or 0) * of // 100
+        return max(1, most - number + 1) if most < of else 0
+
     def slots(self, of: int) -> int:
         """How many may be in flight: a percentage rounds down, and at least 1 of it remains."""
         return self.count if self.count is not None else max(1, (self.percent or 0) * of // 100)

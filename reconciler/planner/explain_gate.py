@@ -146,7 +146,7 @@ def _soak_links(view: View, number: int, wave: int, judged: Judged, depth: int) 
         view.wave_link(
             wave,
             Reason.SOAKING.value,
-            f"soaks {release}, {soaked(view, number, wave)}",
+            f"soaks {release}, {soaked(view, number, wave)}{_tolerance(view, wave, judged)}",
             depth=depth,
             since=start,
             until=judged.soak_ends,
@@ -161,6 +161,9 @@ def _soak_links(view: View, number: int, wave: int, judged: Judged, depth: int) 
         rows = [row for row in bound if view.track(number).seen[row] == seen]
         if rows:
             out += _tolerated(view, number, seen, rows, depth + 1)
+    failed = [row for row in rows_seen(view, number, wave, Seen.FAILED) if row not in set(bound)]
+    if failed:
+        out += _tolerated(view, number, Seen.FAILED, failed, depth + 1)
     rest = [row for row in tolerated if row not in set(bound)]
     if rest:
         out += _tolerated(view, number, Seen.SILENT, rest, depth + 1)
@@ -266,7 +269,7 @@ def failed_links(view: View, number: int, code: int, depth: int) -> list[Link]:
 
 def _incomplete_links(view: View, number: int, wave: int, judged: Judged, gates: TrackGates, depth: int) -> list[Link]:
     release = view.release(number, view.facts(wave).ask(number))
-    said = f"is not complete: {judged.healthy} of {judged.devices} healthy on {release}"
+    said = f"is not complete: {judged.healthy} of {judged.devices} healthy on {release}{_tolerance(view, wave, judged)}"
     missing = rows_seen(view, number, wave, Seen.NOT_THERE)
     groups: dict[Reason | None, list[int]] = {}
     for row in missing:
@@ -286,7 +289,19 @@ def _incomplete_links(view: View, number: int, wave: int, judged: Judged, gates:
     if settled:
         said = f"not on {release} by what is known: {settled_word(view, number, settled[0])}"
         out.append(view.link(settled, "settled", said, depth=depth + 1, changes=[Change("a report")]))
-    return out
+    # Tolerated, but told: they are what is used of `maxFailed`.
+    failed = rows_seen(view, number, wave, Seen.FAILED)
+    return out + _tolerated(view, number, Seen.FAILED, failed, depth + 1) if failed else out
+
+
+def _tolerance(view: View, wave: int, judged: Judged) -> str:
+    """How much of `maxFailed` failed devices have used, and what one more would do; nothing where none failed."""
+    if not judged.failed:
+        return ""
+    limit = view.facts(wave).spec.max_failed
+    more = limit.still(judged.failed, judged.devices)
+    ends = f": {more} more would fail it" if more else ""
+    return f", {judged.failed} failed, maxFailed is {limit}{ends}"
 
 
 def settled_word(view: View, number: int, row: int) -> str:

@@ -100,6 +100,28 @@ def test_a_wave_that_tolerates_failures_says_how_many_are_left(tmp_path: Path) -
         )
         assert "No gate has failed on it" in page.text and said in page.text
         assert "write paused: true into the wave’s entry in waves.yaml (lab, canary)" in page.text
+        used = ", 1 failed, maxFailed is 1: 1 more would fail it"
+        soaks = reader.get("/waves/lab")
+        assert used in soaks.text and "/devices/S0-1" in soaks.links
+        reader.api.stage.tick(observed("S0-2"))
+        waits = reader.get("/waves/lab")
+        assert f"is not complete: 0 of 2 healthy on v1.4.2{used}" in waits.text and "/devices/S0-1" in waits.links
+
+
+@pytest.mark.parametrize(
+    "budget, failed, of, more",
+    [
+        (Budget(count=0), 0, 3, 1), (Budget(count=1), 1, 30, 1), (Budget(count=3), 1, 30, 3), (Budget(count=2), 1, 2, 0),
+        (Budget(percent=10), 2, 30, 2), (Budget(percent=10), 2, 19, 1), (Budget(percent=100), 1, 5, 0), (Budget(count=1), 4, 9, 1),
+    ],
+)  # fmt: skip
+def test_how_many_more_failures_a_budget_takes(budget: Budget, failed: int, of: int, more: int) -> None:
+    assert budget.still(failed, of) == more
+    if more:
+        assert budget.exceeded_by(failed + more, of)
+        assert failed + more == 1 or not budget.exceeded_by(failed + more - 1, of) or budget.exceeded_by(failed, of)
+    else:
+        assert not budget.exceeded_by(of, of)
 
 
 def test_the_printed_command_takes_a_release_back_where_a_revert_conflicts(

@@ -163,6 +163,4 @@ def _spent(board: Board, release: str) -> Iterator[Spent]:
         failed, limit = _failed_of(wave, release), limits.get(wave.name)
         if not failed or limit is None:
             continue
-        # The gate's own question, asked of one failure more at a time.
-        most = next((more for more in range(1, wave.devices + 1) if limit.exceeded_by(failed + more, wave.devices)), 0)
-        yield Spent(wave.name, failed, wave.devices, str(limit), most)
+        yield Spent(wave.name, failed, wave.devices, str(limit), limit.still(failed, wave.devices))
