@@ -14,6 +14,7 @@ pytestmark = pytest.mark.system
 PAGES = {
     "/": "/",
     "/waves/{name}": "/waves/half",
+    "/controller": "/controller",
     "/rollout": "/rollout",
     "/sites": "/sites",
     "/sites/{name}": "/sites/SITE-2417",
@@ -57,3 +58,21 @@ def test_a_page_stands_in_light_and_dark_and_on_a_phone(
     assert window.overflow() == [] and window.scrolled(".scroll:has(table.stack)") == []
     assert window.violations("color-contrast", "target-size", "scrollable-region-focusable") == []
     window.keep(name_of(path, "phone"))
+
+
+def test_a_phone_begins_where_the_rollout_is_now_and_has_a_front_page_of_a_few_screens(
+    opened: Opener, address: str
+) -> None:
+    window = opened(address, size=PHONE).open("/rollout")
+    seen = """(() => {
+      const box = document.querySelector(".gantt").getBoundingClientRect();
+      const now = document.querySelector(".gantt .now line").getBoundingClientRect();
+      return box.left < now.left && now.right < box.right;
+    })()"""
+    window.wait(seen, s=5)
+    window.open("/").wait("!document.body.innerText.includes('not computed yet')")
+    assert window.page.evaluate("() => document.documentElement.scrollHeight") < 9 * PHONE[1]
+    row = window.page.locator("#wave-half")
+    tops = [row.locator(f"[data-label={name}]").bounding_box()["y"] for name in ("Healthy", "Failed")]  # type: ignore[index]
+    assert tops[0] == tops[1], "short cells stand side by side"
+    assert window.page.locator("#events-before").get_attribute("open") is None

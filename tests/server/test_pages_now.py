@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.model.events import CheckSaid, HealthChange
+from reconciler.model.events import CheckSaid, Event, EventKind, HealthChange
 from reconciler.ports import ConditionRow, TransientError
 from tests.controller.staging import observed
 from tests.server.pages import Reader, reading
@@ -218,3 +218,17 @@ def test_hostile_words_are_only_words(fresh: Reader) -> None:
     page = fresh.get("/")
     assert page.html.count("&lt;script&gt;alert(1)") >= 2
     assert "<script>alert" not in page.html and "\x1b" not in page.html
+
+
+def test_older_events_are_a_click_away(fresh: Reader) -> None:
+    fresh.api.stage.tick(*fresh.api.stage.everybody())
+    told = [
+        Event(
+            None, NOW - timedelta(hours=hours), EventKind.WAVE_OPENED, str(hours), wave="lab", message=f"event {hours}"
+        )
+        for hours in range(9, 0, -1)
+    ]
+    fresh.app.store.add_events(None, told)
+    page = fresh.get("/")
+    assert "3 events before" in page.of("events-before")
+    assert [f"event {hours}" in page.of("events-before") for hours in (6, 7, 8, 9)] == [False, True, True, True]

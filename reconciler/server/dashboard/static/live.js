@@ -156,6 +156,15 @@
     }
   }
 
+  // A picture that is wider than its box begins where it is now, with some of what was before it.
+  function toNow() {
+    const box = document.querySelector(".gantt");
+    const line = box?.querySelector(".now line");
+    if (!line || box.scrollWidth <= box.clientWidth) return;
+    box.scrollLeft += line.getBoundingClientRect().left - box.getBoundingClientRect().left - box.clientWidth / 2;
+  }
+
+  toNow();
   window.setInterval(tick, TICK_MS);
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden && wanted) want();
