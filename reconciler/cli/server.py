@@ -173,7 +173,10 @@ def token_of(path: Path | None) -> str:
     if path is None:
         token = os.environ.get(TOKEN, "").strip()
         if not token:
-            raise click.UsageError(f"--server wants a token: name its file with --token-file, or set {TOKEN}")
+            raise click.UsageError(
+                f"--server wants a token: name its file with --token-file, or set {TOKEN}; "
+                "on the controller's own machine leave --server out: its store is read, which asks for none"
+            )
         where, hint = f"the variable {TOKEN}", TOKEN
     else:
         try:

@@ -125,7 +125,10 @@ def test_the_token_may_stand_in_a_variable(place: Place) -> None:
     env = {"RECONCILER_TOKEN": place.token.read_text()}
     assert run("status", "--server", place.address, env=env).exit_code == 0
     none = run("status", "--server", place.address, env={"RECONCILER_TOKEN": ""})
-    assert none.exit_code == 2 and "name its file with --token-file, or set RECONCILER_TOKEN" in none.stderr
+    assert none.exit_code == 2 and "name its file with --token-file, or set RECONCILER_TOKEN" in " ".join(
+        none.stderr.split()
+    )
+    assert "on the controller's own machine leave --server out" in " ".join(none.stderr.split())
 
 
 @pytest.mark.parametrize(

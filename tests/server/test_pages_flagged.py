@@ -166,7 +166,9 @@ def test_a_flag_is_acknowledged_and_taken_back(reader: Reader) -> None:
     assert (answer.status_code, answer.headers["location"]) == (303, "/flagged")
     page = reader.get("/flagged")
     assert "anna has acknowledged it, now: I <b>look</b>" in page.of(KEY)
-    assert "all acknowledged" in page.text and "and acknowledged." in reader.get("/").of("lead")
+    assert "all acknowledged" in page.text and "its release; somebody has acknowledged it." in reader.get("/").of(
+        "lead"
+    )
     assert "anna has acknowledged it: I <b>look</b>." in reader.get("/devices/S0-1").text
     assert "every flag is acknowledged" in reader.get("/flagged?show=open").text
     action, fields = form(reader)

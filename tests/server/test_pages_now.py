@@ -94,6 +94,12 @@ def test_waves_have_a_row_each_with_progress_and_state(full: Reader) -> None:
     assert "■ waiting" in page.of("wave-canary")
 
 
+def test_the_words_are_explained_where_they_are_used(full: Reader) -> None:
+    for path in ("/", "/waves/lab"):
+        said = full.get(path).of("words")
+        assert all(f" {word} " in said for word in ("Soak", "Gate", "Proof", "Held", "Waiting", "Silent")), said
+
+
 def test_holds_are_said_in_plain_words_and_lead_to_their_devices(full: Reader) -> None:
     page = full.get("/")
     assert "too many devices failed: the release is stopped" in page.of("holds")

@@ -212,7 +212,7 @@ def _for_a_person(board: Board, holds: Sequence[HoldLine], acknowledged: int | N
         if acknowledged is None:
             seen = ""
         elif open_flags == 0:
-            seen = ", and acknowledged"
+            seen = "; somebody has acknowledged it" if flags == 1 else "; somebody has acknowledged each"
         elif open_flags == flags:
             seen = ", and nobody has acknowledged that"
         else:
