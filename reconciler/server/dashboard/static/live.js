@@ -1,6 +1,6 @@
 // Keeps a page true while somebody looks at it: on news from the stream it fetches the page again and swaps what differs.
 // At most one fetch a second, and fewer where the service is slow. Focus, scroll, open details and what was typed stay. Without this script every page is whole,
-// only as old as its loading.
+// only as old as its loading. A drawing that is too wide for its box is opened at now.
 "use strict";
 (() => {
   const AT_MOST_MS = 1000;
@@ -40,6 +40,18 @@
     }
   }
 
+  // A picture that is wider than its box is opened at now, and stays there until somebody moves it.
+  let placed = null;
+
+  function atNow() {
+    const box = document.querySelector(".gantt");
+    const line = box?.querySelector(".now line");
+    if (!line || (placed !== null && Math.abs(box.scrollLeft - placed) > 1)) return;
+    const from = line.getBoundingClientRect().left - box.getBoundingClientRect().left;
+    box.scrollLeft += from - box.clientWidth / 2;
+    placed = box.scrollLeft;
+  }
+
   // ---- the page, again
 
   // A field that somebody has touched, and details that somebody has opened or closed, are theirs.
@@ -71,6 +83,7 @@
     if (places !== null && others !== null) Idiomorph.morph(places, others, { morphStyle: "outerHTML", restoreFocus: true });
     document.title = page.title;
     if (window.scrollX !== x || window.scrollY !== y) window.scrollTo({ left: x, top: y, behavior: "instant" });
+    atNow();
     tick();
     return true;
   }
@@ -156,15 +169,7 @@
     }
   }
 
-  // A picture that is wider than its box begins where it is now, with some of what was before it.
-  function toNow() {
-    const box = document.querySelector(".gantt");
-    const line = box?.querySelector(".now line");
-    if (!line || box.scrollWidth <= box.clientWidth) return;
-    box.scrollLeft += line.getBoundingClientRect().left - box.getBoundingClientRect().left - box.clientWidth / 2;
-  }
-
-  toNow();
+  atNow();
   window.setInterval(tick, TICK_MS);
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden && wanted) want();
