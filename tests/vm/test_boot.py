@@ -137,9 +137,8 @@ systemctl start edge-trial.service && echo "found good: goes on"
 cat /run/grubenv >grubenv
 mkdir -p /etc/systemd/system/edge-trial.timer.d
 printf '[Timer]\nOnBootSec=\nOnBootSec=1s\n' >/etc/systemd/system/edge-trial.timer.d/soon.conf
-systemctl daemon-reload
-# The timer's end takes this shell with it: not before it has answered.
-setsid sh -c 'sleep 3; systemctl restart edge-trial.timer' </dev/null >/dev/null 2>&1 &
+# The timer's end, which reading its new time may bring about, takes this shell with it: not before it has answered.
+setsid sh -c 'sleep 3; systemctl daemon-reload; systemctl restart edge-trial.timer' </dev/null >/dev/null 2>&1 &
 """
 
 
