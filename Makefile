@@ -39,7 +39,7 @@ test-vm-full:  ## all of them, the long ones too: an hour or two
 	@.ci/setup --system $(VM_PACKAGES)
 	@.ci/test-vm full
 
-check:  ## lint, types, unit tests: about a minute
+check:  ## lint, types, unit tests: under two minutes
 	@.ci/setup
 	@.venv/bin/ruff check -q . && .venv/bin/ruff format --check -q .
 	@.venv/bin/mypy --no-error-summary

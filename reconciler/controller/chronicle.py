@@ -25,7 +25,7 @@ from reconciler.ports import PortError, PublicKey, Store
 Log = Callable[..., object]
 
 _EVERY = timedelta(hours=1)
-_KEY_STAGES = (timedelta(days=30), timedelta(days=7), timedelta(days=1), timedelta(0))
+KEY_STAGES = (timedelta(days=30), timedelta(days=7), timedelta(days=1), timedelta(0))
 """Time left at which an expiring key is told of, again and again."""
 _ASSIGNMENT_LEFT = timedelta(hours=6)
 _MOST_DETAIL = 200
@@ -224,7 +224,7 @@ def _of_key(purpose: str, key: PublicKey, now: datetime) -> Iterator[Event]:
     if key.expires_at is None:
         return
     left = key.expires_at - now
-    reached = [stage for stage in _KEY_STAGES if left <= stage]
+    reached = [stage for stage in KEY_STAGES if left <= stage]
     if not reached:
         return
     stage, at = min(reached), format_instant(key.expires_at)

@@ -179,6 +179,14 @@ class WaveStatus:
     soak_ends_at: datetime | None
     apps: Mapping[str, AppStatus] = field(default_factory=dict)
 
+    def of(self, key: str) -> WaveStatus | AppStatus | None:
+        """Where it stands with a release, `v1.4.2` or `video-ingest@2.8.0`; None: it does not ask for that one."""
+        app, at_sign, release = key.partition("@")
+        if not at_sign:
+            return self if self.image == key else None
+        status = self.apps.get(app)
+        return status if status is not None and status.release == release else None
+
     def to_dict(self) -> dict[str, Any]:
         """The wave as the contract prints it."""
         return {

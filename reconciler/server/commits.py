@@ -6,6 +6,7 @@ nothing. Called by `server.api` and by the pages of commits.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -69,10 +70,11 @@ def _by_release(events: Sequence[Event], asked: Sequence[Intent] | None) -> list
 def _earlier(release: str, asked: Sequence[Intent] | None) -> bool:
     if asked is None:
         return False
-    version = release.rpartition("@")[2]
+    # A whole version, not the beginning of another one: v1.4.2 is no part of v1.4.20.
+    version = re.compile(rf"(?<![\w.+-]){re.escape(release.rpartition('@')[2])}(?![\w.+-])")
     changes = [intent.to_dict() for intent in asked]
     # What a whole new document or wave asks for is not told by its change.
-    return not any(change["field"] is None or version in (change["to"] or "") for change in changes)
+    return not any(change["field"] is None or version.search(change["to"] or "") for change in changes)
 
 
 def asked_for(options: Options, before: str | None, sha: str) -> Sequence[Intent] | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
 
 from reconciler.controller.board import Board
+from reconciler.controller.chronicle import KEY_STAGES
 from reconciler.controller.conditions import troubled
 from reconciler.controller.pulse import Pulse
 from reconciler.controller.words import duration
@@ -23,8 +24,8 @@ from reconciler.server.access import Caller, Callers
 from reconciler.server.dashboard.frame import Pages, known
 from reconciler.server.options import Options
 
-_SOON = timedelta(days=30)
-"""From when on a key's end is a warning, as its first notification is."""
+_SOON = max(KEY_STAGES)
+"""From when on a key's end is a warning: its first notification is then."""
 _MOST_ACTIONS = 20
 
 

@@ -17,7 +17,6 @@ from reconciler.controller.board import Board, DeviceRow
 from reconciler.model.access import Acknowledgement, Scope
 from reconciler.model.events import Event, EventKind
 from reconciler.model.observed import CheckChange, DeviceObservation
-from reconciler.model.plan import WaveStatus
 from reconciler.server.access import Caller, Callers
 from reconciler.server.answers import Refusal
 from reconciler.server.dashboard.frame import Pages, known
@@ -140,7 +139,7 @@ def _advice(options: Options, board: Board, flags: Sequence[Flag]) -> Iterator[A
         yield Advice(
             release=release,
             flags=sum(flag.release == release for flag in flags),
-            asked_by=tuple(wave.name for wave in board.waves if _failed_of(wave, release) is not None),
+            asked_by=tuple(wave.name for wave in board.waves if wave.of(release) is not None),
             stopped_by=tuple(stopped),
             proposal=next(iter(about), None),
             proposed=any(one.key == release for one in board.observed.proposals),
@@ -148,19 +147,11 @@ def _advice(options: Options, board: Board, flags: Sequence[Flag]) -> Iterator[A
         )
 
 
-def _failed_of(wave: WaveStatus, release: str) -> int | None:
-    """How many devices of a wave failed on a release; None where it does not ask for it."""
-    app, at_sign, version = release.partition("@")
-    if not at_sign:
-        return wave.failed if wave.image == release else None
-    of = wave.apps.get(app)
-    return of.failed if of is not None and of.release == version else None
-
-
 def _spent(board: Board, release: str) -> Iterator[Spent]:
     limits = {} if board.desired is None else {spec.name: spec.max_failed for spec in board.desired.waves.waves}
     for wave in board.waves:
-        failed, limit = _failed_of(wave, release), limits.get(wave.name)
-        if not failed or limit is None:
+        status, limit = wave.of(release), limits.get(wave.name)
+        if status is None or not status.failed or limit is None:
             continue
-        yield Spent(wave.name, failed, wave.devices, str(limit), limit.still(failed, wave.devices))
+        more = limit.still(status.failed, wave.devices)
+        yield Spent(wave.name, status.failed, wave.devices, str(limit), more)

@@ -1,8 +1,7 @@
 """Until when something waits, and what follows it: one rule for every page, from the plan's holds and the newest forecast. Pure.
 
 What the clock alone decides is the plan's instant. Where the plan knows none, or the forecast a later one, the forecast's is told,
-and that it is likely. Called by `view_now`, `view_tonight`, `pages_now`
-and `pages_devices`.
+and that it is likely. Called by `view_now`, `view_tonight`, `pages_now` and `pages_devices`.
 """
 
 from __future__ import annotations
@@ -64,12 +63,11 @@ def follows(waves: Sequence[WaveStatus], wave: str, release: str) -> str:
     if wave not in names or names.index(wave) + 1 >= len(waves):
         return "there is no wave after it"
     after = waves[names.index(wave) + 1]
-    app, at_sign, version = release.partition("@")
-    own = after.apps.get(app) if at_sign else None
-    asked = (None if own is None else own.release) if at_sign else after.image
-    if asked == (version if at_sign else release):
+    if after.of(release) is not None:
         return f"wave {after.name} may follow"
-    said = asked and (f"{app} {asked}" if at_sign else asked)
+    app, at_sign, _ = release.partition("@")
+    own = after.apps.get(app)
+    said = after.image if not at_sign else None if own is None or own.release is None else f"{app} {own.release}"
     return (
         f"wave {after.name} asks for {said or 'nothing'}, and follows once git asks it for {release.replace('@', ' ')}"
     )

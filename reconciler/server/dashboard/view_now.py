@@ -235,11 +235,8 @@ def _in_trouble(ailing: Trouble) -> Iterator[Sentence]:
 
 def failed_on(wave: WaveStatus, release: str) -> bool:
     """Whether a wave's gate failed on the release that it asks for: `v1.4.2`, or `video-ingest@2.8.0`."""
-    app, at_sign, version = release.partition("@")
-    if not at_sign:
-        return wave.image == release and wave.state is WaveState.FAILED
-    of = wave.apps.get(app)
-    return of is not None and of.release == version and of.state is WaveState.FAILED
+    status = wave.of(release)
+    return status is not None and status.state is WaveState.FAILED
 
 
 def _moving(board: Board, waves: Sequence[WaveLine], holds: Sequence[HoldLine]) -> Iterator[Sentence]:
