@@ -160,6 +160,17 @@ def test_what_happened_under_a_commit_is_told_by_release(tmp_path: Path) -> None
         assert second["releases"] == []
 
 
+def test_a_version_that_begins_as_the_one_asked_for_was_asked_for_earlier(tmp_path: Path) -> None:
+    change = Change("Wave", "lab", "changed", "image", "v1.4.2", "v1.4.20", "waves.yaml", 3)
+    with reading(tmp_path, asked=lambda _before, _sha: (change,)) as reader:
+        filled(reader.api)
+        new = Event(None, NOW, EventKind.WAVE_OPENED, "x", commit="c1", wave="lab", release="v1.4.20")
+        reader.app.store.add_events(None, [new])
+        first = reader.api.get("/v1/commits")["commits"][0]
+        earlier = {of["release"]: of["earlier"] for of in first["releases"]}
+        assert (earlier["v1.4.2"], earlier["v1.4.20"]) == (True, False)
+
+
 def test_a_commit_that_asks_for_nothing_new_says_so(tmp_path: Path) -> None:
     with reading(tmp_path, asked=lambda before, sha: ()) as reader:
         filled(reader.api)
