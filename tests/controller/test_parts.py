@@ -119,17 +119,19 @@ def test_a_defect_is_a_terminal_outcome_that_repeats_nothing_of_its_text() -> No
 
 
 def test_stop_leaves_what_waits_and_awaits_what_runs() -> None:
-    jobs, go, ran = Jobs(lambda: None, Held().working), threading.Event(), []
+    jobs, runs, go, ran = Jobs(lambda: None, Held().working), threading.Event(), threading.Event(), []
 
     def first() -> str:
-        go.wait(5)
+        runs.set()
+        go.wait(30)
         ran.append(1)
         return ""
 
     jobs.submit(intent(1), first)
     jobs.submit(intent(2), lambda: str(ran.append(2)))
+    assert runs.wait(30), "what has not begun is not awaited"
     threading.Timer(0.1, go.set).start()
-    jobs.stop(5)
+    jobs.stop(30)
     assert ran == [1]
 
 
