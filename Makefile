@@ -29,7 +29,8 @@ demo:  ## a promotion, a bad release stopped, its revert, an app release: 52 sit
 test:  ## the whole suite but for virtual machines
 	@.ci/setup --system $(TEST_PACKAGES)
 	@$(PY) -m tests.support.golden
-	@.venv/bin/pytest -q -n 3 -m "not vm" -p no:cacheprovider --cov-branch $(PROVED) --cov-fail-under=95 --cov-report=term:skip-covered
+	@$(PY) .ci/suite.py -m "not vm" -n 3 --cov-branch $(PROVED) --cov-report=
+	@.venv/bin/coverage report --skip-covered --fail-under=95
 
 test-vm:  ## tests that need root or virtual machines
 	@.ci/setup --system $(VM_PACKAGES)
