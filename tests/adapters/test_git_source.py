@@ -197,6 +197,7 @@ def test_unknown_objects_are_terminal(mirror: GitMirror) -> None:
         mirror.commit("main")
 
 
+@pytest.mark.slow
 def test_a_blob_beyond_the_limit_is_refused_and_the_next_is_read(repo: Repo, mirror: GitMirror) -> None:
     repo.commit("Big", {"big": b"\0" * (33 * 1024 * 1024)})
     blobs = {entry.path: entry.blob for entry in mirror.files(mirror.refresh().sha)}

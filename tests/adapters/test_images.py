@@ -45,6 +45,7 @@ def published(store: ImageStore, folder: Path) -> None:
     store.publish("v1.4.2")
 
 
+@pytest.mark.slow
 def test_a_release_goes_from_absent_to_published(store: FolderImageStore, tmp_path: Path) -> None:
     files = pack(tmp_path / "built")
     identity = digest_of((tmp_path / "built" / IMAGE).read_bytes())
@@ -86,6 +87,7 @@ def test_every_step_may_be_repeated_also_after_a_restart(place: Place, tmp_path:
     assert place.content("index.json") == before
 
 
+@pytest.mark.slow
 def test_a_large_file_arrives_whole(store: FolderImageStore, tmp_path: Path) -> None:
     store.stage("v1.4.2", FOLDER, pack(tmp_path / "built", image=BIG))
     store.attach_signature("v1.4.2", SIGNATURE)
@@ -157,6 +159,7 @@ def test_publishing_refuses_what_is_absent_or_unsigned(store: FolderImageStore, 
     assert state(store) == "built"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["changed", "missing", "stranger", "sums"])
 def test_bytes_that_do_not_match_make_a_release_broken_until_they_are_put_back(
     place: Place, store: FolderImageStore, tmp_path: Path, what: str
@@ -264,6 +267,7 @@ def test_the_latest_folder_of_an_unpublished_release_counts_and_strangers_do_not
         place.open(family="edge-lab").stage("v1.4.2", FOLDER, pack(tmp_path / "one"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"apiVersion": "images/v2"}', b'{"releases": [{"release": "v1"}]}'])
 def test_an_index_that_is_none_is_never_overwritten(
     place: Place, store: FolderImageStore, tmp_path: Path, data: bytes
@@ -277,6 +281,7 @@ def test_an_index_that_is_none_is_never_overwritten(
     assert place.content("index.json") == data
 
 
+@pytest.mark.slow
 def test_writers_at_once_lose_no_release(place: Place, tmp_path: Path) -> None:
     releases = [f"v1.5.{number}" for number in range(6)]
     for release in releases:

@@ -84,6 +84,7 @@ def test_a_release_that_was_never_published_leaves_no_trace(store: FolderImageSt
     assert store.artifacts()["v1.4.2"].state is ArtifactState.BUILT
 
 
+@pytest.mark.slow
 def test_the_name_of_a_published_release_stands_for_its_bytes_for_good(store: FolderImageStore, tmp_path: Path) -> None:
     published(store, tmp_path / "built")
     store.remove("v1.4.2")
@@ -96,6 +97,7 @@ def test_the_name_of_a_published_release_stands_for_its_bytes_for_good(store: Fo
         store.stage("v1.4.2", FOLDER, pack(tmp_path / "other", image=b"other bytes"))
 
 
+@pytest.mark.slow
 def test_a_reader_that_knew_the_folder_finds_the_new_one(place: Place, store: FolderImageStore, tmp_path: Path) -> None:
     """The loop has the store open while a person prunes, and the release is built again on another day."""
     published(store, tmp_path / "built")
@@ -183,6 +185,7 @@ def test_a_removal_killed_anywhere_leaves_nothing_that_counts_and_is_ended_by_th
     assert begun > 8
 
 
+@pytest.mark.slow
 def test_a_removal_that_nobody_ended_does_not_hold_up_a_build_for_good(place: Place, tmp_path: Path) -> None:
     published(place.open(now=lambda: NOW), tmp_path / "built")
     store = place.open(now=lambda: NOW)

@@ -188,6 +188,7 @@ def test_names_that_are_none_are_refused_before_anything_is_asked(place: Place, 
             ask()
 
 
+@pytest.mark.slow
 def test_many_tags_are_all_listed(place: Place, repository: str) -> None:
     image = small_image("2.8.0")
     place.push(repository, image, "v-000")

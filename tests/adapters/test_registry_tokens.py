@@ -40,6 +40,7 @@ def test_it_ends_with_the_roles_session_where_ecr_says_later(aws: Aws, monkeypat
     assert expires_at is not None and expires_at - before < timedelta(minutes=21)
 
 
+@pytest.mark.slow
 def test_another_accounts_registry_is_asked_for(aws: Aws) -> None:
     found = EcrTokens(aws, aws, ROLE, registry_id="555566667777").fetch()
     assert found.address.startswith("https://555566667777.dkr.ecr.")

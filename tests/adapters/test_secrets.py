@@ -211,6 +211,7 @@ def test_the_version_key_is_private_and_made_once(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- Secrets Manager alone
 
 
+@pytest.mark.slow
 def test_many_secrets_are_listed_over_all_pages_and_arns_are_references_too(aws: Aws, site: str) -> None:
     place = ManagerPlace(aws, 20)
     names = [f"{site}/camera-{number:03}" for number in range(130)]

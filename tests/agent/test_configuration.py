@@ -87,6 +87,7 @@ def test_the_agent_goes_on_while_it_is_put_in_force(site: Site, unit: Unit, offi
     assert site.now - begun >= timedelta(seconds=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "says"), [(13, "exit status 13, a service does not run"), (-1, "did not answer")])
 def test_one_that_cannot_be_put_in_force_is_put_back(
     status: int, says: str, site: Site, unit: Unit, office: Office

@@ -242,6 +242,7 @@ BEFORE = [
 
 
 # The inner loop cuts what is done to one of the two slots.
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [pytest.param(a, marks=[pytest.mark.slow] * a.endswith(" b")) for a in ACTS])
 def test_power_may_go_at_any_instant_of_any_write(esp: Path, monkeypatch: pytest.MonkeyPatch, act: str) -> None:
     # No test waits for a real disk; that it is waited for is another test's to see.

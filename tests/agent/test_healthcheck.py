@@ -90,6 +90,7 @@ def test_a_script_that_is_missing_or_no_program(tmp_path: Path) -> None:
     assert "cannot be run" in run(tmp_path / "healthcheck.sh", [], {}, 5)[0].message
 
 
+@pytest.mark.slow
 def test_a_script_that_writes_for_ever_is_ended_and_fills_nothing(tmp_path: Path) -> None:
     started = time.monotonic()
     (check,) = run(_script(tmp_path, "exec yes\n"), [], {}, 0.5)

@@ -53,6 +53,7 @@ def test_a_module_says_where_it_runs_and_stays_small(path: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno < 70, node.name
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_real_python_3_10() -> None:
     """Where one is installed. A shim of a version manager that does not answer does not count as one."""
     found = [shutil.which("python3.10"), *map(str, Path.home().glob(".pyenv/versions/3.10.*/bin/python"))]

@@ -68,6 +68,7 @@ def test_reports_leave_nothing_in_memory(traced: None, site: Site, office: Offic
     ]
 
 
+@pytest.mark.slow
 def test_what_python_keeps_for_later_is_let_go_at_first_and_every_hour() -> None:
     runs: list[int] = []
 

@@ -171,6 +171,7 @@ def _begin_with(first: str, folder: Path) -> dict[str, bytes]:
     return _whole(ONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["nothing", "plain", "stored"])
 @pytest.mark.parametrize("what", [_store_two, _store_and_put_back])
 def test_power_cut_before_every_step(

@@ -33,6 +33,7 @@ def test_whatever_pieces_come_the_slot_holds_them(tmp_path: Path, pieces: Sequen
     assert b"".join(bytes(piece) for piece in read_from_disk(path, 0, len(data) + 9)) == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 4096, 5 * MIB, 8 * MIB])
 @pytest.mark.parametrize("direct", [True, False, None], ids=["direct", "refused", "refused-late"])
 def test_a_slot_is_read_from_any_block(

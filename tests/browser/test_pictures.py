@@ -13,6 +13,7 @@ from tests.browser.pictures import FOLDER, MADE_FROM, MOST_BYTES, PICTURES, read
 REMEDY = "look at the pages, and run `make screenshots`"
 
 
+@pytest.mark.slow
 def test_the_pictures_are_of_the_pages_as_they_are() -> None:
     with shown() as (address, token), reading(address, token) as client:
         now, made = sources(client), json.loads(MADE_FROM.read_text(encoding="utf-8"))

@@ -224,6 +224,7 @@ def test_a_large_fleet_is_told_the_same_side_by_side(
     assert before["calendar"]["provenAt"]["earliest"] is not None
 
 
+@pytest.mark.slow
 def test_a_review_loads_nothing_heavy(made: Repo) -> None:
     """Start-up time is a bar: neither GitPython nor a client of anything is imported to compare two commits."""
     made.write({"fleet/waves.yaml": waves("v1.4.2")})

@@ -33,6 +33,7 @@ def exporting(devices: list[DeviceObservation]) -> object:
     return export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", [False, True])
 def test_it_is_what_the_forecast_says_here_and_aside(silent: bool) -> None:
     made, devices = stage(silent)
@@ -54,6 +55,7 @@ def test_it_is_what_the_forecast_says_here_and_aside(silent: bool) -> None:
     assert aside == here
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_is_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     made, devices = stage()
     board = made.tick(*devices)

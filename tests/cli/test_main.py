@@ -24,12 +24,14 @@ def run(
     )
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_no_arrow_is_shown_how_it_is_written(tmp_path: Path) -> None:
     done = run(tmp_path, "explain", "SITE-2847-1", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"v1.4.1 \\u2192 v1.4.2" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("words", [("plan",), ("plan", "--output", "json")])
 def test_a_result_that_finds_no_room_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:

@@ -124,6 +124,7 @@ def test_to_answer_takes_a_socket() -> None:
     assert b"StandardInput=socket" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_controllers_adapter_hears_signature_refusal_and_silence_through_it(behind: Behind, tmp_path: Path) -> None:
     script = """read -r line; case $line in
       *v1.0*) printf signature;;

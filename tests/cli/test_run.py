@@ -167,6 +167,7 @@ def test_a_dry_run_of_adopt_records_nothing(ground: Ground) -> None:
     assert (ground.state / "store.db").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_used_are_named_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "reconciler.yaml"
     path.write_text("git: {url: /srv/fleet}\nserver: {bind: 0.0.0.0:80}\nallowd: {}\n")
@@ -183,6 +184,7 @@ def test_no_settings_at_all(tmp_path: Path) -> None:
     assert done.returncode == 1 and "name the settings file with --config" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_demo_refuses_a_folder_that_is_in_use_and_leaves_it_alone(tmp_path: Path) -> None:
     (tmp_path / "reconciler.yaml").write_text("mine: true\n")
     done = reconciler("demo", "--dir", str(tmp_path))

@@ -128,6 +128,7 @@ def test_it_says_all_of_it_in_plain_words(status: Status) -> None:
         assert words in text, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [20, 32, 40, 60, 83, 84, 100, 200])
 @pytest.mark.parametrize("plain_ascii", [False, True])
 def test_nothing_is_wider_than_the_terminal_and_nothing_is_lost(status: Status, width: int, plain_ascii: bool) -> None:
@@ -231,6 +232,7 @@ def test_a_plan_that_is_damaged_is_named(tmp_path: Path) -> None:
     assert isinstance(result.exception, TerminalError) and "not JSON" in str(result.exception)
 
 
+@pytest.mark.slow
 def test_watching_shows_what_changes_until_interrupted(tmp_path: Path) -> None:
     config = write_settings(tmp_path)
     store = open_store(tmp_path / "state" / "store.db")

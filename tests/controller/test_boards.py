@@ -220,6 +220,7 @@ def test_an_explanation_says_what_checks_say() -> None:
         stage.boards.explain("S0-9")
 
 
+@pytest.mark.slow
 def test_boards_are_whole_while_the_loop_ticks() -> None:
     """Readers look on while ticks run. Every board agrees with itself: all devices of a reading turned together."""
     stage = Stage(desired(40))

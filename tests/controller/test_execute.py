@@ -34,6 +34,7 @@ def test_what_somebody_else_has_staged_meanwhile_is_not_built_again(bench: Bench
     bench.store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "hours"), [("build", 24), ("sign", 1)])
 def test_a_stall_is_looked_at_again_after_a_while(bench: Bench, step: str, hours: int) -> None:
     error = TerminalError("not allowed", remedy="allow it")

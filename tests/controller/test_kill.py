@@ -115,6 +115,7 @@ def live_again(bench: Bench) -> None:
     bench.poll()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_kill_ends_as_it_should(tmp_path: Path) -> None:
     found, boundaries = played(tmp_path / "run", None)
     assert found["artifacts"] == {"v1.4.1": ArtifactState.PUBLISHED, "v1.4.2": ArtifactState.PUBLISHED}

@@ -205,6 +205,7 @@ def test_what_follows_within_the_minute_is_gathered_and_holds_up_nothing_else(be
     assert bench.sender.titles[-1].startswith("Device ")
 
 
+@pytest.mark.slow
 def test_a_target_that_was_away_is_not_flooded_when_it_is_back(bench: Bench) -> None:
     bench.sender.says = [TransientError("away")] * 99
     kinds = [kind for kind in EventKind if kind is not EventKind.CONDITION_CHANGED][:10]
@@ -223,6 +224,7 @@ def test_a_target_that_was_away_is_not_flooded_when_it_is_back(bench: Bench) -> 
 # ---------------------------------------------------------------- failures
 
 
+@pytest.mark.slow
 def test_what_fails_is_tried_again_ever_more_slowly_and_keeps_its_place(bench: Bench) -> None:
     bench.sender.says = [TransientError("it answered 503")] * 4
     bench.tell(OPENED, FLAG)
@@ -340,6 +342,7 @@ class Mortal:
 
 
 # The inner loop dies at every fourth call alone.
+@pytest.mark.slow
 @pytest.mark.parametrize("die_at", [pytest.param(n, marks=[pytest.mark.slow] * (n % 4 != 1)) for n in range(1, 20)])
 def test_a_kill_anywhere_repeats_at_most_what_was_not_acknowledged_and_loses_nothing(
     tmp_path: Path, die_at: int

@@ -316,6 +316,7 @@ def _history(steps: list[tuple[int, str, bool, str]]) -> list[tuple[float, Repor
     return out
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(HISTORY, st.data())
 def test_doubled_reports_change_nothing(steps: list[tuple[int, str, bool, str]], data: st.DataObject) -> None:
@@ -331,6 +332,7 @@ def test_doubled_reports_change_nothing(steps: list[tuple[int, str, bool, str]],
     assert told(*doubled) == told(*history)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(HISTORY, st.randoms(use_true_random=False))
 def test_reordering_within_stale_after_claims_no_conflict_and_ends_on_the_newest_number(
@@ -348,6 +350,7 @@ def test_reordering_within_stale_after_claims_no_conflict_and_ends_on_the_newest
     assert seen.health_since is None or seen.health_since <= seen.last_seen
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(HISTORY)
 def test_a_run_never_begins_before_the_reports_that_prove_it(steps: list[tuple[int, str, bool, str]]) -> None:

@@ -112,6 +112,7 @@ def test_a_device_in_order_is_ok_in_every_live_check(device: Device) -> None:
     assert checks["cameras"][1] == "this site lists none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "line", "check", "status"),
     [

@@ -50,6 +50,7 @@ def generator() -> ModuleType:
         sys.path.remove(str(ROOT / ".ci"))
 
 
+@pytest.mark.slow
 def test_generated_pages_and_shown_output_are_fresh(generator: ModuleType) -> None:
     stale = [name for name, text in generator.pages() if (ROOT / name).read_text(encoding="utf-8") != text]
     assert not stale, f"run `make docs`, and commit: {stale}"

@@ -40,6 +40,7 @@ def run(folder: Path, *, ci: bool = True, **files: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_what_passes_alone_is_named_as_unsteady(tmp_path: Path) -> None:
     ended = run(tmp_path, steady=STEADY, unsteady=UNSTEADY)
     assert ended.returncode == 0, ended.stdout
@@ -47,6 +48,7 @@ def test_what_passes_alone_is_named_as_unsteady(tmp_path: Path) -> None:
     assert ended.stdout.count("1 passed") == 2, "the other file is not run again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ci", "files", "again"),
     [
@@ -63,5 +65,6 @@ def test_the_rest_fails(tmp_path: Path, ci: bool, files: dict[str, str], again: 
     assert "UNSTEADY" not in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_suite_without_tests_is_not_green(tmp_path: Path) -> None:
     assert run(tmp_path, empty="").returncode == 5

@@ -143,6 +143,7 @@ def test_the_manifest_says_all_that_a_device_and_a_person_ask(tmp_path: Path) ->
     assert (read.digest, read.image_size, read.mapped_bytes) == (manifest.digest, len(raw), 4196)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, (16 << 20) - 1, 16 << 20, (16 << 20) + 1, 35 << 20])
 def test_the_parts_are_all_of_the_file(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)

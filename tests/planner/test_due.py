@@ -6,6 +6,7 @@ import random
 from datetime import timedelta
 
 import numpy as np
+import pytest
 
 from reconciler.model.plan import Reason
 from reconciler.planner import plan
@@ -77,6 +78,7 @@ def test_a_live_plan_tells_the_loop_what_it_asks() -> None:
     assert min(seen.values()) > 5, seen
 
 
+@pytest.mark.slow
 def test_a_restart_that_waits_for_the_window_says_until_when_it_opens() -> None:
     found = 0
     for seed in range(120):

@@ -211,6 +211,7 @@ def holds_of(state: State, name: str, subject: str) -> dict[str, datetime | None
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_instants_and_reasons_are_the_plans(path: Path) -> None:
     """Of every device of every scenario: the first link says what the plan's hold says, and no link lies about time."""

@@ -193,6 +193,7 @@ def test_a_commit_that_raised_two_things_is_not_guessed_at() -> None:
     assert change.branch == "rollback/cam-1.10-all"
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(*[st.sampled_from(["v1.0.0", "v1.1.0", "v1.2.0"])] * 3), min_size=1, max_size=6))
 def test_rollback_never_raises_a_wave_and_touches_only_who_asked_for_it(steps: list[tuple[str, str, str]]) -> None:
     past = history(*(waves(*step) for step in steps))

@@ -135,6 +135,7 @@ def applied(data: Any, edit: Edit) -> Any:
     return data
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_an_edit_does_what_was_asked_and_touches_no_other_line(data: st.DataObject) -> None:
     before, content, style = data.draw(documents())
@@ -175,6 +176,7 @@ def test_a_text_is_the_same_text_to_every_reader(word: str, style: str | None, f
         assert all(isinstance(one, str) for one in (found if flow else [found]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(FLEET.rglob("*.yaml")), ids=lambda path: path.name)
 def test_setting_what_is_there_changes_no_byte(path: Path) -> None:
     data = path.read_bytes()

@@ -46,6 +46,7 @@ def in_order(documents: list[Parsed]) -> list[Parsed]:
 
 
 # At the end as many processes as documents, and one more.
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "documents"), [(1, 40), (2, 40), (3, 40), (8, 8), (9, 8)])
 def test_the_same_documents_as_one_process_makes(number: int, documents: int) -> None:
     alone = [parse(*task) for task in tasks(documents)]

@@ -272,6 +272,7 @@ others = st.sampled_from(["waves.yaml", "fleet.yaml", "images/v1.yaml", "waves.y
 steps = st.lists(st.dictionaries(paths, contents, max_size=3), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(steps, st.lists(st.dictionaries(others, st.sampled_from([None, b"["]), max_size=1), max_size=5))
 def test_a_reload_of_what_changed_equals_a_load_of_it_all(

@@ -104,6 +104,7 @@ def ways(tree: Any, way: tuple[str | int, ...] = ()) -> set[tuple[str | int, ...
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(trees, st.booleans())
 def test_what_is_written_is_read_and_every_entry_has_its_place(tree: Any, flow: bool) -> None:
@@ -184,6 +185,7 @@ junk = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     st.sampled_from(PLACES), st.sampled_from(["Fleet", "Image", "App", "Waves", "Site", "Scenario", "Sit"]), junk, junk

@@ -149,6 +149,7 @@ def test_a_rotated_secret_gives_another_instance_id() -> None:
     assert ids == {"SITE-1-1-" + "a" * 16, "SITE-1-1-" + "b" * 16}
 
 
+@pytest.mark.slow
 @given(st.text(alphabet=st.characters(min_codepoint=32, exclude_categories=["Cs"]), min_size=1))
 def test_any_text_of_a_secret_arrives_as_it_was(text: str) -> None:
     value = "[Interface]\n" + text

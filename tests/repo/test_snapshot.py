@@ -160,6 +160,7 @@ def _ways(tree: Any, way: tuple[str | int, ...] = ()) -> dict[tuple[str | int, .
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(values, st.sampled_from([None, 1]), st.booleans())
 def test_every_entry_of_any_json_is_found_at_its_value(tree: Any, indent: int | None, ascii_only: bool) -> None:

@@ -123,6 +123,7 @@ def test_without_a_token_nothing_is_answered(world: Inside, key: str, need: Need
     assert ask(world, key, PAGE) == (303 if leads else 401)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "need"), [case for case in CASES if case[0] not in BY_FORM])
 def test_a_token_opens_what_its_scopes_say_and_nothing_else(
     world: Inside, tokens: Tokens, key: str, need: Need

@@ -175,6 +175,7 @@ def test_nobody_reads_without_a_token(full: Api, path: str) -> None:
     assert full.app.browser().get(path, headers=bearing(narrow)).status_code == 403
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in ROUTES if path != "/v1/events"])
 def test_before_the_first_tick_the_answer_says_so(api: Api, path: str) -> None:
     assert api.refusal(path) == (503, "nothing is known of the rollout yet")

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
+import pytest
 
 from reconciler.controller.reports import Sources
 from reconciler.model.observed import DeviceObservation, Health
@@ -227,6 +228,7 @@ def test_an_address_has_a_limit_too(tmp_path: Path) -> None:
         assert service.send(report("C-1"), third).status_code == 429
 
 
+@pytest.mark.slow
 def test_reports_of_many_devices_share_transactions_and_none_is_lost(tmp_path: Path) -> None:
     with running(tmp_path, local=True) as service:
         names = [f"SITE-{number:04d}-1" for number in range(40)]

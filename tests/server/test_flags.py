@@ -125,6 +125,7 @@ def test_a_device_that_recovers_and_fails_again_is_flagged_anew(tmp_path: Path) 
         assert (kept.note, kept.at) == ("again", world.at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status"),
     [

@@ -165,6 +165,7 @@ def test_logging_out_ends_the_session_for_good(tmp_path: Path) -> None:
         assert [row[:2] for row in logged(world)] == [("anna", "login"), ("anna", "logout")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [
@@ -363,6 +364,7 @@ def test_static_files_are_kept_by_their_digest(tmp_path: Path) -> None:
             assert browser.get(f"/static/{name}").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_person_is_told_of_errors_by_a_page_and_a_program_by_json(tmp_path: Path) -> None:
     with inside(tmp_path) as world:
         browser = world.browser(HERE)

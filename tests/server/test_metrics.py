@@ -208,6 +208,7 @@ def test_a_store_that_does_not_answer_is_a_metric() -> None:
     assert seen["store_seconds_count", "scrape"] == 1, "the scrape before; this one is in the next"
 
 
+@pytest.mark.slow
 def test_the_loop_says_how_it_is(tmp_path: Path) -> None:
     """On real parts: git, SQLite, folders."""
     bench = Bench(tmp_path)

@@ -97,6 +97,7 @@ def described(world: Inside) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_route_for_programs_is_described_with_who_may_use_it(described: dict[str, Any]) -> None:
     assert described["openapi"].startswith("3.1")
     found = {

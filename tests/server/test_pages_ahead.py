@@ -65,6 +65,7 @@ def test_what_ends_with_the_device_itself_is_not_given_the_waves_instant() -> No
     assert until_of(Hold(reason=Reason.WAVE_WAITS, **waits), {}, NOW) == Until(None)
 
 
+@pytest.mark.slow
 def test_what_follows_a_wave_is_what_the_next_one_asks_for(tmp_path: Path) -> None:
     with reading(tmp_path) as reader:
         board = reader.api.stage.tick(*reader.api.stage.everybody())

@@ -42,6 +42,7 @@ def pages() -> list[str]:
     return [key.removeprefix("GET ") for key, need in ROUTES.items() if need is Need.PAGE and key.startswith("GET ")]
 
 
+@pytest.mark.slow
 def test_every_link_of_every_page_leads_somewhere(full: Reader) -> None:
     found = full.follow("/")
     patterns = {
@@ -65,6 +66,7 @@ def test_every_page_of_the_navigation_knows_where_it_is(full: Reader) -> None:
         assert len(current) == 1 and current[0].startswith(name), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in pages() if "{" not in path and path != "/events/stream"])
 def test_every_page_stands_before_anything_is_known(tmp_path: Path, path: str) -> None:
     with reading(tmp_path) as reader:
@@ -123,6 +125,7 @@ def test_a_bar_keeps_to_its_width_and_hides_nothing(counts: tuple[int, int]) -> 
     assert all(x + width <= 200.01 and width > 0 for x, width in places), places
 
 
+@pytest.mark.slow
 def test_a_big_fleet_stays_within_bounds(tmp_path: Path) -> None:
     with reading(tmp_path) as reader:
         reader.api.stage.desired = desired(5000)
@@ -152,6 +155,7 @@ def test_names_that_are_long_and_strange_stand_on_their_pages(full: Reader) -> N
         assert "<img" not in full.get(path).html
 
 
+@pytest.mark.slow
 def test_a_text_reads_as_it_is_whoever_wrote_it(tmp_path: Path) -> None:
     """Control characters and those that turn the order about: an address could end in another, a release in another's name."""
     strange = "v9.\u202e1.0\u2066x\x1b[2J\x00"

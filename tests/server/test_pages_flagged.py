@@ -124,6 +124,7 @@ def test_how_many_more_failures_a_budget_takes(budget: Budget, failed: int, of: 
         assert not budget.exceeded_by(of, of)
 
 
+@pytest.mark.slow
 def test_the_printed_command_takes_a_release_back_where_a_revert_conflicts(
     reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_form_leads_back_to_where_it_was(reader: Reader) -> None:
     assert send(reader, action, fields).headers["location"] == "/flagged?show=open"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scopes", [(Scope.READ,), None])
 def test_who_may_not_acknowledge_sees_no_form(reader: Reader, scopes: tuple[Scope, ...] | None) -> None:
     reader.browser = reader.app.browser()

@@ -275,6 +275,7 @@ def test_an_earlier_commit_is_told_by_what_it_set_in_motion() -> None:
 # ---------------------------------------------------------------- all of them
 
 
+@pytest.mark.slow
 def test_every_link_leads_somewhere(full: Reader) -> None:
     found = full.follow("/releases")
     assert {"/releases/v1.4.2", "/commits/c1", "/sites/S0", "/rollout"} <= set(found)

@@ -296,6 +296,7 @@ def test_states_of_waves_have_a_look() -> None:
         assert f".span.{state.value}" in css
 
 
+@pytest.mark.slow
 def test_a_store_that_is_down_hides_the_past_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with shown(tmp_path) as site:
         site.stage.tick(*site.stage.everybody())

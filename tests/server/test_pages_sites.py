@@ -106,6 +106,7 @@ def timed(reader: Reader, path: str) -> tuple[str, float]:
     return answer.text, time.process_time() - began
 
 
+@pytest.mark.slow
 def test_five_thousand_sites_are_one_page(tmp_path: Path) -> None:
     with reading(tmp_path) as reader:
         reader.api.stage.desired = desired(5000)

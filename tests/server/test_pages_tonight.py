@@ -122,6 +122,7 @@ def test_an_open_page_can_tell_that_another_forecast_is_there(tmp_path: Path) ->
         assert 'event: forecast\ndata: {"number":1}\n\n' in told
 
 
+@pytest.mark.slow
 def test_why_there_is_none_is_said(tmp_path: Path) -> None:
     def never(_board: Board) -> Foreseen:
         raise TransientError("<b>the store</b> does not answer")
@@ -144,6 +145,7 @@ def test_a_forecast_of_another_commit_is_not_told(tmp_path: Path) -> None:
         assert "Foreseen" not in tonight(settled(reader))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "silent, said", [(1, "1 device that is silent stays so"), (3, "3 devices that are silent stay so")]
 )

@@ -394,6 +394,7 @@ _KINDS = ("flash", "window", "prefetch", "app", "cut", "restore", "power", "leav
 _DRAWS = st.lists(st.tuples(st.integers(1, 4000), st.sampled_from(_KINDS), st.integers(0, 7)), min_size=1, max_size=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(_DRAWS)
 def test_parking_changes_nothing_but_the_number_of_reports(draws: list[tuple[int, str, int]]) -> None:

@@ -80,6 +80,7 @@ def test_every_plan_is_the_definition_and_no_instant_is_missed(merge: Merge) -> 
     assert watched.checked
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(merges())
 def test_no_rule_is_broken(merge: Merge) -> None:
@@ -89,6 +90,7 @@ def test_no_rule_is_broken(merge: Merge) -> None:
     assert trace.events[-1].kind is Kind.QUIET, "three weeks after the merge something still goes on"
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(merges())
 def test_the_same_input_gives_the_same_trace(merge: Merge) -> None:

@@ -109,6 +109,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", ["stay", pytest.param("return", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_what_becomes_of_a_device_in_flight_is_what_the_simulator_does_to_the_second(

@@ -92,6 +92,7 @@ def test_a_history_is_read_alike(both: Both) -> None:
     both.compare()
 
 
+@pytest.mark.slow
 def test_reverts_are_alike(both: Both) -> None:
     both.push(waves_yaml=WAVES, sites__a_yaml="a\n")
     raised = both.push(
