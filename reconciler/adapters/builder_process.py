@@ -39,7 +39,7 @@ RECIPE_LIMIT = 64 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SAID = 600
 _GRACE_S = 15.0
-_HEAR_S = 2.0
+_HEAR_S = 60.0
 
 
 @dataclass(slots=True)
@@ -138,6 +138,9 @@ class ProcessBuilder:
             if not late:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(_GRACE_S)
+            # Its last words are in the pipe, and say whether to try again: they are waited for, on a machine with much to do
+            # too. What it left running would hold the pipe open.
+            _kill(child)
             hear.join(_HEAR_S)
         finally:
             _kill(child)

@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from reconciler.adapters import builder_process
 from reconciler.adapters.builder_process import ProcessBuilder
 from reconciler.controller.bootstrap import make_local_builder
 from reconciler.controller.settings import BuilderSettings
@@ -68,7 +68,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
 
 
 def process(
-    command: list[str], hear: Callable[[str, float], None] | None = None, timeout_s: float = 60
+    command: list[str], hear: Callable[[str, float], None] | None = None, timeout_s: float = 250
 ) -> ProcessBuilder:
     return ProcessBuilder(
         command, committed_at=lambda _: AT, options={"type": "files"}, timeout_s=timeout_s, progress=hear
@@ -188,6 +188,27 @@ def test_answers_are_told_apart(tmp_path: Path, code: str, error: type[Exception
         build(process(script(code)), write_recipe(tmp_path / "recipe"))
 
 
+def test_its_last_words_are_heard_however_long_that_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says whether to try again. What the builder left running keeps nobody waiting for more of them."""
+    monkeypatch.setattr(builder_process, "_HEAR_S", 1000)
+    left = "subprocess.Popen(['sleep', '1000'], stdout=subprocess.DEVNULL)"
+    code = f"import subprocess, sys; print('progress: pack 1.0', file=sys.stderr); {left}; sys.exit('error: withdrawn')"
+    gone = threading.Event()
+    plain = builder_process._kill
+
+    def kill(child: subprocess.Popen[bytes]) -> None:
+        plain(child)
+        gone.set()
+
+    monkeypatch.setattr(builder_process, "_kill", kill)
+    with pytest.raises(TerminalError, match="withdrawn"):
+        build(process(script(code), lambda *_: assert_waits(gone)), write_recipe(tmp_path / "recipe"))
+
+
+def assert_waits(event: threading.Event) -> None:
+    assert event.wait(60)
+
+
 def test_an_answer_for_another_release_is_not_believed(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe")
     built = build(process([*COMMAND, "--work", str(tmp_path / "work")]), recipe)
@@ -199,19 +220,17 @@ def test_an_answer_for_another_release_is_not_believed(tmp_path: Path) -> None:
 def test_a_build_that_does_not_end_is_ended_by_the_end_of_its_input(tmp_path: Path) -> None:
     flag = tmp_path / "ended"
     code = f"import sys; sys.stdin.buffer.read(); open({str(flag)!r}, 'w').close()"
-    start = time.monotonic()
     with pytest.raises(TransientError, match="did not end within 1 s"):
         build(process(script(code), timeout_s=1), write_recipe(tmp_path / "recipe"))
-    assert flag.exists() and time.monotonic() - start < 20
+    assert flag.exists()
 
 
 def test_the_command_stops_when_nobody_waits_and_clears_up(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe", **{"setup.sh": SETUP + "sleep 30\n"})
+    recipe = write_recipe(tmp_path / "recipe", **{"setup.sh": SETUP + "sleep 1000\n"})
     builder = process([*COMMAND, "--work", str(tmp_path / "work")], timeout_s=3)
-    start = time.monotonic()
     with pytest.raises(TransientError, match="did not end within 3 s"):
         build(builder, recipe)
-    assert time.monotonic() - start < 20
+    # Nor was it killed before it had.
     assert not list((tmp_path / "work").glob("scratch/v1*"))
 
 
@@ -222,7 +241,7 @@ def test_two_builds_of_a_release_wait_for_each_other(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(280)
     assert len(found) == 2 and found[0] == found[1]
 
 
