@@ -34,7 +34,7 @@ def aws(moto: str) -> Iterator[Aws]:
     clients.close()
 
 
-def aws_at(url: str, read_timeout_s: float = 5, attempts: int = 3) -> Aws:
+def aws_at(url: str, read_timeout_s: float = 60, attempts: int = 3) -> Aws:
     """Clients of a server at `url`."""
     return Aws(AwsSettings(region="eu-central-1", endpoint_url=url, read_timeout_s=read_timeout_s, attempts=attempts))
 

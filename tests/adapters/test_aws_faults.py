@@ -118,7 +118,7 @@ def proxy(moto: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def far(proxy: FaultProxy) -> Iterator[Aws]:
-    clients = aws_at(proxy.url, read_timeout_s=0.5, attempts=2)
+    clients = aws_at(proxy.url, attempts=2)
     yield clients
     clients.close()
 
@@ -183,14 +183,16 @@ def test_wrong_bytes_from_the_wire_are_refused(
 
 @pytest.mark.parametrize("do", ["answer", "hang"])
 def test_a_store_that_stays_down_is_transient_and_changes_nothing(
-    bucket: BucketPlace, proxy: FaultProxy, far: Aws, tmp_path: Path, do: str
+    bucket: BucketPlace, proxy: FaultProxy, tmp_path: Path, do: str
 ) -> None:
     bucket.open().stage("v1.4.2", FOLDER, pack(tmp_path / "built"))
     bucket.open().attach_signature("v1.4.2", SIGNATURE)
     before = bucket.paths()
     proxy.next(do, "", "", times=20, **(SLOW_DOWN if do == "answer" else {}))
+    impatient = aws_at(proxy.url, read_timeout_s=0.3 if do == "hang" else 60, attempts=2)
     with pytest.raises(TransientError) as caught:
-        bucket.open_at(far).publish("v1.4.2")
+        bucket.open_at(impatient).publish("v1.4.2")
+    impatient.close()
     assert caught.value.retry_after_s == (7 if do == "answer" else None)
     assert bucket.paths() == before
 
@@ -280,7 +282,7 @@ def test_killed_at_any_write_the_same_steps_complete(kind: str, moto: str, aws: 
         place = DirectoryPlace(tmp_path / f"images-{step}") if kind == "directory" else BucketPlace(aws)
         where = str(place.root) if isinstance(place, DirectoryPlace) else f"s3://{place.bucket}/{place.prefix}"
         command = [sys.executable, "-c", KILLED, kind, where, moto, str(step), str(tmp_path / "killed")]
-        done = subprocess.run(command, cwd=Path(__file__).parents[2], env=dict(os.environ), timeout=60, check=False)
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], env=dict(os.environ), timeout=120, check=False)
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL

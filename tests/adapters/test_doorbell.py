@@ -304,7 +304,7 @@ def test_threads_may_ring_at_once(ssm: SsmStandIn, ssm_aws: Aws) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert sorted(name for result in results for name in result) == names
     assert ssm.calls["DescribeInstanceInformation"] == 1
 

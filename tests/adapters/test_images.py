@@ -294,7 +294,7 @@ def test_writers_at_once_lose_no_release(place: Place, tmp_path: Path) -> None:
     def publish(release: str) -> None:
         try:
             store = place.open()
-            start.wait(10)
+            start.wait(60)
             store.publish(release)
         except BaseException as error:
             errors.append(error)
@@ -303,7 +303,7 @@ def test_writers_at_once_lose_no_release(place: Place, tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert errors == []
     assert {release: state(place.open(), release) for release in releases} == dict.fromkeys(releases, "published")
 
@@ -323,4 +323,4 @@ def test_a_device_fetches_the_file_from_its_address(
                 served.path(folder, name)
     else:
         assert "X-Amz-Expires=60" in url and "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
-        assert httpx.get(url, trust_env=False).content == (tmp_path / "built" / IMAGE).read_bytes()
+        assert httpx.get(url, trust_env=False, timeout=60).content == (tmp_path / "built" / IMAGE).read_bytes()

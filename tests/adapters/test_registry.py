@@ -65,7 +65,7 @@ class ServerPlace:
     def manifest(self, repository: str, tag: str) -> bytes:
         url = f"{self.server.url}/v2/{repository}/manifests/{tag}"
         accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json"
-        return httpx.get(url, headers={"Accept": accept}, trust_env=False).content
+        return httpx.get(url, headers={"Accept": accept}, trust_env=False, timeout=60).content
 
 
 class EcrPlace:
@@ -243,7 +243,7 @@ def test_a_config_blob_is_no_manifest(tmp_path: Path) -> None:
 @pytest.fixture
 def proxied(server: RunningRegistry) -> Iterator[tuple[FaultProxy, OciRegistry]]:
     with FaultProxy(server.url) as proxy:
-        registry = OciRegistry(proxy.url, read_timeout_s=0.5, sleep=lambda _: None)
+        registry = OciRegistry(proxy.url, read_timeout_s=60, sleep=lambda _: None)
         yield proxy, registry
         registry.close()
 
@@ -274,8 +274,10 @@ def test_a_registry_that_stays_down_is_transient_with_its_own_wish(
         registry.tags(repository)
     assert caught.value.retry_after_s == 17
     proxy.next("hang", times=3)
+    impatient = OciRegistry(proxy.url, read_timeout_s=0.2, sleep=lambda _: None)
     with pytest.raises(TransientError, match="ReadTimeout"):
-        registry.tags(repository)
+        impatient.tags(repository)
+    impatient.close()
 
 
 @pytest.mark.system

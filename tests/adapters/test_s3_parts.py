@@ -44,7 +44,7 @@ def proxy(moto: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def far(proxy: FaultProxy) -> Iterator[Aws]:
-    clients = aws_at(proxy.url, read_timeout_s=1, attempts=2)
+    clients = aws_at(proxy.url, attempts=2)
     yield clients
     clients.close()
 
@@ -184,7 +184,7 @@ def test_two_publishers_of_one_artifact_both_find_it_published(bucket: BucketPla
         clients = aws_at(moto)
         try:
             store = bucket.open_at(clients)
-            start.wait(10)
+            start.wait(60)
             # As the loop does: what another's work ended for now is tried again.
             for attempt in range(4):
                 try:
@@ -203,7 +203,7 @@ def test_two_publishers_of_one_artifact_both_find_it_published(bucket: BucketPla
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(250)
     assert errors == [] and whole(bucket)
     assert bucket.open().artifacts()["v1.4.2"].state == "published"
 

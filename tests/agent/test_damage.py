@@ -306,27 +306,32 @@ def test_an_app_that_cannot_be_put_back_does_not_keep_the_device_from_its_image(
 
 @pytest.fixture
 def link(office: Office) -> Iterator[HttpTransport]:
-    made = HttpTransport(Server(office.url, TOKEN, timeout_s=5))
+    made = HttpTransport(Server(office.url, TOKEN, timeout_s=60))
     yield made
     made.close()
 
 
-def _addresses(dead: int, office: Office) -> Callable[..., list[Any]]:
+@pytest.fixture
+def nobody() -> Iterator[Any]:
+    """An address at which nobody listens, and nobody else can."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        nobody = unused.getsockname()
+        yield unused.getsockname()
+
+
+def _addresses(dead: int, nobody: Any, office: Office) -> Callable[..., list[Any]]:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", nobody)] * dead
     return lambda *_, **__: [*found, (socket.AF_INET, socket.SOCK_STREAM, 6, "", office.server.server_address)]
 
 
 def test_of_a_name_with_many_addresses_some_are_tried(
-    link: HttpTransport, office: Office, monkeypatch: pytest.MonkeyPatch
+    link: HttpTransport, office: Office, nobody: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", _addresses(transport.MAX_ADDRESSES - 1, office))
+    monkeypatch.setattr(socket, "getaddrinfo", _addresses(transport.MAX_ADDRESSES - 1, nobody, office))
     with pytest.raises(TransportError, match="404"):
         link.read(office.url + "/nothing", 100)
     link.close()
-    monkeypatch.setattr(socket, "getaddrinfo", _addresses(500, office))
+    monkeypatch.setattr(socket, "getaddrinfo", _addresses(500, nobody, office))
     with pytest.raises(TransportError, match="cannot be reached"):
         link.read(office.url + "/nothing", 100)
 
@@ -375,7 +380,7 @@ def test_authorities_that_cannot_be_read_are_named(
 ) -> None:
     if text is not None:
         (tmp_path / "ca.pem").write_bytes(text)
-    made = HttpTransport(Server(office.url.replace("http:", "https:"), TOKEN, tmp_path / "ca.pem", timeout_s=5))
+    made = HttpTransport(Server(office.url.replace("http:", "https:"), TOKEN, tmp_path / "ca.pem", timeout_s=60))
     with pytest.raises(TransportError, match=rf"ca\.pem \(caFile in the settings\) {says}"):
         made.config()
 
@@ -402,7 +407,7 @@ def test_a_reader_that_leaves_is_no_fault(tmp_path: Path) -> None:
     os.close(read)
     command = [sys.executable, "-m", "reconciler.agent.main", "status", "--root", str(tmp_path / "device")]
     with os.fdopen(write, "wb") as out:
-        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, check=False, timeout=60)
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, check=False, timeout=240)
     assert (done.returncode, done.stderr) == (1, b"")
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import random
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,7 +159,7 @@ def own(office: Office, releases: Releases) -> Artifact:
 @pytest.fixture
 def fetch(site: Site, office: Office, own: Artifact) -> Iterator[Callable[[], None]]:
     """Fetches and writes the artifact as the agent does, from its folder."""
-    transport = HttpTransport(Server(office.url, TOKEN, timeout_s=5, allow_file_urls=True))
+    transport = HttpTransport(Server(office.url, TOKEN, timeout_s=60, allow_file_urls=True))
     supply = DiskSupply(site.hardware, transport, Disk(), office.keys.verifier)
 
     def run() -> None:
@@ -256,11 +257,26 @@ def test_bytes_without_an_end(site: Site, office: Office, own: Artifact, name: s
     assert sent[0] < 64 << 20
 
 
+class Impatient(HttpTransport):
+    """Waits for one file for a moment only, and for everything else for as long as it takes."""
+
+    def __init__(self, office: Office, name: str) -> None:
+        super().__init__(Server(office.url, TOKEN))
+        self._name = name
+
+    def _request(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Any:
+        slow = url.endswith(f"/{self._name}")
+        self._server = replace(self._server, timeout_s=0.2 if slow else 60)
+        if slow:
+            self.close()  # a connection that is kept has the time of the request before
+        return super()._request(method, url, body, headers)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_bytes_that_come_too_slowly(site: Site, office: Office, own: Artifact, name: str, tmp_path: Path) -> None:
     """The reports go on, and nothing is written. A file that is small must come as a whole in time."""
     site.transport.close()
-    site.transport = HttpTransport(Server(office.url, TOKEN, timeout_s=0.3))
+    site.transport = Impatient(office, name)
     site.device = site.new_device()
     stop = threading.Event()
 
@@ -271,7 +287,7 @@ def test_bytes_that_come_too_slowly(site: Site, office: Office, own: Artifact, n
         request.send_header("Content-Length", str((own.folder / name).stat().st_size))
         request.end_headers()
         request.close_connection = True
-        stop.wait(3)
+        stop.wait(60)
         return True
 
     office.before = slow

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -34,7 +35,7 @@ class Manager:
         self.path = folder / "notify"
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(self.path))
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
         self.heard: list[str] = []
 
     def until(self, word: str) -> None:
@@ -50,7 +51,7 @@ class Manager:
                 found.append(self.socket.recv(4096).decode())
             except TimeoutError:
                 break
-        self.socket.settimeout(10)
+        self.socket.settimeout(60)
         return found
 
 
@@ -86,7 +87,7 @@ def test_an_abstract_address_is_one(manager: Manager) -> None:
     name = f"edge-agent-test-{time.monotonic_ns()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind("\0" + name)
-        heard.settimeout(5)
+        heard.settimeout(60)
         notifier = Notifier({"NOTIFY_SOCKET": "@" + name})
         notifier.ready()
         assert heard.recv(100) == b"READY=1"
@@ -132,36 +133,37 @@ def test_systemd_hears_ready_alive_and_stopping(site: Site, office: Office, tmp_
     try:
         manager.until("READY=1")
         manager.until("STATUS=idle")
-        assert manager.later(1.0).count("WATCHDOG=1") >= 3
+        # Where the machine has much to do now, it shows a little later.
+        assert any(manager.later(1.0).count("WATCHDOG=1") >= 3 for _ in range(60))
         process.send_signal(signal.SIGTERM)
         manager.until("STOPPING=1")
     finally:
         process.kill() if process.poll() is None and "STOPPING=1" not in manager.heard else None
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
 
 
 @pytest.mark.system
 def test_a_loop_that_is_stuck_says_nothing(site: Site, office: Office, tmp_path: Path, manager: Manager) -> None:
     """A server that keeps the agent waiting is one step; nobody says in its stead that the loop goes on."""
-    hung: list[float] = []
+    hung, over = threading.Event(), threading.Event()
 
     def hang(_: BaseHTTPRequestHandler) -> bool:
-        hung.append(time.monotonic())
-        time.sleep(3)
+        hung.set()
+        over.wait(60)
         return False
 
     office.before = hang
     process = _start(site, office, tmp_path, NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="300000")
     try:
         manager.until("READY=1")
-        while not hung:
-            time.sleep(0.01)
-        manager.later(0.3)
+        assert hung.wait(60)
+        manager.later(0.1)  # what it had said before
         assert manager.later(1.0) == []
     finally:
+        over.set()
         process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 # ---------------------------------------------------------------- a clock that is set

@@ -141,6 +141,6 @@ def test_a_way_to_write_that_is_not_understood_is_not_overlooked(tmp_path: Path,
     (tmp_path / "disk" / "file").write_bytes(b"before")
     model, log = Disk(tmp_path / "disk"), tmp_path / "log"
     program = f"path = {str(tmp_path / 'disk' / 'file')!r}; {_WAYS[way]}"
-    subprocess.run(traced(log, [sys.executable, "-c", program], strace), check=True, timeout=60)
+    subprocess.run(traced(log, [sys.executable, "-c", program], strace), check=True, timeout=240)
     with pytest.raises(NotUnderstood):
         list(Replay(log, tmp_path / "disk", tmp_path / "marks", model).moments())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from reconciler.agent.hardware import HardwareError
 from reconciler.agent.runtime import Runtime
 from reconciler.agent.transport import NotFound, TransportError
 from reconciler.protocol.signature import Refused
+from tests.support.processes import runs, wait_until
 
 DIGEST = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -151,18 +151,17 @@ def test_what_runs_is_read_with_its_digest_and_nothing_else_passes_for_one(runti
 
 def test_a_program_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
     script = tmp_path / "slow"
-    script.write_text(f"#!/bin/sh\nsleep 60 &\necho $! >{tmp_path}/child\nwait\n")
+    mark = tmp_path / "child"
+    mark.write_text("")
+    script.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! >{mark}\nwait\n")
     script.chmod(0o755)
-    began = time.monotonic()
-    with pytest.raises(NoAnswer, match=r"slow gave no answer within 0\.3 s"):
-        at_once(play([str(script)], 0.3))
-    assert time.monotonic() - began < 5
-    child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
-    for _ in range(50):
-        if not child.exists() or child.read_text().split()[2] == "Z":
-            return
-        time.sleep(0.02)
-    raise AssertionError("its child lives on")
+    # Where the machine has much to do, the script comes to its child in a longer time only.
+    for timeout_s in (0.3, 5, 100):
+        with pytest.raises(NoAnswer, match=rf"slow gave no answer within {timeout_s:g} s"):
+            at_once(play([str(script)], timeout_s))
+        if child := mark.read_text().strip():
+            break
+    wait_until(lambda: not runs(child))
 
 
 def test_a_program_that_is_not_there_is_named() -> None:

@@ -15,6 +15,7 @@ from reconciler.agent.disk import Disk
 from reconciler.agent.hardware import HardwareError
 from reconciler.agent.seed import NotInForce, Seed
 from reconciler.protocol.exchange import SiteConfig
+from tests.support.processes import wait_until
 
 NAMES = ("user-data", "meta-data", "network-config", "vendor-data", "digest")
 
@@ -224,6 +225,14 @@ def test_a_full_disk_is_an_error_of_the_machine(folder: Path) -> None:
 # ---------------------------------------------------------------- putting it in force
 
 
+SLOW = 'start) while [ ! -e "$0.go" ]; do sleep 0.02; done ;;'
+"""A unit that takes as long as a test lets it."""
+
+
+def _go(tmp_path: Path) -> None:
+    (tmp_path / "systemctl.go").touch()
+
+
 def _systemctl(tmp_path: Path, script: str) -> UnitActivation:
     """systemctl, played by a script that notes what it was asked."""
     path = tmp_path / "systemctl"
@@ -232,11 +241,12 @@ def _systemctl(tmp_path: Path, script: str) -> UnitActivation:
     return UnitActivation(systemctl=("/bin/sh", str(path)))
 
 
-def _drain(seed: Seed) -> int:
-    """How often somebody else could have worked meanwhile."""
+def _drain(seed: Seed, meanwhile: Callable[[], None] = lambda: None) -> int:
+    """How often somebody else could have worked meanwhile, and did."""
     pauses = 0
     for wait_s in seed.activate():
         pauses += 1
+        meanwhile()
         time.sleep(min(wait_s, 0.05))
     return pauses
 
@@ -247,8 +257,8 @@ def test_without_an_activation_it_is_in_force_at_once(seed: Seed) -> None:
 
 
 def test_the_unit_is_waited_for_in_pieces(folder: Path, tmp_path: Path) -> None:
-    seed = Seed(folder, Disk(), _systemctl(tmp_path, "start) sleep 0.2 ;;"))
-    assert _drain(seed) >= 1
+    seed = Seed(folder, Disk(), _systemctl(tmp_path, SLOW))
+    assert _drain(seed, lambda: _go(tmp_path)) >= 1
     assert (tmp_path / "asked").read_text().splitlines()[-1] == "start edge-configure.service"
 
 
@@ -266,20 +276,19 @@ def test_a_unit_that_fails_is_told_by_its_status(
 
 
 def test_one_that_runs_is_joined(folder: Path, tmp_path: Path) -> None:
-    activation = _systemctl(tmp_path, "start) sleep 0.3 ;;")
-    seed = Seed(folder, Disk(), activation)
+    seed = Seed(folder, Disk(), _systemctl(tmp_path, SLOW))
     next(seed.activate())
-    _drain(seed)
+    assert _drain(seed, lambda: _go(tmp_path)) >= 1
     assert (tmp_path / "asked").read_text().count("start ") == 1
 
 
 def test_one_that_never_ends_is_given_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reconciler.agent.seed.LONGEST_S", 0.0)
-    activation = _systemctl(tmp_path, "start) sleep 0.2 ;;")
+    activation = _systemctl(tmp_path, SLOW)
     with pytest.raises(NotInForce, match="not in force after"):
         _drain(Seed(folder, Disk(), activation))
-    while activation.ended() is None:
-        time.sleep(0.05)
+    _go(tmp_path)
+    wait_until(lambda: activation.ended() is not None)
 
 
 def test_without_systemd_the_machine_is_at_fault(folder: Path) -> None:

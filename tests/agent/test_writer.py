@@ -375,15 +375,13 @@ def test_a_program_that_skips_past_the_end_is_ended(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "zstd").write_text(
         f"#!/usr/bin/env -S python3 -S\nimport os, sys, time\nif '--sparse' not in sys.argv:\n"
-        f"    os.execv({shutil.which('zstd')!r}, sys.argv)\nfor _ in range(2000):\n"
+        f"    os.execv({shutil.which('zstd')!r}, sys.argv)\nwhile True:\n"
         "    os.lseek(1, 1 << 20, os.SEEK_CUR)\n    time.sleep(0.01)\n"
     )
     (tmp_path / "bin" / "zstd").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    started = time.monotonic()
     with pytest.raises(HardwareError, match="unpacks to more than"):
         run(hardware, proven, packed)
-    assert time.monotonic() - started < 15, "it would have gone on for 20 seconds"
     assert zstds() == 0
     assert hardware.slots()["b"] == Slot()
 

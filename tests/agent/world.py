@@ -306,7 +306,7 @@ class Site:
             self.hardware = _partitions(root, factory, cache, self.disk)
         else:
             self.hardware = _directory(root, factory, cache, self.disk)
-        self.transport = HttpTransport(Server(office.url, TOKEN, timeout_s=5))
+        self.transport = HttpTransport(Server(office.url, TOKEN, timeout_s=60))
         self.device = self.new_device()
 
     def new_device(self, timing: Timing = QUICK) -> Device:

@@ -23,6 +23,7 @@ from reconciler.ports import Built, TerminalError, TransientError
 from reconciler.protocol.manifest import Manifest
 from reconciler.protocol.sums import parse_sums
 from tests.support.gpg import make_home
+from tests.support.processes import runs, wait_until
 from tests.support.system import need
 
 pytestmark = pytest.mark.system
@@ -62,7 +63,7 @@ def example(folder: Path) -> Path:
 
 
 def builder(
-    folder: Path, day: int = 15, timeout_s: float = 60, progress: Hear | None = None, slot_bytes: int = 64 << 20
+    folder: Path, day: int = 15, timeout_s: float = 250, progress: Hear | None = None, slot_bytes: int = 64 << 20
 ) -> ImageBuilder:
     need("mke2fs", "e2fsprogs")
     at = datetime(2025, 11, day, 12, tzinfo=UTC)
@@ -207,12 +208,15 @@ def test_a_warning_is_recorded(tmp_path: Path) -> None:
 
 def test_a_hanging_script_is_killed_with_all_its_children(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
-    setup = f"#!/bin/sh\nsleep 100 & echo $! > {mark}\nwait\n"
-    with pytest.raises(TerminalError, match=r"stage 'setup'.*did not end within 0.5 s"):
-        build(builder(tmp_path, timeout_s=0.5), recipe(tmp_path / "r", setup))
-    time.sleep(0.1)
-    state = Path(f"/proc/{mark.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    source = recipe(tmp_path / "r", f"#!/bin/sh\nsleep 1000 & echo $! > {mark}\nwait\n")
+    mark.write_text("")
+    # On a machine that has much to do it comes as far as that within a longer time only.
+    for timeout_s in (0.3, 5, 100):
+        with pytest.raises(TerminalError, match=rf"stage 'setup'.*did not end within {timeout_s:g} s"):
+            build(builder(tmp_path, timeout_s=timeout_s), source)
+        if child := mark.read_text().strip():
+            break
+    wait_until(lambda: not runs(child))
 
 
 def test_recipes_with_links_or_without_scripts_are_refused(tmp_path: Path) -> None:
@@ -284,7 +288,7 @@ def test_what_a_killed_build_left_running_is_ended(tmp_path: Path) -> None:
     left = subprocess.Popen(["sleep", "100"], env={"HOME": f"{scratch}/home", "PATH": "/usr/bin:/bin"})
     try:
         build(builder(tmp_path), recipe(tmp_path / "r"))
-        assert left.wait(5) == -signal.SIGKILL
+        assert left.wait(60) == -signal.SIGKILL
     finally:
         left.kill()
         left.wait()

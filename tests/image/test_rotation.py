@@ -250,8 +250,7 @@ def test_a_key_that_only_the_agent_of_another_home_holds_signs(tmp_path: Path, h
         here.run("--import", data=home.export([key]))
         with pytest.raises(TerminalError, match="has no secret key"):
             GpgKey(here.path, key, needed_for="signing")
-        subprocess.run(["gpgconf", "--homedir", str(here.path), "--kill", "all"], check=True)
-        (here.path / "S.gpg-agent").unlink(missing_ok=True)
+        here.end_agent()
         (here.path / "S.gpg-agent").write_text(f"%Assuan%\nsocket={home.path}/S.gpg-agent\n")
         assert not list((here.path / "private-keys-v1.d").glob("*.key"))
         made = GpgKey(here.path, key, needed_for="signing").sign(b"x")
@@ -262,6 +261,6 @@ def test_a_key_that_only_the_agent_of_another_home_holds_signs(tmp_path: Path, h
     )
     assert locked == b""
     (fingerprint,) = [name for name in home.fingerprints() if b"l@example.org" in home.run("--list-keys", name)]
-    subprocess.run(["gpgconf", "--homedir", str(home.path), "--kill", "all"], check=True)
+    home.end_agent()
     with pytest.raises(TransientError, match="did not sign"):
         GpgKey(home.path, fingerprint, needed_for="signing").sign(b"x")

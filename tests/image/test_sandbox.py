@@ -74,7 +74,7 @@ def seen(root: Path, monkeypatch: pytest.MonkeyPatch, *, change: bool) -> dict[s
     secret = root.parent / "secret"
     secret.write_text("sentinel")
     (root.parent / "log").write_bytes(b"")
-    where = Surroundings(root.parent, root.parent / "log", 60)
+    where = Surroundings(root.parent, root.parent / "log", 250)
     with socket.create_server(("127.0.0.1", 0)) as server:
         told = {"SECRET": str(secret), "BUILDER": str(os.getpid()), "PORT": str(server.getsockname()[1])}
         ended = run(where, "setup", boxed(root, LOOK, told, change=change))
@@ -108,7 +108,7 @@ def test_no_file_gets_larger_than_a_slot(root: Path) -> None:
     argv = sandbox.ground().boxed(root, argv, {}, {}, change=True, largest=2 << 20)
     at = argv.index("--dev")
     done = subprocess.run(
-        [*argv[:at], "--ro-bind", "/usr", "/usr", *argv[at:]], capture_output=True, timeout=60, check=False
+        [*argv[:at], "--ro-bind", "/usr", "/usr", *argv[at:]], capture_output=True, timeout=250, check=False
     )
     assert (root / "made").stat().st_size == 2 << 20 and (root / "other").stat().st_size == 2000000, done.stderr
 
@@ -129,7 +129,7 @@ def alive(mark: str) -> list[int]:
 
 
 def gone(mark: str) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while alive(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not alive(mark)
@@ -143,7 +143,7 @@ def test_everything_dies_with_a_builder_that_is_killed(root: Path, tmp_path: Pat
     code = f"import subprocess; subprocess.Popen({argv!r}, start_new_session=True).wait()"
     builder = subprocess.Popen([sys.executable, "-c", code])
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(alive(f"sleep\0{mark}")) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(alive(f"sleep\0{mark}")) == 2

@@ -92,7 +92,7 @@ class FaultProxy:
                 body = self._body()
                 fault = proxy._take(self.command, self.path)
                 if fault is not None and fault.do == "hang":
-                    proxy._over.wait(30)
+                    proxy._over.wait(250)
                     self.close_connection = True
                     return
                 if fault is not None and fault.do == "answer":
@@ -140,7 +140,7 @@ class FaultProxy:
         self, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
         drop = ("transfer-encoding", "connection", "expect", "content-length")
-        connection = http.client.HTTPConnection(self._upstream.hostname or "", self._upstream.port, timeout=30)
+        connection = http.client.HTTPConnection(self._upstream.hostname or "", self._upstream.port, timeout=60)
         try:
             kept = {name: value for name, value in headers.items() if name.lower() not in drop}
             connection.request(method, path, body=body, headers=kept)

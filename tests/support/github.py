@@ -360,7 +360,7 @@ class GithubServer:
                 body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 failure = hub._take(self.command, self.path)
                 if failure is not None and failure.do == "hang":
-                    hub._over.wait(30)
+                    hub._over.wait(250)
                     self.close_connection = True
                     return
                 if failure is not None and failure.do == "answer":

@@ -11,6 +11,7 @@ import atexit
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -40,14 +41,22 @@ class Home:
         if self._open:
             self._open = False
             with suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(
-                    ["gpgconf", "--homedir", str(self.path), "--kill", "all"],
-                    capture_output=True,
-                    timeout=10,
-                    check=False,
-                )
+                self._kill()
             shutil.rmtree(self.path, ignore_errors=True)
             atexit.unregister(self.close)
+
+    def end_agent(self) -> None:
+        """End the home's gpg-agent, and with it what it remembers; returns once it has gone."""
+        self._kill()
+        # It answers before it ends, and the last that it does is to remove its socket, whoever has made another one by then.
+        deadline = time.monotonic() + 60
+        while (self.path / "S.gpg-agent").exists():
+            assert time.monotonic() < deadline, "gpg-agent does not end"
+            time.sleep(0.01)
+
+    def _kill(self) -> None:
+        argv = ["gpgconf", "--homedir", str(self.path), "--kill", "all"]
+        subprocess.run(argv, capture_output=True, timeout=60, check=False)
 
     def run(self, *arguments: str, data: bytes = b"", at: datetime | None = None) -> bytes:
         """Run gpg in this home, at a faked system time if given, and return its output. RuntimeError: it failed."""
@@ -55,7 +64,7 @@ class Home:
         options = ["--homedir", str(self.path), "--batch", "--no-tty", "--quiet", "--yes", "--no-auto-check-trustdb"]
         options += ["--pinentry-mode", "loopback", "--passphrase", "", "--trust-model", "always"]
         done = subprocess.run(
-            [self.gpg, *options, *faked, *arguments], input=data, capture_output=True, timeout=60, check=False
+            [self.gpg, *options, *faked, *arguments], input=data, capture_output=True, timeout=240, check=False
         )
         if done.returncode:
             raise RuntimeError(f"gpg {' '.join(arguments)}: {done.stderr.decode(errors='replace')}")

@@ -90,7 +90,7 @@ class RunningRegistry:
 
     def push_image(self, repository: str, image: SmallImage, tag: str | None = None) -> None:
         """Push an image's blobs and manifest, by tag, or by digest alone."""
-        with httpx.Client(auth=self.auth, trust_env=False) as client:
+        with httpx.Client(auth=self.auth, trust_env=False, timeout=60) as client:
             for blob in (image.config, image.layer):
                 place = client.post(f"{self.url}/v2/{repository}/blobs/uploads/").headers["Location"]
                 client.put(f"{place}&digest={digest_of(blob)}", content=blob).raise_for_status()
@@ -100,7 +100,7 @@ class RunningRegistry:
         """Put a manifest or index whose parts are there; returns its digest."""
         reference = tag or digest_of(manifest)
         headers = {"Content-Type": json.loads(manifest)["mediaType"]}
-        with httpx.Client(auth=self.auth, trust_env=False) as client:
+        with httpx.Client(auth=self.auth, trust_env=False, timeout=60) as client:
             url = f"{self.url}/v2/{repository}/manifests/{reference}"
             client.put(url, content=manifest, headers=headers).raise_for_status()
         return digest_of(manifest)
@@ -114,35 +114,49 @@ def running_registry(folder: Path, *, htpasswd: tuple[str, str, str] | None = No
     """
     program = need("docker-registry")
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     auth = ""
     if htpasswd:
         (folder / "htpasswd").write_text(f"{htpasswd[0]}:{htpasswd[2]}\n")
         auth = f"auth: {{htpasswd: {{realm: test, path: {folder / 'htpasswd'}}}}}\n"
-    config = folder / "config.yml"
-    config.write_text(_CONFIG.format(root=folder / "data", port=port, auth=auth))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log, cwd=folder)
+    config, process = folder / "config.yml", None
     try:
-        registry = RunningRegistry(f"http://127.0.0.1:{port}", htpasswd[:2] if htpasswd else None)
-        _wait(registry, process, folder / "log")
+        # It cannot be told to choose its port, and somebody else may take the one that was free a moment ago.
+        for _ in range(5):
+            port = _free_port()
+            config.write_text(_CONFIG.format(root=folder / "data", port=port, auth=auth))
+            with (folder / "log").open("wb") as log:
+                process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log, cwd=folder)
+            registry = RunningRegistry(f"http://127.0.0.1:{port}", htpasswd[:2] if htpasswd else None)
+            if _answers(registry, process, folder / "log"):
+                break
+        else:
+            raise RuntimeError("docker-registry finds no port")
         yield registry
     finally:
-        process.terminate()
-        process.wait(10)
+        if process is not None:
+            process.terminate()
+            process.wait(60)
 
 
-def _wait(registry: RunningRegistry, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 15
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(registry: RunningRegistry, process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until it does; False: somebody else has its port."""
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         if process.poll() is not None:
+            if "address already in use" in log.read_text():
+                return False
             raise RuntimeError(f"docker-registry ended: {log.read_text()[-2000:]}")
         try:
             with httpx.Client(auth=registry.auth, trust_env=False) as client:
                 if client.get(f"{registry.url}/v2/").status_code == 200:
-                    return
+                    return True
         except httpx.TransportError:
             time.sleep(0.03)
     raise RuntimeError("docker-registry does not answer")

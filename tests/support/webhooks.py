@@ -42,7 +42,8 @@ class Received:
 
 @dataclass(frozen=True)
 class Says:
-    """An answer: status, headers and body, after a wait; `drip_s` lies between two bytes of the body."""
+    """An answer: status, headers and body, after a wait, which ends with the receiver at the latest; `drip_s` lies between two
+    bytes of the body."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Receiver:
         self.received: list[Received] = []
         self.on_request: Callable[[Received], object] = lambda _request: None
         self._arrived = threading.Condition()
+        self._over = threading.Event()
         self._last = Says()
         receiver = self
 
@@ -97,11 +99,12 @@ class Receiver:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
-    def wait_for(self, count: int, timeout_s: float = 20) -> list[Received]:
+    def wait_for(self, count: int, timeout_s: float = 60) -> list[Received]:
         """Requests, once there are so many of them."""
         with self._arrived:
             assert self._arrived.wait_for(lambda: len(self.received) >= count, timeout_s), self.received
@@ -117,7 +120,8 @@ class Receiver:
             says = self._last
             self._arrived.notify_all()
         self.on_request(request)
-        time.sleep(says.after_s)
+        if says.after_s:
+            self._over.wait(says.after_s)
         handler.send_response(says.status)
         for name, value in ({"Content-Length": str(len(says.body))} | says.headers).items():
             handler.send_header(name, value)
