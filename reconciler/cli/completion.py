@@ -27,4 +27,6 @@ def completion(shell: str) -> None:
     assert found is not None, f"click has no completion for {shell}"
     # Not `found.source()`: it asks this machine's bash for its version, which need not be the shell that reads the script.
     made = found(cli, {}, "reconciler", "_RECONCILER_COMPLETE")
-    click.echo(made.source_template % made.source_vars())
+    # click's script for fish cuts a description at its first comma.
+    template = made.source_template.replace('string split "," $completion', 'string split -m 1 "," $completion')
+    click.echo(template % made.source_vars())

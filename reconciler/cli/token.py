@@ -342,7 +342,7 @@ def operator(
             raise click.UsageError(
                 "a token in a file does not expire and replaces none; edit the file, or leave --file out"
             )
-        _into_file(path, name, scopes, hash_token(made))
+        _into_file(path, name, scopes, hash_token(made), config)
         ends = None
     else:
         store = _store(config, create=True)
@@ -363,10 +363,35 @@ def operator(
         if ends is not None
         else "until it is " + ("taken out of the file" if path else "revoked")
     )
-    click.echo(f"{name} may {', '.join(sorted(scopes))} with it {good}. It is shown this once.", err=True)
+    may = "everything" if Scope.ALL in scopes else ", ".join(sorted(scopes))
+    click.echo(f"{name} may do with it: {may}; {good}. It is shown this once.", err=True)
 
 
-def _into_file(path: Path, name: str, scopes: frozenset[Scope], token_hash: str) -> None:
+def _into_file(path: Path, name: str, scopes: frozenset[Scope], token_hash: str, config: Path) -> None:
+    """A line more in the file; and in the audit log, where the settings and the store of a controller are here."""
+    store = _store(config, create=False) if _has_store(config) else None
+    try:
+        _add_line(path, name, scopes, token_hash)
+        if store is not None:
+            about = f"operator {name}: {','.join(sorted(scopes))}, in {path}, until it is taken out"
+            _write_down(store.access, Deed.MAKE_TOKEN, about, datetime.now(UTC))
+    finally:
+        if store is not None:
+            store.close()
+    if store is None:
+        click.echo(f"not in the audit log: no store of a controller by {config} here", err=True)
+
+
+def _has_store(config: Path) -> bool:
+    from reconciler.controller.settings import load_settings
+
+    if not config.exists():
+        return False
+    place = load_settings(config).store_place
+    return "://" in place or Path(place).exists()
+
+
+def _add_line(path: Path, name: str, scopes: frozenset[Scope], token_hash: str) -> None:
     from reconciler.adapters import durable
     from reconciler.server.tokens import read_operators
 

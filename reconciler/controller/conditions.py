@@ -35,6 +35,12 @@ class Type(StrEnum):
     STALLED = "Stalled"
 
 
+NOT_YET_KNOWN = "NotYetKnown"
+"""The reason of a condition that nobody has looked at since the controller was first started."""
+_ASKED_LATER = "looked at once a commit is in force"
+_FIRST = {Type.STORES_READY: _ASKED_LATER, Type.SIGNING_READY: _ASKED_LATER}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What a step of the loop found out about one condition. `status`: True, False, or None for unknown."""
@@ -51,7 +57,8 @@ class Conditions:
     def __init__(self, recorded: Iterable[ConditionRow], at: datetime, log: Callable[..., object]) -> None:
         """Start from what was recorded, so that a restart changes no `since`. `log(event, **fields)` gets changes."""
         self._rows = {
-            kind: ConditionRow(kind.value, "Unknown", "NotYetKnown", "the loop has just started", at) for kind in Type
+            kind: ConditionRow(kind.value, "Unknown", NOT_YET_KNOWN, _FIRST.get(kind, "the loop has just started"), at)
+            for kind in Type
         }
         known = {kind.value for kind in Type}
         self._rows |= {Type(row.type): row for row in recorded if row.type in known}

@@ -299,12 +299,17 @@ class Loop:
         if actions > 0 or flying:
             said = f"; {executor.underway}" if executor.underway else ""
             yield Finding(
-                Type.PROGRESSING, True, "AtWork", f"{actions} actions, {flying} devices in flight{said}{again}"
+                Type.PROGRESSING,
+                True,
+                "AtWork",
+                f"{_counted(actions, 'action')}, {_counted(flying, 'device')} in flight{said}{again}",
             )
         elif later:
             yield Finding(Type.PROGRESSING, False, "Retrying", again.removeprefix("; "))
         elif held or waiting:
-            yield Finding(Type.PROGRESSING, False, "Held", f"{held} devices are held")
+            yield Finding(
+                Type.PROGRESSING, False, "Held", f"{_counted(held, 'device')} {'is' if held == 1 else 'are'} held"
+            )
         else:
             yield Finding(Type.PROGRESSING, False, "AllDone", "every device runs what it should")
 
@@ -381,6 +386,10 @@ def _by_hand(waiting: Mapping[str, str]) -> str:
         shown += 1
     more = f"; and {len(lines) - shown} more" if shown < len(lines) else ""
     return "; ".join(lines[:shown]) + more
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _later(intents: Sequence[Intent]) -> str:

@@ -17,7 +17,7 @@ REASONS = {
     "ahead": "on a higher release than the wave asks for",
     "in-progress": "being updated",
     "serialised": "another action on the device goes first",
-    "offline": "silent: offered when the device returns",
+    "offline": "silent: offered when the device reports",
     "attempts-exhausted": "failed as often as allowed",
     "tag-drift": "somebody else moved the tag",
     "paused": "paused in git",

@@ -78,7 +78,8 @@ def said_of(view: View, number: int, seen: Seen, rows: Rows, depth: int) -> list
     if seen is Seen.FAILED:
         return _failed(view, number, rows, depth, release, since)
     if seen is Seen.NEITHER:
-        said = f"on {release} and critical, but neither charged nor credited: critical before it, or by what changed after it"
+        why = "critical before it came, or since something else changed"
+        said = f"on {release} and critical, but not by it, so it counts neither as failed nor as healthy: {why}"
         return [view.link(rows, "neither", said, depth=depth, since=since)]
     if seen is Seen.HEALTHY:
         said = f"healthy on {release}" + (f" for {elapsed(view.now - since)}" if since != NONE and not some else "")

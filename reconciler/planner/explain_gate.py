@@ -288,7 +288,9 @@ def _incomplete_links(view: View, number: int, wave: int, judged: Judged, gates:
             out += _held(view, number, reason, [row for row in rows if row not in set(settled)], release, depth + 1)  # type: ignore[arg-type]
     if settled:
         said = f"not on {release} by what is known: {settled_word(view, number, settled[0])}"
-        out.append(view.link(settled, "settled", said, depth=depth + 1, changes=[Change("a report")]))
+        out.append(
+            view.link(settled, "settled", said, depth=depth + 1, changes=[Change("a report that shows it there")])
+        )
     # Tolerated, but told: they are what is used of `maxFailed`.
     failed = rows_seen(view, number, wave, Seen.FAILED)
     return out + _tolerated(view, number, Seen.FAILED, failed, depth + 1) if failed else out

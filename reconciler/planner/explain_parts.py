@@ -276,7 +276,9 @@ def _chain(
     seen = Seen(int(view.track(number).seen[row]))
     if seen in (Seen.OUTSIDE, Seen.HEALTHY, Seen.NOT_THERE):
         return ()
-    head = view.link([row], decision, f"is on {plain(named_target)}", depth=0)
+    # The tag is right, so nothing is wanted; whether the device followed it is another matter.
+    there = "is on" if running is not None and running == target else "is not known to be on"
+    head = view.link([row], decision, f"{there} {plain(named_target)}", depth=0)
     return (head, *said_of(view, number, seen, [row], 1))
 
 

@@ -162,8 +162,7 @@ _SENTENCES: dict[Reason, Callable[[_Words], str]] = {
     Reason.IN_PROGRESS: lambda w: f"{w.who}: an action is in progress, {w.what} follows",
     Reason.SERIALISED: lambda w: f"{w.who}: another action goes first, {w.what} follows",
     Reason.OFFLINE: lambda w: (
-        f"{w.who}: no report for more than {format_duration(w.fleet.stale_after)};"
-        f" {w.what} is offered when it reports again"
+        f"{w.who}: no report in the last {format_duration(w.fleet.stale_after)}; {w.what} is offered when one comes"
     ),
     Reason.UNKNOWN_IMAGE: _unknown,
     Reason.AHEAD: lambda w: f"{w.who} stays on a higher release than {w.what}: a wave took it there and still wants it",

@@ -21,7 +21,10 @@ from reconciler.server.options import Options
 from reconciler.server.sessions import safe_next
 
 _PROGRAMS = ("/v1/", "/metrics", "/healthz", "/readyz", "/static/")
-_REMEDIES = {404: "see the routes in the documentation", 405: "use the method that the route is made for"}
+_REMEDIES = {
+    404: "there is nothing at this address; the HTTP API in the documentation has the routes",
+    405: "use the method that the route is made for",
+}
 
 
 def answer_errors(app: FastAPI, options: Options, shell: Shell) -> None:

@@ -100,3 +100,8 @@ def test_every_shell_gets_a_script_that_asks_for_it(shell: str) -> None:
     done = CliRunner().invoke(cli, ["completion", shell])
     assert done.exit_code == 0
     assert f"_RECONCILER_COMPLETE={shell}_complete" in done.output
+
+
+def test_fish_shows_descriptions_that_have_a_comma() -> None:
+    # click's own script splits an answer at every comma, and shows what stands before the second.
+    assert 'string split -m 1 "," $completion' in CliRunner().invoke(cli, ["completion", "fish"]).output

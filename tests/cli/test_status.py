@@ -117,7 +117,7 @@ def test_it_says_all_of_it_in_plain_words(status: Status) -> None:
         "1 failed, 2 offline, 1 in flight",
         "video-ingest 2.8.0",
         "tenth v1.4.2: the soak runs; until 2026-01-16 00:40 UTC (in 23 h 10 min) [soaking]",
-        "silent: offered when the device returns; SITE-0000-1, SITE-0001-1",
+        "silent: offered when the device reports; SITE-0000-1, SITE-0001-1",
         "SITE-0005-1 and 3 more",
         "half video-ingest 2.8.0: too many devices failed: the release is stopped [gate-failed]",
         "SITE-2847-1: failed on v1.4.2 for 1 h",

@@ -109,12 +109,23 @@ def test_an_operators_token_is_added_to_their_file(config: Path, tmp_path: Path)
         FileToken(hash_token(second), frozenset({Scope.READ, Scope.ACKNOWLEDGE}), "bob"),
     )
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "not in the audit log: no store" in run(config, "operator", "carl", "--file", str(path)).stderr
     path.write_text("not a hash\n")
     result = run(config, "operator", "eve", "--file", str(path))
     assert isinstance(result.exception, TerminalError) and "is not the sha256" in str(result.exception)
     assert path.read_text() == "not a hash\n"
     for more in (["--expires", "90d"], ["--replace"]):
         assert run(config, "operator", "eve", "--file", str(path), *more).exit_code == 2
+
+
+def test_a_token_in_a_file_stands_in_the_audit_log_of_the_controller_here(config: Path, tmp_path: Path) -> None:
+    run(config, "operator", "anna")
+    made = run(config, "operator", "bob", "--scope", "read", "--file", str(tmp_path / "operators"))
+    assert "bob may do with it: read; until it is taken out of the file" in made.stderr and "audit" not in made.stderr
+    shown = CliRunner().invoke(cli, ["audit", "--config", str(config), "--output", "json"]).stdout
+    about = [row["about"] for row in json.loads(shown) if row["what"] == "make-token"]
+    assert f"operator bob: read, in {tmp_path / 'operators'}, until it is taken out" in about
+    assert made.stdout.strip() not in shown
 
 
 def people(config: Path) -> list[dict[str, Any]]:
@@ -125,7 +136,7 @@ def people(config: Path) -> list[dict[str, Any]]:
 def test_an_operators_token_is_kept_as_a_hash_with_scopes_and_an_end(config: Path) -> None:
     result = run(config, "operator", "anna", "--scope", "read,acknowledge", "--expires", "30d")
     token = result.stdout.strip()
-    assert "anna may acknowledge, read with it until" in result.stderr
+    assert "anna may do with it: acknowledge, read; until" in result.stderr
     assert token not in result.stderr
     store = open_store(config.parent / "state" / "store.db")
     kept = store.access.operator(hash_token(token))

@@ -95,7 +95,7 @@ def test_a_device_that_nothing_is_on_record_of_does_not_contradict_itself(full: 
     page = full.get("/devices/S2-1")
     assert "Its health is ok since 2025-12-16 01:30 UTC, and no change of it is on record." in page.text
     assert "not reported its health" not in page.text and "Nothing has happened" not in page.text
-    assert "No event names it: that it was updated is none." in page.text
+    assert "No event names it. An update that goes well is not an event of its own" in page.text
     assert full.get("/devices/S9-1", status=404).heading == "No such device"
     assert full.get("/devices/%3Cscript%3E", status=404).heading == "No such device"
 
@@ -106,7 +106,14 @@ def test_a_silent_device_has_a_next_step(full: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    "q, where", [("S0-1", "/devices/S0-1"), ("s0-1", "/devices/S0-1"), ("lab", "/waves/lab"), ("1-2", "/devices/S1-2")]
+    "q, where",
+    [
+        ("S0-1", "/devices/S0-1"),
+        ("s0-1", "/devices/S0-1"),
+        ("lab", "/waves/lab"),
+        ("1-2", "/devices/S1-2"),
+        ("v1.4.2", "/releases/v1.4.2"),
+    ],
 )
 def test_a_search_that_finds_one_leads_there(full: Reader, q: str, where: str) -> None:
     answer = full.browser.get("/search", params={"q": q}, headers=PAGE)

@@ -99,7 +99,8 @@ def test_a_wave_that_tolerates_failures_says_how_many_are_left(tmp_path: Path) -
             "Wave lab: 1 of 2 devices failed, and its maxFailed is 1: one more failure stops the release in every wave."
         )
         assert "No gate has failed on it" in page.text and said in page.text
-        assert "write paused: true into the wave’s entry in waves.yaml (lab, canary)" in page.text
+        assert "reconciler pause there (with --wave lab: that wave alone)" in page.text
+        assert 'reconciler pin S0 v1.4.1 --device S0-1 --why "…"' in page.text
         used = ", 1 failed, maxFailed is 1: 1 more would fail it"
         soaks = reader.get("/waves/lab")
         assert used in soaks.text and "/devices/S0-1" in soaks.links

@@ -179,6 +179,29 @@ def test_a_fleet_at_rest_says_that_all_is_well(fresh: Reader) -> None:
     assert "Nothing is held." in page.text and not {"conditions", "trouble"} & page.ids.keys()
 
 
+def test_a_fleet_whose_devices_were_never_enrolled_says_so(fresh: Reader) -> None:
+    fresh.api.stage.tick()
+    page = fresh.get("/")
+    assert "□ 8 devices have never reported: enrol them, or take them out of git." in page.of("lead")
+    assert "/devices?state=never-seen" in page.links and len(fresh.get("/devices?state=never-seen").rows()) == 8
+    # Of all waves that wait for the same, not of the largest.
+    assert "Nothing moves: 8 devices are held, silent: offered when the device reports." in page.of("lead")
+    assert "no report in the last" in page.of("holds") and "no report for more than" not in page.text
+    said = fresh.get("/devices/S0-1").text
+    assert "S0-1 is not known to be on video 1.0.0" in said and "S0-1 is on video" not in said
+
+
+def test_what_nobody_has_looked_at_yet_leads_to_no_page_of_the_book(fresh: Reader) -> None:
+    from reconciler.controller.conditions import Conditions
+    from reconciler.planner.live import Live
+
+    rows = Conditions((), NOW, lambda *_args, **_more: None).rows()
+    fresh.api.stage.boards.publish(None, None, Live(), rows, None, NOW)
+    said = fresh.get("/").of("conditions")
+    assert "StoresReady NotYetKnown, for 0 s looked at once a commit is in force" in said
+    assert "What to do" not in said
+
+
 def test_windows_that_open_are_counted(fresh: Reader) -> None:
     fresh.api.stage.tick(*fresh.api.stage.everybody())
     page = fresh.get("/")

@@ -265,7 +265,7 @@ def test_a_silent_device_and_a_stuck_wave_are_told(tmp_path: Path) -> None:
         site.stage.store.observe(list(devices.values()), sequences={})
         site.stage.tick(*devices.values())
         text = words(site.page())
-        assert "lab with v1.4.2 (silent: offered when the device returns)" in text
+        assert "lab with v1.4.2 (silent: offered when the device reports)" in text
         assert "do not come to their proof without somebody" in text and "not by itself" in text
         assert "2 devices that are silent now stay silent" in text and "if silent devices answer" in text
 

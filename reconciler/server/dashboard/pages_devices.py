@@ -102,6 +102,8 @@ def exactly(board: Board, q: str) -> str | None:
             return site_page(name)
     if any(wave.name == q for wave in board.waves):
         return f"/waves/{quote(q, safe='')}"
+    if board.desired is not None and q in board.desired.images:
+        return f"/releases/{quote(q, safe='')}"
     devices = board.devices(Asked(q=q), limit=2)
     if len(devices) == 1 and not board.sites(q=q, limit=1):
         return f"/devices/{quote(devices[0].name, safe='')}"

@@ -42,6 +42,15 @@ class Row:
     during: bool
     acknowledged: Acknowledgement | None
 
+    @property
+    def apart(self) -> str | None:
+        """The release of the image that the device can be pinned to; None: an app failed, or what it ran before is not known."""
+        if self.device is None or "@" in self.flag.release:
+            return None
+        # One that fell back runs it already.
+        there = (self.device.image, self.device.previous)
+        return next((release for release in there if release not in (None, self.flag.release)), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Advice:

@@ -35,6 +35,7 @@ _FOR_A_PERSON = (
     Reason.WITHDRAWN,
 )
 """Reasons that do not go away by waiting."""
+_NEVER_SEEN = f"/devices?state={DeviceState.NEVER.value}"
 _STATES = {
     Reason.OFFLINE: DeviceState.SILENT,
     Reason.IN_PROGRESS: DeviceState.UPDATING,
@@ -130,7 +131,12 @@ def see(board: Board, now: datetime, acknowledged: int | None, outlook: Outlook,
     waves = tuple(line for wave in board.waves for line in wave_lines(wave))
     holds = hold_lines(board, outlook, now)
     return Now(
-        lead=(*_for_a_person(board, holds, acknowledged), *_in_trouble(ailing), *_moving(board, waves, holds)),
+        lead=(
+            *_for_a_person(board, holds, acknowledged),
+            *_in_trouble(ailing),
+            *_never_seen(board),
+            *_moving(board, waves, holds),
+        ),
         waves=waves,
         holds=tuple(holds[:MOST_HOLDS]),
         more_holds=max(0, len(holds) - MOST_HOLDS),
@@ -233,6 +239,12 @@ def _in_trouble(ailing: Trouble) -> Iterator[Sentence]:
         yield Sentence("warn", "△", f"{said}: {ailing.said}.", "#trouble")
 
 
+def _never_seen(board: Board) -> Iterator[Sentence]:
+    if number := board.counts[DeviceState.NEVER]:
+        said = count(number, "device has never reported: enrol it", "devices have never reported: enrol them")
+        yield Sentence("off", "□", f"{said}, or take {'it' if number == 1 else 'them'} out of git.", _NEVER_SEEN)
+
+
 def failed_on(wave: WaveStatus, release: str) -> bool:
     """Whether a wave's gate failed on the release that it asks for: `v1.4.2`, or `video-ingest@2.8.0`."""
     status = wave.of(release)
@@ -254,7 +266,11 @@ def _moving(board: Board, waves: Sequence[WaveLine], holds: Sequence[HoldLine]) 
     waiting = [line for line in holds if not line.for_a_person and line.count]
     if waiting:
         most = max(waiting, key=lambda line: line.count)
-        text = f"Nothing moves: {count(most.count, 'device is', 'devices are')} held, {most.words}{most.ends}."
+        alike = [line for line in waiting if (line.words, line.subject) == (most.words, most.subject)]
+        # Of several waves only what holds all of them has one end.
+        ends = most.ends if len(alike) == 1 else ""
+        number = sum(line.count for line in alike)
+        text = f"Nothing moves: {count(number, 'device is', 'devices are')} held, {most.words}{ends}."
         yield Sentence("wait", "■", text, "#holds")
     elif board.devices_in_all == 0:
         yield Sentence("off", "□", "Git names no devices yet.")
