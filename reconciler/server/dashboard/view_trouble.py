@@ -109,7 +109,7 @@ def next_step(board: Board, row: DeviceRow, kind: DeviceState | None = None) -> 
 
 
 _STEPS: Mapping[DeviceState, str] = {
-    DeviceState.FAILED: "decide whether it is the device (mend it, or pin it) or the release (take it back): Flagged has the commands",
+    DeviceState.FAILED: "decide whether it is the device (mend or pin it) or the release (take it back): Flagged has the commands",
     DeviceState.CRITICAL: "mend what its check says; on the release of its wave it may count as failed if it stays critical",
     DeviceState.WARNING: "mend what its check says when you can: a warning counts as good, and stops no rollout",
     DeviceState.NEVER: "enrol it, or take it out of its site's file: git names it, and it has never reported",
