@@ -267,7 +267,7 @@ def _serve_commits(app: FastAPI, options: Options, callers: Callers) -> None:
             return {
                 **facts.reading(board, "Commits"),
                 "commits": [
-                    commit_entry(options, board, row.sha, format_instant(row.at), before)
+                    commit_entry(options, board, row.sha, format_instant(row.at), before, row.number)
                     for row, before in with_before(rows, page)
                 ],
                 "refused": facts.refused(board),

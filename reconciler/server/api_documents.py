@@ -296,6 +296,9 @@ class ReleaseEvents(Document):
 
     release: str | None = Field(description="`v1.4.2`, or `video-ingest@2.8.0`; null: what is about no release")
     earlier: bool = Field(description="Whether a commit before this one asked for the release, as far as git tells")
+    asked_by: str | None = Field(
+        description="The newest commit that asked for it until then; null: about no release, or not known"
+    )
     events: dict[str, int] = Field(description="Kind → how many")
 
 

@@ -151,9 +151,17 @@ def test_what_happened_under_a_commit_is_told_by_release(tmp_path: Path) -> None
         about = Event(None, NOW, EventKind.KEY_EXPIRING, "y", commit="c1")
         reader.app.store.add_events(None, [new, about])
         row = reader.get("/commits").rows()[0]
-        assert "v1.4.2 (asked for earlier): 1 × wave opened" in row
+        assert f"v1.4.2 (asked for by {'a' * 12}): 1 × wave opened" in row
         assert "video 2.8.0: 1 × wave opened besides: 1 × flagged, 1 × key expires" in row
         (first, second, _) = reader.api.get("/v1/commits")["commits"]
+        assert {of["release"]: of["askedBy"] for of in first["releases"]} == {
+            "v1.4.2": "a" * 40, "video@2.8.0": "c1", None: None,
+        }  # fmt: skip
+        page = reader.get("/commits/c1")
+        assert "v1.4.2, asked for by aaaaaaaaaaaa" in page.text and "/commits/" + "a" * 40 in page.links
+        later = reader.get("/commits/" + "a" * 40)
+        assert "What came of it later" in later.text and "Under c1" in later.text and "begins" in later.text
+        assert "What came of it later" not in page.text + reader.get("/commits/" + "b" * 40).text
         told = {of["release"]: (of["earlier"], sum(of["events"].values())) for of in first["releases"]}
         assert told["v1.4.2"][0] and not told["video@2.8.0"][0] and told["video@2.8.0"][1] == 1
         assert sum(number for _, number in told.values()) == sum(first["events"].values())
@@ -169,6 +177,28 @@ def test_a_version_that_begins_as_the_one_asked_for_was_asked_for_earlier(tmp_pa
         first = reader.api.get("/v1/commits")["commits"][0]
         earlier = {of["release"]: of["earlier"] for of in first["releases"]}
         assert (earlier["v1.4.2"], earlier["v1.4.20"]) == (True, False)
+
+
+def test_who_asked_is_not_known_where_git_does_not_tell_and_a_new_site_asks_for_nothing(tmp_path: Path) -> None:
+    site = Change("Site", "S9", "added", "", None, None, "sites/S9.yaml", None)
+
+    def told(before: str, _sha: str) -> tuple[Change, ...] | None:
+        return None if before.startswith("a") else (site,)
+
+    with reading(tmp_path, asked=told) as reader:
+        filled(reader.api)
+        (of,) = [of for of in reader.api.get("/v1/commits")["commits"][0]["releases"] if of["release"] == "v1.4.2"]
+        assert (of["earlier"], of["askedBy"]) == (True, None)
+        assert "v1.4.2 (asked for earlier): 1 × wave opened" in reader.get("/commits").rows()[0]
+        assert "v1.4.2, asked for earlier" in reader.get("/commits/c1").text
+
+
+def test_a_new_wave_asks_for_what_it_begins_with(tmp_path: Path) -> None:
+    wave = Change("Wave", "lab", "added", "", None, None, "waves.yaml", 3)
+    with reading(tmp_path, asked=lambda _before, _sha: (wave,)) as reader:
+        filled(reader.api)
+        (of,) = [of for of in reader.api.get("/v1/commits")["commits"][0]["releases"] if of["release"] == "v1.4.2"]
+        assert (of["earlier"], of["askedBy"]) == (False, "c1")
 
 
 def test_a_commit_that_asks_for_nothing_new_says_so(tmp_path: Path) -> None:
