@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPConnection
 from pathlib import Path
@@ -28,6 +29,8 @@ ROUNDS = 8
 BLOCKS = 4
 GAP_S = 1.0
 LOADS = 1000
+MOST_LOOKED_ON = 1.1
+"""Of a tick while so many pages are open: they listen, and each fetches itself again."""
 AGAIN = 25
 """Loads of the front page between two ticks that change it."""
 
@@ -50,6 +53,56 @@ while count:
             wait.unregister(key.fileobj)
             count -= 1
 """
+
+_LOOK = """
+import asyncio, sys, time
+port, count, token = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+took, bad = [], 0
+head = f"Host: x\\r\\nAuthorization: Bearer {token}\\r\\nConnection: close\\r\\n\\r\\n"
+async def ask(path):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+    writer.write(f"GET {path} HTTP/1.1\\r\\n{head}".encode())
+    return reader, writer
+async def page(ready):
+    global bad
+    news = asyncio.Event()
+    reader, writer = await ask("/v1/events/stream")
+    assert b" 200 " in await reader.readline()
+    ready()
+    async def again():
+        global bad
+        while True:
+            await news.wait()
+            news.clear()
+            begun = time.perf_counter()
+            answer, end = await ask("/")
+            text = await answer.read()
+            end.close()
+            spent = time.perf_counter() - begun
+            took.append(spent)
+            bad += b" 200 " not in text[:20]
+            await asyncio.sleep(max(0.0, min(max(1.0, 10 * spent), 15.0) - spent))
+    task = asyncio.create_task(again())
+    while line := await reader.readline():
+        if line.startswith(b"event: "):
+            news.set()
+    task.cancel()
+async def main():
+    there = 0
+    def ready():
+        nonlocal there
+        there += 1
+        if there == count:
+            print("ready", flush=True)
+            asyncio.get_running_loop().add_reader(sys.stdin, told)
+    def told():
+        asyncio.get_running_loop().remove_reader(sys.stdin)
+        middle = sorted(took)[len(took) // 2] if took else 0.0
+        print(len(took), bad, middle, flush=True)
+    await asyncio.gather(*(page(ready) for _ in range(count)))
+asyncio.run(main())
+"""
+"""Pages that are open: on news each fetches itself again, as often as the script of the pages does (`live.js`)."""
 
 
 class Turning(Bench):
@@ -105,6 +158,37 @@ def listening(port: int, token: str) -> Iterator[None]:
         assert process.stdout is not None and process.stdout.readline() == "ready\n", "the listeners did not come"
         try:
             yield
+        finally:
+            process.kill()
+
+
+@dataclass
+class Seen:
+    """What those who look on saw: pages that they fetched, those that were refused, and the middle load in seconds."""
+
+    pages: int = 0
+    refused: int = 0
+    load_s: float = 0.0
+
+
+@contextmanager
+def looking(port: int, token: str) -> Iterator[Seen]:
+    """So many open pages that fetch themselves again, in a process of their own."""
+    seen = Seen()
+    with subprocess.Popen(
+        [sys.executable, "-c", _LOOK, str(port), str(LISTENERS), token],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n", "the pages did not open"
+        try:
+            yield seen
+            process.stdin.write("\n")
+            process.stdin.flush()
+            pages, refused, load = process.stdout.readline().split()
+            seen.pages, seen.refused, seen.load_s = int(pages), int(refused), float(load)
         finally:
             process.kill()
 
@@ -205,6 +289,7 @@ def measure(devices: int = 100_000) -> Iterator[tuple[str, float, str, float, fl
                 with listening(port, token):
                     crowded += _ticks(bench)
                 time.sleep(1.0)
+            yield from _looked_on(bench, port, token, silent)
             bench.boards.close()
         bench.store.close()
     slow = quantiles(times, n=100)[98]
@@ -217,6 +302,26 @@ def measure(devices: int = 100_000) -> Iterator[tuple[str, float, str, float, fl
     # The lower quarter: what else runs on the machine makes some ticks longer, and none shorter.
     low = [quantiles(times, n=4)[0] for times in (crowded, silent)]
     yield f"tick with {LISTENERS} on the stream", low[0], "the tick without", low[1], 1.1
+
+
+def _looked_on(
+    bench: Turning, port: int, token: str, silent: list[float]
+) -> Iterator[tuple[str, float, str, float, float]]:
+    """The same with so many pages that fetch themselves again: they share the interpreter with the loop, and make room for it."""
+    busy: list[float] = []
+    with looking(port, token) as seen:
+        for _ in range(BLOCKS):
+            busy += _ticks(bench)
+    assert seen.pages and not seen.refused, seen
+    low = [quantiles(times, n=4)[0] for times in (busy, silent)]
+    yield (
+        f"tick with {LISTENERS} open pages that fetch themselves again",
+        low[0],
+        "the tick without",
+        low[1],
+        MOST_LOOKED_ON,
+    )
+    yield f"the middle load of those {seen.pages:,} pages (s)", seen.load_s, "15 s", 15.0, 1.0
 
 
 def main() -> None:
