@@ -82,7 +82,7 @@ class Container:
         self._process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         self._console = slot / "console"
 
-    def first(self, within_s: float = 60) -> int:
+    def first(self, within_s: float = 240) -> int:
         """Process id of the device's first process, once it is there."""
         end = time.monotonic() + within_s
         while time.monotonic() < end and self._process.poll() is None:
@@ -94,7 +94,7 @@ class Container:
             time.sleep(0.1)
         raise AssertionError(f"the device did not start: {self._console.read_text(errors='replace')[-2000:]}")
 
-    def run(self, *argv: str, within_s: float = 60, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, within_s: float = 240, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """A command on the device, as root."""
         enter = ["nsenter", "-t", str(self.first()), "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
         return subprocess.run(
@@ -107,13 +107,13 @@ class Container:
             check=False,
         )
 
-    def says(self, *argv: str, within_s: float = 60) -> str:
+    def says(self, *argv: str, within_s: float = 240) -> str:
         """The output of a command that must succeed."""
         done = self.run(*argv, within_s=within_s)
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def wait(self, within_s: float = 240) -> None:
+    def wait(self, within_s: float = 500) -> None:
         """Until systemd has started everything, and cloud-init has ended in peace."""
         end = time.monotonic() + within_s
         # Until the bus is there, systemctl can't even ask.
@@ -132,10 +132,10 @@ class Container:
     def stop(self) -> None:
         """Pull the plug."""
         self._process.kill()
-        self._process.wait(60)
+        self._process.wait(120)
         self._log.close()
         # systemd-nspawn and all below it die with it, an instant later: a group with somebody in it cannot be removed.
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while not all(_removed(group) for group in self.groups):
             assert time.monotonic() < end, "processes of the device are left"
             time.sleep(0.02)

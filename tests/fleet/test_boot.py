@@ -24,6 +24,7 @@ from reconciler.repo.load import load_folder
 from reconciler.repo.render import render_site
 from tests.fleet.container import Container
 from tests.support import golden
+from tests.support.processes import wait_until
 from tests.support.system import need
 
 pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(900)]
@@ -94,7 +95,7 @@ def neighbour(lab: Lab) -> Iterator[list[str]]:
     holder = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--net", "sleep", "600"])
     try:
         beside = ["nsenter", "-t", str(holder.pid), "--net", "--"]
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         ours = os.readlink("/proc/self/ns/net")
         while os.readlink(f"/proc/{holder.pid}/ns/net") == ours:
             assert time.monotonic() < end
@@ -116,11 +117,11 @@ def neighbour(lab: Lab) -> Iterator[list[str]]:
 
 
 def ssh(
-    neighbour: list[str], home: Path, *options: str, user: str = "edge", within_s: float = 60
+    neighbour: list[str], home: Path, *options: str, user: str = "edge", within_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Log in as the image's account, and become root."""
     argv = [need("ssh", "openssh-client"), "-F", "none", "-o", "StrictHostKeyChecking=no"]
-    argv += ["-o", f"UserKnownHostsFile={home}/known", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes"]
+    argv += ["-o", f"UserKnownHostsFile={home}/known", "-o", "ConnectTimeout=60", "-o", "BatchMode=yes"]
     return subprocess.run(
         [*neighbour, *argv, *options, f"{user}@{DEVICE}", "sudo -n id -u"],
         capture_output=True, text=True, timeout=within_s, check=False,
@@ -133,12 +134,24 @@ def answers(neighbour: list[str], port: int) -> bool:
     return subprocess.run(["timeout", "3", *neighbour, *argv], capture_output=True, check=False).returncode == 0
 
 
+def soon(device: Container, neighbour: list[str], port: int) -> None:
+    """Wait until the device takes a connection: a busy machine may need longer for one than `answers` waits."""
+
+    def taken() -> bool:
+        forget_connections(device)
+        return answers(neighbour, port)
+
+    wait_until(taken, 120)
+
+
 def forget_connections(device: Container) -> None:
     """ufw lets a neighbour connect six times in thirty seconds; the tests are more impatient."""
     device.run("sh", "-c", "echo / >/proc/net/xt_recent/DEFAULT")
 
 
 # ---------------------------------------------------------------- the site
+
+WELL = ("image", "files", "boot", "packages", "disk", "memory", "docker", "firewall", "ssh", "fail2ban", "metrics")
 
 
 def test_the_device_is_its_sites(lab: Lab) -> None:
@@ -175,8 +188,11 @@ def test_nothing_has_failed_and_the_checks_say_so(lab: Lab) -> None:
         # Booted from a disk, none may fail.
         failed = [line for line in failed if not line.startswith("systemd-remount-fs.service ")]
         assert failed == []
+        # It gives each program five seconds to answer, which is not much where several devices share a busy machine.
+        with suppress(AssertionError):
+            wait_until(lambda device=device: {device.health()[name][0] for name in WELL} == {"ok"})  # type: ignore[misc]
         checks = device.health()
-        for name in ("image", "files", "boot", "packages", "disk", "memory", "docker", "firewall", "ssh", "fail2ban"):
+        for name in WELL:
             assert checks[name][0] == "ok", (name, checks[name])
         assert checks["metrics"] == ("ok", "the node exporter answers")
         assert checks["vpn"] == ("ok", "this site has none")
@@ -222,29 +238,32 @@ def test_sshd_refuses_every_password_and_takes_the_fleets_keys(lab: Lab, neighbo
 
 def test_the_firewall_lets_in_ssh_alone(lab: Lab, neighbour: list[str]) -> None:
     assert "Default: deny (incoming), allow (outgoing)" in lab.one.says("ufw", "status", "verbose")
-    lab.one.says("curl", "-fsS", "-o", "/dev/null", "http://127.0.0.1:9100/metrics")
-    assert answers(neighbour, 22)
+    lab.one.says(
+        "curl", "-fsS", "--retry", "60", "--retry-connrefused", "-o", "/dev/null", "http://127.0.0.1:9100/metrics"
+    )
+    soon(lab.one, neighbour, 22)
     assert not answers(neighbour, 9100)
     # Without the firewall it would answer: the rule is what keeps it away.
     lab.one.says("ufw", "allow", "9100/tcp")
     try:
-        assert answers(neighbour, 9100)
+        soon(lab.one, neighbour, 9100)
     finally:
         lab.one.says("ufw", "delete", "allow", "9100/tcp")
 
 
 def test_fail2ban_shuts_out_who_guesses(lab: Lab, neighbour: list[str], tmp_path: Path) -> None:
-    assert answers(neighbour, 22)
+    soon(lab.one, neighbour, 22)
     try:
         # Five failures in ten minutes are too many; on a busy machine an attempt may end before sshd has seen it.
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while NEIGHBOUR not in lab.one.says("fail2ban-client", "status", "sshd") and time.monotonic() < end:
             forget_connections(lab.one)
             # A ban that falls in the middle of an attempt leaves it without an answer.
             with suppress(subprocess.TimeoutExpired):
-                ssh(neighbour, tmp_path, user="admin", within_s=20)
+                ssh(neighbour, tmp_path, user="admin", within_s=40)
         assert NEIGHBOUR in lab.one.says("fail2ban-client", "status", "sshd")
-        assert NEIGHBOUR in lab.one.says("nft", "list", "ruleset")
+        # It is told before it is done.
+        wait_until(lambda: NEIGHBOUR in lab.one.says("nft", "list", "ruleset"))
         forget_connections(lab.one)
         assert not answers(neighbour, 22)
     finally:
@@ -281,16 +300,21 @@ def test_the_healthcheck_says_the_same_within_the_agents_sandbox(lab: Lab) -> No
     lab.one.run("tee", f"{folder}/99-health.conf", stdin=IN_THE_AGENTS_PLACE)
     try:
         lab.one.says("systemctl", "daemon-reload")
-        lab.one.says("systemctl", "start", "edge-agent.service", within_s=120)
+        # On a busy machine a program may not answer in its seconds, in the one place or in the other.
+        for _ in range(5):
+            lab.one.says("systemctl", "start", "edge-agent.service")
+            checks = json.loads(lab.one.says("cat", "/run/health.json"))["checks"]
+            within, outside = {check["name"]: check for check in checks}, lab.one.health()
+            assert set(within) == set(outside)
+            # The app is being pulled, over and over: what it is just now may differ.
+            names = set(outside) - {"video-ingest"}
+            differ = [(within[name], outside[name]) for name in names if within[name]["status"] != outside[name][0]]
+            if not differ:
+                break
     finally:
         lab.one.says("rm", "-r", folder)
         lab.one.says("systemctl", "daemon-reload")
-    within = {check["name"]: check for check in json.loads(lab.one.says("cat", "/run/health.json"))["checks"]}
-    outside = lab.one.health()
-    assert set(within) == set(outside)
-    # The app is being pulled, over and over: what it is just now may differ.
-    for name in set(outside) - {"video-ingest"}:
-        assert within[name]["status"] == outside[name][0], (within[name], outside[name])
+    assert differ == []
 
 
 @pytest.mark.parametrize(
@@ -333,6 +357,6 @@ def test_an_enrolled_device_runs_the_agent(lab: Lab) -> None:
     lab.two.run("tee", "/var/lib/edge-agent/token", stdin="not-a-token-of-anybody\n")
     lab.two.run("tee", "/var/lib/edge-agent/agent.json", stdin=settings)
     lab.two.says("systemctl", "start", "edge-agent.service")
-    time.sleep(3)
-    assert lab.two.health()["agent"] == ("ok", "edge-agent.service is active")
+    time.sleep(3)  # Where it fails, it does so in this time, and is started again.
+    wait_until(lambda: lab.two.health()["agent"] == ("ok", "edge-agent.service is active"))
     assert lab.two.says("systemctl", "show", "-P", "NRestarts", "edge-agent.service").strip() == "0"

@@ -24,6 +24,7 @@ from reconciler.protocol.exchange import SiteConfig
 from reconciler.repo.render import config_digest, render_site, resolve
 from tests.fleet.container import Container
 from tests.support import golden
+from tests.support.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(900)]
 SITE, DEVICE = "SITE-2855", "SITE-2855-1"
@@ -97,7 +98,7 @@ class Site:
 
     def holders(self, text: str) -> dict[str, int]:
         """Files of the device that hold a text, and who may read them beside their owner."""
-        done = self.device.run("grep", "-rlsF", "-e", text, "/etc", "/var", "/run", "/data", "/tmp", within_s=120)
+        done = self.device.run("grep", "-rlsF", "-e", text, "/etc", "/var", "/run", "/data", "/tmp")
         return {
             path: int(self.device.says("stat", "--format=%a", path), 8) & 0o077 for path in done.stdout.splitlines()
         }
@@ -147,7 +148,7 @@ def test_a_secret_is_in_files_of_root_alone_and_in_no_log(site: Site) -> None:
     assert TUNNELS[1] in found and "/data/cidata/user-data" in found
     assert not any(found.values()), found
     assert not any(path.startswith("/var/log") for path in found)
-    assert PSK not in site.device.says("journalctl", "--no-pager", "--boot", within_s=120)
+    assert PSK not in site.device.says("journalctl", "--no-pager", "--boot")
 
 
 def test_what_changed_is_put_in_force_without_a_reboot_and_the_app_goes_on(site: Site) -> None:
@@ -172,7 +173,8 @@ def test_a_tunnel_that_the_site_no_longer_has_goes(site: Site) -> None:
     assert site.state("strongswan.service") == "inactive"
     assert site.device.run("systemctl", "is-enabled", "strongswan.service").stdout.strip() == "disabled"
     assert "VPN_TYPE=none" in site.text("/etc/edge/site.env")
-    assert site.app() not in (app, "0"), "its environment changed"
+    # Its environment changed. It is only told to restart: what puts a configuration in force does not wait for it.
+    wait_until(lambda: site.app() not in (app, "0"))
 
 
 def test_a_file_that_only_the_configuration_before_had_goes(site: Site) -> None:
@@ -222,24 +224,34 @@ def await_half(site: Site, wanted: SiteConfig) -> None:
     """Until cloud-init has begun to write files: it marks a step as done before it does it, and would skip it from here on."""
     cloud = site.folder / "slot" / "upper" / "var" / "lib" / "cloud"
     marker = cloud / "instances" / f"{DEVICE}-{wanted.digest[7:23]}" / "sem" / "config_write_files"
-    end = time.monotonic() + 120
-    while not marker.exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(marker.exists, 240)
 
 
 def test_one_that_was_killed_halfway_is_put_in_force_by_the_next(site: Site) -> None:
-    seed, wanted = site.seed(), config(vpn=IPSEC, cameras=["192.0.2.30"])
+    # On a busy machine cloud-init may be done before the kill arrives: with another configuration it is tried again.
+    for number in range(30, 50):
+        if killed_halfway(site, config(vpn=IPSEC, cameras=[f"192.0.2.{number}"])):
+            break
+    else:
+        pytest.fail("cloud-init was always done before it was killed")
+    site.put_in_force(site.seed())
+    assert f"192.0.2.{number}" in site.text("/etc/edge/cameras") and site.state("strongswan.service") == "active"
+
+
+def killed_halfway(site: Site, wanted: SiteConfig) -> bool:
+    """Have a configuration put in force, and kill what does it; whether that came in time."""
+    seed = site.seed()
     seed.store(wanted)
     job = seed.activate()
     next(job)
     await_half(site, wanted)
-    site.device.says("systemctl", "kill", "--signal=KILL", "edge-configure.service")
-    with pytest.raises(NotInForce):
+    site.device.run("systemctl", "kill", "--signal=KILL", "edge-configure.service")
+    try:
         for wait_s in job:
             time.sleep(wait_s)
-    site.put_in_force(site.seed())
-    assert "192.0.2.30" in site.text("/etc/edge/cameras") and site.state("strongswan.service") == "active"
+    except NotInForce:
+        return True
+    return False
 
 
 def test_power_cut_while_cloud_init_works_at_boot(site: Site) -> None:
