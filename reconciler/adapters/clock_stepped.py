@@ -45,7 +45,7 @@ class SteppedClock:
         self._changed = threading.Condition()
         self._every = None if every_s is None else timedelta(seconds=every_s)
         self._sleeping: list[datetime] = []
-        self._woken = self._waiting = self._gone = False
+        self._woken = self._waiting = self._gone = self._closed = False
         self._until: datetime | None = None
         self._working = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -119,6 +119,9 @@ class SteppedClock:
 
     def close(self) -> None:
         """Leave the director. A wait in progress ends as if it had gone."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._server.join(5)
@@ -144,6 +147,8 @@ class SteppedClock:
         """Block until nothing is to be done before the instant that is waited for."""
         with self._changed:
             while not (self._waiting and not self._hears() and self._rests() and self._before_until()):
+                if self._closed:
+                    raise OSError("nobody answers any more")
                 self._changed.wait()
             instants = list(self._sleeping)
             if self._until is not None:

@@ -141,6 +141,27 @@ def test_a_controller_that_died_is_noticed_and_another_one_taken(
     again.close()
 
 
+def test_a_controller_that_ends_while_it_is_asked_leaves_the_director_without_an_answer(
+    director: Time, stepped: SteppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was at work, and will not be idle any more: nobody waits for that."""
+    asked, plain, answers = threading.Event(), stepped._idle, list[object]()
+
+    def idle() -> dict[str, object]:
+        asked.set()
+        return plain()
+
+    monkeypatch.setattr(stepped, "_idle", idle)
+    with stepped.working():
+        asker = threading.Thread(target=lambda: answers.append(director.ask("idle")), daemon=True)
+        asker.start()
+        assert asked.wait(60)
+        stepped.close()
+        assert not stepped._server.is_alive()
+        asker.join(60)
+    assert answers == [None]
+
+
 def test_without_a_director_time_has_ended(tmp_path: Path) -> None:
     with pytest.raises(TerminalError, match="no director"):
         SteppedClock(tmp_path / "nobody")
