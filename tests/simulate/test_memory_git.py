@@ -28,7 +28,7 @@ class Both:
     def __init__(self, folder: Path) -> None:
         self.clock = VirtualClock(NOW)
         self.memory, self.repo = MemoryGit(self.clock.now), Repo(folder / "fleet")
-        self.mirror = GitMirror(folder / "state", str(self.repo.path), "main", timeout_s=20)
+        self.mirror = GitMirror(folder / "state", str(self.repo.path), "main")
         self.pairs: list[tuple[str, str]] = []
 
     def push(self, **changes: str | None) -> int:

@@ -18,7 +18,6 @@ import subprocess
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +27,7 @@ from tests.support.system import need
 
 RECIPE = Path(__file__).parents[2] / "fleet" / "images" / "edge-golden"
 RUNS = "trap exit TERM; echo running $(cat /version); while :; do sleep 1 & wait; done"
-ENDS = "echo ends; sleep 0.3; exit 3"
+ENDS = "echo ends; sleep 0.1; exit 3"
 
 _CONF = """[containers]
 # Where tests run, a container may be allowed no more than its parent, or no cgroup of its own.
@@ -168,7 +167,7 @@ class Units:
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -251,7 +250,7 @@ class Units:
     def _call(self, command: str, environment: Mapping[str, str]) -> int:
         with self.log.open("ab") as log:
             done = subprocess.run(
-                self._argv(command, environment), env=environment, stdout=log, stderr=log, check=False, timeout=120
+                self._argv(command, environment), env=environment, stdout=log, stderr=log, check=False, timeout=240
             )
         return done.returncode
 
@@ -292,12 +291,3 @@ def _parse(file: Path) -> dict[str, list[str]]:
         if equals and not line.startswith("#"):
             found.setdefault(key, []).append(value)
     return found
-
-
-def wait_until(what: object, seconds: float = 15) -> None:
-    """Wait until `what()` is true. AssertionError: it never was."""
-    assert callable(what)
-    ends = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < ends, f"not within {seconds} s"
-        time.sleep(0.05)

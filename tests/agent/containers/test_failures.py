@@ -21,7 +21,8 @@ def test_a_release_that_keeps_ending_is_taken_back_and_counted(
     device: AppDevice, apps: Apps, proxy: FaultProxy
 ) -> None:
     device.assign(apps.one)
-    report = device.assign(apps.ending, lambda report: runs(report, apps.one) and bool(report.attempts))
+    with device.impatient():
+        report = device.assign(apps.ending, lambda report: runs(report, apps.one) and bool(report.attempts))
     assert report.attempts == {f"{APP}@{apps.ending.version}": 1}
     assert [item.code for item in report.refusals] == ["restart-failed"]
     assert "does not keep running" in reason(report, "restart-failed") or "nothing runs" in reason(
@@ -31,7 +32,8 @@ def test_a_release_that_keeps_ending_is_taken_back_and_counted(
 
 
 def test_a_first_release_that_keeps_ending_leaves_what_the_unit_ran_by_itself(device: AppDevice, apps: Apps) -> None:
-    report = device.assign(apps.ending, lambda report: runs(report, apps.one) and bool(report.attempts))
+    with device.impatient():
+        report = device.assign(apps.ending, lambda report: runs(report, apps.one) and bool(report.attempts))
     assert [item.code for item in report.refusals] == ["restart-failed"]
 
 
@@ -45,7 +47,8 @@ def test_an_app_that_fails_long_after_its_deployment_is_counted_and_left_to_its_
     time.sleep(0.5)
     device.office.reports.clear()
     device.device.call_in()
-    report = device.until(refused("restart-failed"))
+    with device.impatient():
+        report = device.until(refused("restart-failed"))
     assert report.apps == {}
     assert f"DIGEST={apps.two.digest}" in device.env()
     (device.system / "etc/edge/cameras").write_text("")
@@ -115,9 +118,9 @@ def test_a_runtime_that_does_not_answer_keeps_nobody_waiting_for_long(device: Ap
     device.office.reports.clear()
     device.office.assign(apps={APP: apps.two})
     device.device.call_in()
-    report = device.until(lambda report: "device-fault" in {item.code for item in report.refusals}, 45)
+    report = device.until(lambda report: "device-fault" in {item.code for item in report.refusals})
     assert "no answer within 0.5 s" in reason(report, "device-fault")
-    assert device.longest_step < 3
+    assert device.longest_step < 30, "by itself it would have answered in ten minutes"
 
 
 def test_a_release_that_was_pulled_and_vanished_is_pulled_again(device: AppDevice, apps: Apps) -> None:

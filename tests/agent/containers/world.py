@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +24,8 @@ from tests.support.podman import Units
 from tests.support.registry import RunningRegistry
 
 APP, REPOSITORY = "video-ingest", "cameras/video-ingest"
-SOON = Limits(steady_s=1.0, come_up_s=6, restart_s=60, fresh_s=0.3)
+SOON = Limits(answer_s=60, steady_s=1.0, come_up_s=100, restart_s=100, fresh_s=0.3)
+"""A machine that runs tests may have much to do: what comes up well is given time for it."""
 TOKEN = "short-lived-token-9f8e7d"
 # Of that token, for `htpasswd`; made with crypt(3).
 BCRYPT = "$2b$05$abcdefghijklmnopqrstuuQJZKc/NKUtsx94ucC.3rl37bclMeUHe"
@@ -109,7 +110,7 @@ class AppDevice:
         self.site.hardware = hardware
         verify = self.office.keys.verifier
         supply = ContainerSupply(hardware, self.site.transport, self.site.disk, verify, self.containers)
-        timing = replace(QUICK, settle_s=2, recheck_s=0.5, slice_s=1)
+        timing = replace(QUICK, settle_s=100, recheck_s=0.5, slice_s=1)
         identity = Identity(DEVICE, SITE)
         self.device = Device(identity, hardware, self.site.transport, timing=timing, verify=verify, supply=supply)
         subprocess.run([self.units.systemctl, "start", f"{APP}.service"], check=False)
@@ -127,7 +128,7 @@ class AppDevice:
         self.longest_step = max(self.longest_step, time.monotonic() - before)
         return max(0.0, (due - now).total_seconds())
 
-    def until(self, what: Callable[[Report], bool], seconds: float = 40) -> Report:
+    def until(self, what: Callable[[Report], bool], seconds: float = 200) -> Report:
         """Live on real time until a report says it."""
         ends = time.monotonic() + seconds
         while not (self.office.reports and what(self.office.last())):
@@ -136,12 +137,21 @@ class AppDevice:
             time.sleep(min(self.step(), 0.1))
         return self.office.last()
 
-    def assign(self, app: AppTarget, what: Callable[[Report], bool] | None = None, seconds: float = 40) -> Report:
+    def assign(self, app: AppTarget, what: Callable[[Report], bool] | None = None, seconds: float = 200) -> Report:
         """Assign a release and ring; live until it runs, or until `what`."""
         self.office.assign(apps={APP: app})
         self.office.reports.clear()
         self.device.call_in()
         return self.until(what or (lambda report: runs(report, app)), seconds)
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """An app that does not come up is not waited for as long as one that does."""
+        self.containers._limits = replace(self.limits, come_up_s=4)
+        try:
+            yield
+        finally:
+            self.containers._limits = self.limits
 
     def journal(self) -> str:
         return self.units.log.read_text(errors="replace")[-3000:] if self.units.log.exists() else ""
