@@ -27,7 +27,7 @@ from tests.support.system import need
 
 RECIPE = Path(__file__).parents[2] / "fleet" / "images" / "edge-golden"
 RUNS = "trap exit TERM; echo running $(cat /version); while :; do sleep 1 & wait; done"
-ENDS = "echo ends; sleep 0.1; exit 3"
+ENDS = "echo ends; sleep 0.3; exit 3"
 
 _CONF = """[containers]
 # Where tests run, a container may be allowed no more than its parent, or no cgroup of its own.

@@ -24,7 +24,7 @@ from tests.support.podman import Units
 from tests.support.registry import RunningRegistry
 
 APP, REPOSITORY = "video-ingest", "cameras/video-ingest"
-SOON = Limits(answer_s=60, steady_s=1.0, come_up_s=100, restart_s=100, fresh_s=0.3)
+SOON = Limits(answer_s=30, steady_s=1.0, come_up_s=100, restart_s=100, fresh_s=0.3)
 """A machine that runs tests may have much to do: what comes up well is given time for it."""
 TOKEN = "short-lived-token-9f8e7d"
 # Of that token, for `htpasswd`; made with crypt(3).
