@@ -56,10 +56,14 @@ class _Client:
         self.pieces.put_nowait(piece)
         return True
 
-    def end(self) -> None:
-        """Nothing more: what waits is dropped."""
+    def forget(self) -> None:
+        """Drop what waits."""
         while not self.pieces.empty():
             self.pieces.get_nowait()
+
+    def end(self) -> None:
+        """Nothing more: what waits is dropped."""
+        self.forget()
         self.pieces.put_nowait(_END)
 
 
@@ -97,7 +101,7 @@ class Stream:
         self._clients.add(client)
         try:
             await self._begin()
-            first = await self._missed(after)
+            first = await self._missed(client, after)
         except BaseException:
             self._clients.discard(client)
             raise
@@ -109,14 +113,16 @@ class Stream:
         """Have the task run that feeds everybody."""
         if self._pump is not None and not self._pump.done():
             return
-        self._cursor = await run_in_threadpool(self._options.store.last_event)
+        cursor = await run_in_threadpool(self._options.store.last_event)
+        # Of several who come at once the first begins; where the task of that one stands is not touched.
         if self._pump is None or self._pump.done():
+            self._cursor = cursor
             self._news = asyncio.Event()
             self._generation = self._options.boards.generation if self._options.boards is not None else -1
             self._forecast = self._forecasts.number
             self._pump = asyncio.create_task(self._feed(self._news))
 
-    async def _missed(self, after: int | None) -> bytes:
+    async def _missed(self, client: _Client, after: int | None) -> bytes:
         """What a client is told first: how soon to come again, the board, and what it missed up to where everybody is."""
         pieces = [f"retry: {RETRY_MS}\n\n".encode()]
         board = self._options.boards.latest() if self._options.boards is not None else None
@@ -125,6 +131,9 @@ class Stream:
         if self._forecasts.number:
             pieces.append(forecast_piece(self._forecasts.number))
         until = self._cursor
+        if after is not None and client in self._clients:
+            # What was handed out while it came is among what it missed.
+            client.forget()
         if after is not None and after < until:
             found = await run_in_threadpool(
                 lambda: self._options.store.events(after=after, before=until + 1, limit=MOST_MISSED + 1)
