@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,8 +100,10 @@ class Jobs:
     def stop(self, timeout_s: float) -> None:
         """Start nothing more, and wait for what runs; what does not end in time dies with the process."""
         if self._thread is not None:
-            while not self._waiting.empty():
-                self._waiting.get_nowait()
+            # The thread may take the last one meanwhile: what was there a moment ago need not be there now.
+            with suppress(queue.Empty):
+                while True:
+                    self._waiting.get_nowait()
             self._waiting.put(None)
             self._thread.join(timeout_s)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -81,19 +83,19 @@ def test_work_runs_beside_the_loop_and_time_stands_still_until_it_is_collected()
     jobs = Jobs(woken.set, held.working)
 
     def work() -> str:
-        go.wait(5)
+        go.wait(250)
         return "built"
 
     jobs.submit(intent(1), work)
     jobs.submit(intent(1), work)
     assert jobs.busy and jobs.holds(intent(1)) and jobs.collect() == [] and held.now == 1
     go.set()
-    assert woken.wait(5)
+    assert woken.wait(60)
     assert held.now == 1, "finished is not yet written down"
     done = jobs.collect()
     assert [(each.intent.id, each.detail, each.error) for each in done] == [(1, "built", None)]
     assert not jobs.busy and held.now == 0
-    jobs.stop(5)
+    jobs.stop(60)
 
 
 @pytest.mark.parametrize("error", [TransientError("later"), TerminalError("never")])
@@ -118,21 +120,50 @@ def test_a_defect_is_a_terminal_outcome_that_repeats_nothing_of_its_text() -> No
     assert isinstance(outcome, TerminalError) and "KeyError" in str(outcome) and "hunter2" not in str(outcome)
 
 
-def test_stop_leaves_what_waits_and_awaits_what_runs() -> None:
+def test_stop_leaves_what_waits_and_awaits_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs, runs, go, ran = Jobs(lambda: None, Held().working), threading.Event(), threading.Event(), []
 
     def first() -> str:
         runs.set()
-        go.wait(30)
+        go.wait(250)
         ran.append(1)
         return ""
 
     jobs.submit(intent(1), first)
     jobs.submit(intent(2), lambda: str(ran.append(2)))
-    assert runs.wait(30), "what has not begun is not awaited"
-    threading.Timer(0.1, go.set).start()
-    jobs.stop(30)
+    assert runs.wait(60), "what has not begun is not awaited"
+    assert jobs._thread is not None
+    join = jobs._thread.join
+
+    def awaited(timeout_s: float) -> None:
+        # It ends only now that it is awaited; what waited behind it has been dropped by then.
+        go.set()
+        join(timeout_s)
+
+    monkeypatch.setattr(jobs._thread, "join", awaited)
+    jobs.stop(60)
     assert ran == [1]
+
+
+def test_stop_while_the_thread_takes_the_last_that_waits() -> None:
+    jobs, runs = Jobs(lambda: None, Held().working), threading.Event()
+
+    class Taken(queue.SimpleQueue[Any]):
+        """As seen by who looks before it takes: what is there is gone when it is taken."""
+
+        def empty(self) -> bool:
+            return False
+
+    jobs._waiting = Taken()
+
+    def work() -> str:
+        runs.set()
+        return ""
+
+    jobs.submit(intent(1), work)
+    assert runs.wait(60)
+    jobs.stop(60)
+    assert jobs._thread is not None and not jobs._thread.is_alive()
 
 
 # ---------------------------------------------------------------- which commit raised a release
