@@ -50,7 +50,7 @@ def test_a_settings_file_in_the_folder_says_where(tmp_path: Path, monkeypatch: p
     assert isinstance(done.exception, TerminalError) and "cannot read nowhere.gpg" in str(done.exception)
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "words", [("--attach", "pipe"), ("--attach", "/dev/zero"), ("--from", "carried", "--key", KEY)]
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ import pytest
 
 from reconciler.adapters.signer_process import ProcessSigner
 from reconciler.ports import TerminalError, TransientError
+from tests.support.processes import wait_until
 
 PROGRAM = [sys.executable, "-c", "from reconciler.cli.main import main; main()"]
 
@@ -39,6 +42,11 @@ class Listener:
                 link, _ = self._socket.accept()
                 with link:
                     self.answerers.append(subprocess.Popen(self._command, stdin=link))
+
+    def answerer(self) -> subprocess.Popen[bytes]:
+        """The first. It may say something before it is on the list."""
+        wait_until(lambda: self.answerers)
+        return self.answerers[0]
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
@@ -89,7 +97,7 @@ def test_who_stops_to_ask_ends_the_commands_input(behind: Behind, tmp_path: Path
     assert not seen.exists()
     asker.kill()
     asker.wait()
-    listeners[0].answerers[0].wait(timeout=30)
+    listeners[0].answerer().wait(timeout=60)
     assert seen.read_text() == "ended\n"
     asker.stdin.close()
     asker.stdout.close()
@@ -104,8 +112,8 @@ def test_an_answer_that_is_cut_off_is_no_answer(behind: Behind, listeners: list[
     asker = subprocess.Popen(behind("echo begun; sleep 60"), stdin=-1, stdout=-1, stderr=-1)
     assert asker.stdout is not None
     assert asker.stdout.readline() == b"begun\n"
-    listeners[0].answerers[0].kill()
-    _, errors = asker.communicate(timeout=30)
+    listeners[0].answerer().kill()
+    _, errors = asker.communicate(timeout=60)
     assert asker.returncode == 3
     assert b"was ended before it was done" in errors
 
@@ -145,6 +153,8 @@ def test_what_it_carries_is_bounded_in_memory(behind: Behind) -> None:
     """A gigabyte of output would not be held: it is passed on a chunk at a time, and waits where nobody reads."""
     asker = subprocess.Popen(behind("head -c 50000000 /dev/zero"), stdin=subprocess.DEVNULL, stdout=-1)
     assert asker.stdout is not None
+    out = asker.stdout
+    wait_until(lambda: fcntl.ioctl(out, termios.FIONREAD, b"\0" * 4) != b"\0" * 4)
     time.sleep(0.5)
     status = Path(f"/proc/{asker.pid}/status").read_text()
     assert int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) < 60_000

@@ -45,7 +45,7 @@ def once(folder: Path, key: dict[str, str], **changes: Any) -> tuple[int, str]:
         str(config),
     ]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=240, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr.splitlines()[-1]
 

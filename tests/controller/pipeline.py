@@ -137,7 +137,7 @@ class Pipeline:
         self.clock.step(seconds)
         self.settle()
 
-    def tick_until(self, done: Callable[[], bool], seconds: float = 30) -> None:
+    def tick_until(self, done: Callable[[], bool], seconds: float = 120) -> None:
         """Tick until something is so, in real time: for work beside the loop."""
         assert self.program is not None
         end = time.monotonic() + seconds

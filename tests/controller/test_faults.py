@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from reconciler.model.scalars import format_instant
 from tests.controller.harness import document
 from tests.controller.pipeline import RECONCILER, Keys, Pipeline, run_command
 from tests.support.gpg import make_home
+from tests.support.processes import runs, wait_until
 from tests.support.recipes import CRITICAL, HEALTH, SETUP
 from tests.support.system import need
 
@@ -173,18 +173,21 @@ def children(of: int, word: str) -> list[int]:
     return out
 
 
-SLOW = SETUP + "sleep 2\n"
+def slow(root: Path) -> str:
+    """A setup that says that it has begun, and goes on until it may end."""
+    return SETUP + f"touch {root}/begun\nuntil [ -e {root}/go ]; do sleep 0.1; done\n"
 
 
 def test_a_killed_builder_is_started_again(tmp_path: Path, keys: Keys) -> None:
-    line = Pipeline(tmp_path, keys, changes={"images/golden/setup.sh": SLOW})
+    line = Pipeline(tmp_path, keys, changes={"images/golden/setup.sh": slow(tmp_path)})
     line.start(inline=False)
     line.tick_until(lambda: bool(children(os.getpid(), "builder --work")))
     (builder,) = children(os.getpid(), "builder --work")
     line.tick_until(lambda: "building v1" in line.condition("Progressing")[2])
     assert line.condition("Progressing")[:2] == ("True", "AtWork")
-    time.sleep(0.8)
+    wait_until((tmp_path / "begun").exists)
     os.kill(builder, signal.SIGKILL)
+    (tmp_path / "go").touch()
     line.tick_until(lambda: line.condition("Progressing")[1] == "Retrying")
     message = line.condition("Progressing")[2]
     assert "the builder was killed by signal 9" in message and "enough memory" in message
@@ -203,34 +206,20 @@ def run_controller(line: Pipeline, *options: str) -> subprocess.Popen[bytes]:
     )
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended. One that nobody has collected yet has."""
-    try:
-        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
-    except OSError:
-        return True
-
-
-def wait_for(done: object, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not done():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_a_killed_controller_takes_its_build_with_it_and_the_next_one_publishes(tmp_path: Path, keys: Keys) -> None:
-    line = Pipeline(tmp_path, keys, changes={"images/golden/setup.sh": SLOW})
+    line = Pipeline(tmp_path, keys, changes={"images/golden/setup.sh": slow(tmp_path)})
     controller = run_controller(line, "--once")
-    wait_for(lambda: children(controller.pid, "builder --work"))
+    wait_until(lambda: children(controller.pid, "builder --work"))
     (builder,) = children(controller.pid, "builder --work")
-    time.sleep(0.8)
+    wait_until((tmp_path / "begun").exists)
     controller.kill()
     controller.communicate()
-    wait_for(lambda: gone(builder), 10)
+    wait_until(lambda: not runs(builder))
+    (tmp_path / "go").touch()
     assert line.stored() == []
     assert list((tmp_path / "builder").glob("scratch/v1-*")) == [], "the build has cleared up behind itself"
     again = run_controller(line, "--once")
-    _, said = again.communicate(timeout=60)
+    _, said = again.communicate(timeout=240)
     assert again.returncode == 0, said
     line.start()
     assert published(line)

@@ -142,7 +142,7 @@ class Told:
 
     def __init__(self, hub: GithubServer) -> None:
         self.hub, self.clock, self.lines = hub, Clock(), list[dict[str, Any]]()
-        api = GithubApi(hub.repository, lambda: "ghp_secret", url=hub.url, patience_s=0, read_timeout_s=5)
+        api = GithubApi(hub.repository, lambda: "ghp_secret", url=hub.url, patience_s=0, read_timeout_s=60)
         self.forge = GithubForge(hub.repository, lambda: "ghp_secret", api=api)
         self.woken = 0
         self.start()
@@ -165,7 +165,7 @@ class Told:
         """Let the thread look again at the clock, until it has nothing to do now."""
         with self.herald._changed:
             self.herald._changed.notify_all()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not self.herald.flush(1e9):
             assert time.monotonic() < until
 
@@ -190,7 +190,7 @@ class Told:
 def told(hub: GithubServer) -> Iterator[Told]:
     made = Told(hub)
     yield made
-    made.herald.stop(5)
+    made.herald.stop(60)
     made.forge.close()
 
 
@@ -219,7 +219,7 @@ def test_nothing_is_sent_twice_also_by_another_process(told: Told) -> None:
         told.after(100_000)
         told.tell(wave("lab", WaveState.ROLLING))
     assert len(told.hub.seen) == asked
-    told.herald.stop(5)
+    told.herald.stop(60)
     told.start()
     told.tell(wave("lab", WaveState.ROLLING))
     assert len(told.hub.writes()) == writes == 3
@@ -304,7 +304,7 @@ def test_a_refused_head_is_marked_until_it_is_in_force(told: Told) -> None:
 class Stuck:
     """A forge that never answers, or fails in a way that nobody thought of."""
 
-    def __init__(self, answer: Callable[[], None]) -> None:
+    def __init__(self, answer: Callable[[], object]) -> None:
         self.answer, self.called = answer, threading.Event()
 
     def set_status(self, *_: object) -> None:
@@ -312,24 +312,19 @@ class Stuck:
         self.answer()
 
 
-def assert_over(over: threading.Event) -> None:
-    assert over.wait(10)
-
-
 def test_the_loop_never_waits_for_the_forge() -> None:
-    over = threading.Event()
-    stuck = Stuck(lambda: assert_over(over))
+    over, ended = threading.Event(), list[bool]()
+    stuck = Stuck(lambda: ended.append(over.wait(250)))
     herald = Herald(stuck, lambda *_, **__: None, environments=None, backoff=Backoff(5, 900))  # type: ignore[arg-type]
-    started = time.perf_counter()
     herald.tell(plan(wave("lab", WaveState.ROLLING)), None)
-    assert stuck.called.wait(5)
+    assert stuck.called.wait(60)
     for _ in range(100):
         herald.tell(plan(wave("lab", WaveState.SOAKING)), None)
         herald.finding()
-    assert time.perf_counter() - started < 5
+    assert ended == [], "all that was told while it was being called"
     assert not herald.flush(0.05)
     over.set()
-    herald.stop(5)
+    herald.stop(60)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), TransientError("x"), TerminalError("x")])
@@ -343,5 +338,5 @@ def test_no_error_ends_the_thread(error: Exception) -> None:
     assert herald.flush(1e9)
     assert herald.finding().status is False
     assert herald._thread is not None and herald._thread.is_alive()
-    herald.stop(5)
+    herald.stop(60)
     assert not herald._thread.is_alive()

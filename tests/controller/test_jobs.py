@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from reconciler.controller.jobs import Jobs, PacedJobs
 from reconciler.model.plan import Action, ActionKind
 from reconciler.ports import Intent
+from tests.support.processes import wait_until
 
 NOW = datetime(2026, 1, 15, tzinfo=UTC)
 
@@ -26,11 +26,12 @@ def test_a_build_spends_its_time_before_its_effect_and_what_has_none_spends_none
         paced.submit(intent(number, kind), lambda kind=kind: done.append(kind) or "made")  # type: ignore[misc]
     assert paced.busy and paced.holds(intent(1, ActionKind.PROPOSE_REVERT))
     collected = []
-    for _ in range(500):
-        collected += paced.collect()
-        if len(collected) == 2:
-            break
-        time.sleep(0.01)
-    jobs.stop(5)
+
+    def both() -> bool:
+        collected.extend(paced.collect())
+        return len(collected) == 2
+
+    wait_until(both)
+    jobs.stop(60)
     assert done == [1800, ActionKind.BUILD, ActionKind.PROPOSE_REVERT]
     assert [finished.detail for finished in collected] == ["made", "made"] and not paced.busy

@@ -51,7 +51,7 @@ def running(folder: Path, serving: Tls | None = None, **options: Any) -> Iterato
     given = replace(Options(store=store, now=lambda: NOW, access=store.access, wall=lambda: NOW), **options)
     with (
         HttpServer(create_app(given), "127.0.0.1", 0, serving) as server,
-        httpx.Client(base_url=server.address, timeout=20, trust_env=False) as client,
+        httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client,
     ):
         yield Service(store, server, client)
     store.close()

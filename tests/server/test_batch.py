@@ -37,7 +37,7 @@ def test_a_mark_that_is_set_while_a_report_is_folded_is_kept(tmp_path: Path, mon
 
     monkeypatch.setattr(store, "observed", observed_then_ticked)
     record(store, [Received(report(sequence=2, health="warning"), NOW)], 900)
-    tick.join(10)
+    tick.join(60)
     monkeypatch.undo()
     found = store.observation(DEVICE)
     store.close()
@@ -97,7 +97,7 @@ def test_a_queue_that_is_full_says_come_again_and_a_caller_that_left_stops_nobod
     worked: list[int] = []
 
     def work(items: Sequence[int]) -> Sequence[int]:
-        assert release.wait(5)
+        assert release.wait(60)
         worked.extend(items)
         return items
 

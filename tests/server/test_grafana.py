@@ -85,12 +85,12 @@ def _free_port() -> int:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
-    """Prometheus on loopback that scrapes `target` five times a second, with our alert rules; a client for its API."""
+    """Prometheus on loopback that scrapes `target` more than twice a second, with our alert rules; a client for its API."""
     program = need("prometheus")
     folder.mkdir()
     (folder / "alerts.yaml").write_text(alerts(), encoding="utf-8")
     settings = {
-        "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "500ms"},
+        "global": {"scrape_interval": "400ms", "scrape_timeout": "400ms", "evaluation_interval": "500ms"},
         "rule_files": ["alerts.yaml"],
         "scrape_configs": [{"job_name": "reconciler", "static_configs": [{"targets": [target]}]}],
     }
@@ -102,11 +102,11 @@ def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
         [program, f"--config.file={folder / 'prometheus.yml'}", *options], stdout=log, stderr=log, cwd=folder
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             yield client
     finally:
         running.terminate()
-        running.wait(20)
+        running.wait(60)
         log.close()
 
 
@@ -175,7 +175,7 @@ def test_every_panel_shows_something_of_a_fleet_in_motion(tmp_path: Path) -> Non
     store.add_token("SITE-2-1", hash_token(token), bench.clock.now())
     with (
         HttpServer(create_app(options), "127.0.0.1", 0) as server,
-        httpx.Client(base_url=server.address, timeout=20, trust_env=False) as devices,
+        httpx.Client(base_url=server.address, timeout=60, trust_env=False) as devices,
         prometheus(tmp_path / "prometheus", server.address.removeprefix("http://")) as client,
     ):
         said, sequence = {"Authorization": f"Bearer {token}"}, 1000
@@ -189,9 +189,9 @@ def test_every_panel_shows_something_of_a_fleet_in_motion(tmp_path: Path) -> Non
             assert devices.post("/v1/exchange", content=sent.to_bytes(), headers=said).status_code == 200
             devices.get("/v1/plan")
             bench.loop.tick()
-            return _samples(client, 'count_over_time(up{job="reconciler"}[1m])') >= 8
+            return _samples(client, 'sum_over_time(up{job="reconciler"}[1m])') >= 8
 
-        _until(go_on, 60, "eight scrapes")
+        _until(go_on, 200, "eight scrapes")
         empty = []
         for title, query in QUERIES:
             found = _ask(client, query.replace("$job", ".*").replace("$__rate_interval", "1m"))
@@ -200,13 +200,14 @@ def test_every_panel_shows_something_of_a_fleet_in_motion(tmp_path: Path) -> Non
         assert not empty, "\n".join(empty)
         annotation = BOARD["annotations"]["list"][1]["expr"]
         _ask(client, annotation.replace("$job", ".*"))
-        _alerts_are_read(client)
+        _until(lambda: _alerts_are_read(client), 60, "the rules are evaluated, and nothing is down")
 
 
-def _alerts_are_read(client: httpx.Client) -> None:
+def _alerts_are_read(client: httpx.Client) -> bool:
     """The same Prometheus evaluates the rules without an error, and sees what is wrong."""
     groups = client.get("/api/v1/rules").json()["data"]["groups"]
     rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
     assert not [rule["lastError"] for rule in rules.values() if rule.get("lastError")]
-    assert rules["ReconcilerHeadRefused"]["state"] == "pending"
-    assert rules["ReconcilerStoreDown"]["state"] == rules["ReconcilerDown"]["state"] == "inactive"
+    # A scrape that came too late, on a machine with much to do, is a service that is down until the next one.
+    awaited = {"ReconcilerHeadRefused": "pending", "ReconcilerStoreDown": "inactive", "ReconcilerDown": "inactive"}
+    return {name: rules[name]["state"] for name in awaited} == awaited

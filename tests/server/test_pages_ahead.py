@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.controller.staging import observed
 from tests.server.pages import Reader, reading
 from tests.server.service import NOW
 from tests.server.test_pages_tonight import HOUR, moves, outlook, place, tonight
+from tests.support.processes import wait_until
 
 LIKELY = outlook(
     moves("lab", "v1.4.2", 2, 0.5, 1, sites=("S0",), sites_in_all=1),
@@ -29,10 +29,7 @@ def ahead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     """Two waves that have not begun, outside of their windows, and a forecast."""
     with reading(tmp_path_factory.mktemp("ahead"), foresee=lambda _board: LIKELY.foreseen) as reader:
         reader.api.stage.tick(*reader.api.stage.everybody())
-        for _ in range(200):
-            if "Foreseen to begin" in reader.get("/").text:
-                break
-            time.sleep(0.02)
+        wait_until(lambda: "Foreseen to begin" in reader.get("/").text)
         yield reader
 
 
@@ -77,11 +74,8 @@ def test_what_follows_a_wave_is_what_the_next_one_asks_for(tmp_path: Path) -> No
     later = outlook(places=(place("canary", "v1.4.2", proven=3),))
     with reading(tmp_path / "other", foresee=lambda _board: later.foreseen) as reader:
         reader.api.stage.tick(*reader.api.stage.everybody())
-        for _ in range(200):
-            text = tonight(reader.get("/"))
-            if "is through its soak" in text:
-                break
-            time.sleep(0.02)
+        wait_until(lambda: "is through its soak" in tonight(reader.get("/")))
+        text = tonight(reader.get("/"))
         assert f"if it stays healthy; {said}" in text and "wave after it may follow" not in text
 
 

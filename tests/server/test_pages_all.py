@@ -139,11 +139,11 @@ def test_a_big_fleet_stays_within_bounds(tmp_path: Path) -> None:
         reader.get("/")
         assert len(reader.api.stage.boards.latest().flagged) > 3000  # type: ignore[union-attr]
         for path in ("/", "/waves/all", "/devices", "/flagged", "/search?q=s", "/devices?q=s1"):
-            begun = time.perf_counter()
+            begun = time.process_time()
             answer = reader.browser.get(path, headers=PAGE)
-            took = time.perf_counter() - begun
+            took = time.process_time() - begun
             assert answer.status_code == 200 and len(answer.content) < BYTES, (path, len(answer.content))
-            # The bar is 0.2 s; other tests run beside this one.
+            # Of the processor: other tests run beside this one. The bar is 0.2 s of a machine that does nothing else.
             assert took < 1.0, (path, took)
             Page(answer.text)
 

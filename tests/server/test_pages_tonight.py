@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.controller.staging import Stage, desired
 from tests.server.pages import Page, Reader, reading
 from tests.server.service import NOW, running
 from tests.server.test_stream import Listener
+from tests.support.processes import wait_until
 
 HOUR = timedelta(hours=1)
 NIGHT = (NOW + HOUR / 2, NOW + 2.5 * HOUR)
@@ -53,12 +53,8 @@ def tonight(page: Page) -> str:
 
 def settled(reader: Reader) -> Page:
     """The front page once its forecast has been made."""
-    for _ in range(200):
-        page = reader.get("/")
-        if "not computed yet" not in tonight(page):
-            return page
-        time.sleep(0.05)
-    raise AssertionError("the forecast never came")
+    wait_until(lambda: "not computed yet" not in tonight(reader.get("/")))
+    return reader.get("/")
 
 
 def test_waves_are_told_with_their_devices_and_windows() -> None:
@@ -159,7 +155,7 @@ def test_whoever_listens_is_told_when_the_forecast_has_been_made(tmp_path: Path)
     may_end = threading.Event()
 
     def slowly(_board: Board) -> Foreseen:
-        assert may_end.wait(10)
+        assert may_end.wait(250)
         seen = outlook().foreseen
         assert seen is not None
         return seen
@@ -179,4 +175,4 @@ def test_whoever_listens_is_told_when_the_forecast_has_been_made(tmp_path: Path)
         finally:
             listener.close()
             stage.boards.close()
-            assert listener.ended.wait(10)
+            assert listener.ended.wait(60)

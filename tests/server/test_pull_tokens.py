@@ -30,7 +30,7 @@ class Source:
         self.gate.set()
 
     def fetch(self) -> RegistryToken:
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         self.asked += 1
         if self.down:
             raise TransientError("ECR is away", needed_for="devices", remedy="wait")
@@ -40,14 +40,14 @@ class Source:
         """What is handed out so many minutes after the start, once a renewal under way has ended."""
         self.now = NOW + timedelta(minutes=minutes)
         tokens.current()
-        tokens.settle(10)
+        tokens.settle(60)
         held = tokens.current()
         return held.secret if held is not None else None
 
 
 def kept(source: Source) -> PullTokens:
     tokens = PullTokens(source, lambda: source.now)
-    tokens.settle(10)
+    tokens.settle(60)
     return tokens
 
 
@@ -80,7 +80,7 @@ def test_nobody_waits_for_a_registry_that_hangs() -> None:
     tokens = PullTokens(source, lambda: source.now)
     assert [tokens.current() for _ in range(50)] == [None] * 50
     source.gate.set()
-    tokens.settle(10)
+    tokens.settle(60)
     assert tokens.current() is not None and source.asked == 1
 
 
@@ -93,10 +93,10 @@ def test_a_token_without_an_end_is_read_again() -> None:
             return RegistryToken(ADDRESS, next(found), None)
 
     tokens = PullTokens(Secret(), lambda: now[0])
-    tokens.settle(10)
+    tokens.settle(60)
     now[0] += timedelta(minutes=11)
     tokens.current()
-    tokens.settle(10)
+    tokens.settle(60)
     held = tokens.current()
     assert held is not None and held.secret == "edge:two"
 

@@ -107,20 +107,20 @@ def test_stopping_answers_what_is_being_served_and_leaves_no_thread() -> None:
             import asyncio
 
             entered.set()
-            await asyncio.to_thread(go_on.wait, 5)
+            await asyncio.to_thread(go_on.wait, 60)
         await app(scope, receive, send)
 
     server = HttpServer(slow, "127.0.0.1", 0)
     server.start()
     got: list[str] = []
     address = server.address
-    client = threading.Thread(target=lambda: got.append(httpx.get(address, trust_env=False, timeout=10).text))
+    client = threading.Thread(target=lambda: got.append(httpx.get(address, trust_env=False, timeout=60).text))
     client.start()
-    assert entered.wait(5)
+    assert entered.wait(60)
     threading.Timer(0.2, go_on.set).start()
     server.stop()
     server.stop()
-    client.join(10)
+    client.join(60)
     assert got == ["served"]
     assert not [thread for thread in threading.enumerate() if thread.name == "http"]
     with pytest.raises(httpx.ConnectError):

@@ -24,6 +24,7 @@ from reconciler.server.options import Limits
 from reconciler.server.tokens import hash_token, make_token
 from tests.controller.staging import Stage, observed
 from tests.server.service import NOW, Service, running
+from tests.support.processes import wait_until
 
 
 @dataclass
@@ -46,10 +47,10 @@ class Listener:
         self._stopped = False
         self._opened, self._changed = threading.Event(), threading.Condition()
         self.ended = threading.Event()
-        self._client = httpx.Client(base_url=service.server.address, timeout=20, trust_env=False)
+        self._client = httpx.Client(base_url=service.server.address, timeout=60, trust_env=False)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self._opened.wait(10)
+        assert self._opened.wait(60)
 
     def _read(self) -> None:
         try:
@@ -85,7 +86,7 @@ class Listener:
                 self.told.append(Told(fields["event"], fields.get("id"), json.loads(fields["data"])))
                 self._changed.notify_all()
 
-    def wait(self, kind: str, count: int = 1, within_s: float = 10.0) -> list[Told]:
+    def wait(self, kind: str, count: int = 1, within_s: float = 60.0) -> list[Told]:
         """Messages of a kind, once there are so many."""
         with self._changed:
             enough = lambda: len([told for told in self.told if told.kind == kind]) >= count  # noqa: E731
@@ -122,7 +123,7 @@ class Scene:
         flags = [Event(None, NOW, EventKind.DEVICE_FLAGGED, f"k{n}", device="S0-1", message=message) for n in numbers]
         self.store.add_events(None, flags)
 
-    def until_listen(self, count: int, within_s: float = 30.0) -> None:
+    def until_listen(self, count: int, within_s: float = 60.0) -> None:
         """Wait until the service counts so many listeners."""
         name, until = "reconciler_event_stream_clients", time.monotonic() + within_s
         while True:
@@ -150,7 +151,7 @@ def scene(tmp_path: Path, **limits: Any) -> Iterator[Scene]:
             stage.boards.close()
             for listener in made.listeners:
                 listener.close()
-                assert listener.ended.wait(10)
+                assert listener.ended.wait(60)
     other.close()
 
 
@@ -170,15 +171,18 @@ def test_what_happens_is_told_once_to_everybody(tmp_path: Path) -> None:
         assert first.wait("board", 2)[-1].data["generation"] == 2
 
 
-def test_a_report_that_turns_critical_is_on_the_stream_within_two_seconds(tmp_path: Path) -> None:
+def test_a_report_that_turns_critical_is_on_the_stream_with_the_loops_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody comes to look by themselves.
+    monkeypatch.setattr(module, "LOOK_S", 250.0)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 250.0)
     with scene(tmp_path) as on:
         on.stage.tick(*on.stage.everybody())
         listener = on.listen()
         listener.wait("board")
-        started = time.monotonic()
         on.stage.tick(observed("S0-1", "v1.4.2", health="critical", health_since=NOW))
         assert listener.wait("board", 2)[-1].data["states"]["critical"] == 1
-        assert time.monotonic() - started < 2
 
 
 def test_who_comes_again_is_told_what_they_missed(tmp_path: Path) -> None:
@@ -214,10 +218,7 @@ def test_silence_is_broken_by_a_heartbeat(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
     with scene(tmp_path) as on:
         listener = on.listen()
-        until = time.monotonic() + 10
-        while listener.comments < 2 and time.monotonic() < until:
-            time.sleep(0.02)
-        assert listener.comments >= 2
+        wait_until(lambda: listener.comments >= 2)
 
 
 def test_only_so_many_may_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,13 +235,8 @@ def test_only_so_many_may_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         refused = on.service.client.get("/v1/events/stream", headers=on.headers)
         assert refused.status_code == 503 and refused.headers["retry-after"] == "30"
         first.close()
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            third = on.listen()
-            if third.status == 200:
-                break
-            time.sleep(0.05)
-        assert third.status == 200, "the place of one that has gone is free again"
+        # The place of one that has gone is free again.
+        wait_until(lambda: on.listen().status == 200)
 
 
 def test_a_client_whose_token_is_revoked_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,19 +246,23 @@ def test_a_client_whose_token_is_revoked_is_let_go(tmp_path: Path, monkeypatch: 
         listener = on.listen()
         assert not listener.ended.wait(0.3)
         on.store.access.revoke_operator("r", NOW)
-        assert listener.ended.wait(10)
+        assert listener.ended.wait(60)
 
 
 @pytest.mark.slow
 def test_a_client_that_does_not_read_is_let_go_and_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BoundedProtocol, "take_s", 2.0)
+    ports: list[int] = []
+    # The one who reads gets all the time that it needs.
+    patience_s = property(lambda connection: 0.5 if connection.client[1] in ports else 250.0)
+    monkeypatch.setattr(BoundedProtocol, "take_s", patience_s)
     monkeypatch.setattr(module, "LOOK_S", 0.01)
     # What the kernel may hold for the one who does not read: what it gives a sender at most, and what the test gives the reader.
     held = int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text().split()[2]) + 2 * 65_536
     with scene(tmp_path) as on, raw(on) as reader, raw(on, receive_bytes=65_536) as deaf:
         sent = 0
+        ports.append(deaf.getsockname()[1])
         while sent < held + (1 << 20):
             on.happens(50, "é" * MOST_MESSAGE)
             told = b""
@@ -283,7 +283,7 @@ def raw(on: Scene, receive_bytes: int | None = None) -> Iterator[socket.socket]:
     with socket.socket() as peer:
         if receive_bytes is not None:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        peer.settimeout(20)
+        peer.settimeout(60)
         peer.connect(("127.0.0.1", on.service.server.port))
         token = on.headers["Authorization"]
         peer.sendall(f"GET /v1/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
@@ -305,7 +305,7 @@ def test_the_end_of_the_loop_ends_the_stream(tmp_path: Path) -> None:
     with scene(tmp_path) as on:
         listener = on.listen()
         on.stage.boards.close()
-        assert listener.ended.wait(10)
+        assert listener.ended.wait(60)
         assert on.service.client.get("/v1/events/stream", headers=on.headers).status_code == 503
 
 
@@ -341,6 +341,6 @@ def test_pages_listen_without_a_login_where_they_are_read_without_one(tmp_path: 
         assert listener.status == 200
         assert service.client.get("/v1/events/stream").status_code == 401
         stage.boards.close()
-        assert listener.ended.wait(10)
+        assert listener.ended.wait(60)
         listener.close()
     other.close()
