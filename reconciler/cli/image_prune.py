@@ -115,5 +115,5 @@ def _as_text(verdicts: tuple[Verdict, ...], removed: set[str], dry_run: bool) ->
     elif going:
         lines.append(f"{len(going)} of {len(verdicts)} releases {'would go' if dry_run else 'removed'}, {size}")
     else:
-        lines.append(f"nothing of {len(verdicts)} releases may go")
+        lines.append(f"nothing may go, of {len(verdicts)} in the store")
     return "\n".join(lines) + "\n"
