@@ -16,7 +16,7 @@ from reconciler.model.events import EventKind
 from reconciler.ports import Commit
 from reconciler.server.access import ROUTES, Need
 from reconciler.server.dashboard.frame import NAVIGATION
-from reconciler.server.dashboard.marks import MARKS, bar, mark
+from reconciler.server.dashboard.marks import MARKS, bar, mark, told
 from reconciler.server.dashboard.shell import HERE, Shell
 from tests.controller.staging import desired, observed
 from tests.server.inside import PAGE
@@ -198,3 +198,15 @@ def test_words_stand_out_from_what_they_stand_on(scheme: str) -> None:
     assert (bright + 0.05) / (dim + 0.05) >= 4.5
     # What is told by shapes of colour alone stands out by 3 to 1 from a card, or is told in words beside it.
     assert {f"{tone}-fill" for tone in words[3:]} <= set(colours)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("until 2026-03-15T20:15:00Z, then", "until 2026-03-15 20:15 UTC, then"),
+        ("2026-03-15T20:15:00.123456Z", "2026-03-15 20:15 UTC"),
+        ("a" * 7 + "-2026-03-15T20:15:00+01:00", "a" * 7 + "-2026-03-15T20:15:00+01:00"),
+    ],
+)
+def test_what_is_told_has_its_instants_as_pages_write_them(text: str, shown: str) -> None:
+    assert told(text) == shown

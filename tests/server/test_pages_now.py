@@ -209,6 +209,8 @@ def test_windows_that_open_are_counted(fresh: Reader) -> None:
         "2026-01-15 02:00 UTC in 30 min a maintenance window opens for 2 devices: wave lab may begin v1.4.2"
         in page.text
     )
+    # What the plan says is shown with instants as pages write them.
+    assert "of it is left until 2026-01-15 02:00 UTC" in page.of("holds") and "T02:00:00Z" not in page.text
     lead = "Wave lab moves to v1.4.2: 0 of 2 devices on it, and nothing is in flight: for 2 devices the maintenance"
     assert f"■ {lead} window is closed, until 2026-01-15 02:00 UTC." in page.of("lead")
 

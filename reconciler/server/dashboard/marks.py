@@ -6,6 +6,7 @@ that is said by colour or shape is said in words too. What comes in is escaped h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import Enum
@@ -20,6 +21,7 @@ from reconciler.model.scalars import format_instant, parse_instant
 from reconciler.server.access import ROUTES
 
 UNKNOWN = Markup('<span class="none">not known</span>')
+_INSTANT = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\.\d+)?Z")
 _BAR = 200
 """Units of a bar's width."""
 
@@ -106,6 +108,11 @@ def moment(at: datetime | None) -> Markup:
     return Markup('<time datetime="{}">{}</time>').format(_machine(at), f"{at:%Y-%m-%d %H:%M} UTC")
 
 
+def told(text: str) -> str:
+    """What the controller says, its instants as pages write them: `2026-03-15 20:15 UTC`. The text of commands keeps seconds."""
+    return _INSTANT.sub(r"\1 \2 UTC", clean(text))
+
+
 @pass_context
 def away(context: Context, at: datetime | None) -> Markup:
     """How far away an instant is: `in 2 h 5 min`, `5 min ago`. The page's script keeps it true."""
@@ -190,5 +197,6 @@ def furnish(environment: Environment) -> None:
         word=word,
         reason=reason,
         clean=clean,
+        told=told,
     )
     environment.globals.update(bar=bar, counted=count, served=served)
