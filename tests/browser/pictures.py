@@ -75,7 +75,7 @@ def reading(address: str, token: str) -> Iterator[httpx.Client]:
 
 def page_of(client: httpx.Client, path: str) -> str:
     """A page, once its forecast is there."""
-    for _ in range(300):
+    for _ in range(600):
         answer = client.get(path, headers={"accept": "text/html"})
         assert answer.status_code == 200, answer.text
         if not any(words in answer.text for words in ("orecast is being made", "orecast is not computed yet")):

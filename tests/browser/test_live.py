@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import pytest
 
 from reconciler.model.observed import Health
+from reconciler.server import stream
 from tests.browser.conftest import Opener
 from tests.browser.fleet import WELL, Fleet, serving
 from tests.browser.window import Window
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-FLAG_S = 2.0
-"""From a report that turns critical to the flag on an open page: the bar."""
 _LOAD = "window.performance.timeOrigin"
 
 
@@ -26,23 +24,19 @@ def ill(fleet: Fleet) -> dict[str, Any]:
     return {"health": Health.CRITICAL, "health_since": fleet.at - timedelta(minutes=11)}
 
 
-def test_a_device_that_fails_is_flagged_on_an_open_page_within_two_seconds(
-    opened: Opener, held: ExitStack, moved: Fleet
+def test_a_device_that_fails_is_flagged_on_an_open_page_with_the_loops_word(
+    opened: Opener, held: ExitStack, moved: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nobody comes to look by themselves: neither the stream nor, as ever, the page.
+    monkeypatch.setattr(stream, "LOOK_S", 250.0)
+    monkeypatch.setattr(stream, "HEARTBEAT_S", 250.0)
     address = held.enter_context(serving(moved.options()))
     window = opened(address).open("/").live()
-    loaded, took = window.page.evaluate(_LOAD), list[float]()
-    # On a machine that is busy with other tests one of three is let through in time.
-    for number, device in enumerate((WELL, "SITE-2844-1", "SITE-2849-1"), 2):
-        begun = time.monotonic()
-        moved.change(device, **ill(moved))
-        window.wait(f"document.getElementById('tally').textContent === '{number}'")
-        took.append(time.monotonic() - begun)
-        if took[-1] <= FLAG_S:
-            break
-    assert min(took) <= FLAG_S, took
+    loaded = window.page.evaluate(_LOAD)
+    moved.change(WELL, **ill(moved))
+    window.wait("document.getElementById('tally').textContent === '2'")
     window.wait("document.getElementById('lead').innerText.includes('v1.4.2 is stopped in every wave')")
-    assert f"{number} devices are flagged" in window.text and "◆ failed" in window.text
+    assert "2 devices are flagged" in window.text and "◆ failed" in window.text
     assert window.page.evaluate(_LOAD) == loaded, "the page was loaded again"
 
 

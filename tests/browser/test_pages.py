@@ -69,7 +69,7 @@ def test_a_phone_begins_where_the_rollout_is_now_and_has_a_front_page_of_a_few_s
       const now = document.querySelector(".gantt .now line").getBoundingClientRect();
       return box.left < now.left && now.right < box.right;
     })()"""
-    window.wait(seen, s=5)
+    window.wait(seen)
     window.open("/").wait("!document.body.innerText.includes('not computed yet')")
     assert window.page.evaluate("() => document.documentElement.scrollHeight") < 9 * PHONE[1]
     row = window.page.locator("#wave-half")

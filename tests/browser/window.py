@@ -75,13 +75,13 @@ class Window:
 
     # ------------------------------------------------ reading
 
-    def wait(self, condition: str, *, s: float = 30) -> None:
+    def wait(self, condition: str, *, s: float = 60) -> None:
         """Wait until a condition holds in the page, an expression of JavaScript."""
         self.page.wait_for_function(f"() => ({condition})", timeout=s * 1000)
 
     def live(self) -> Window:
         """Wait until the page follows what happens."""
-        self.page.wait_for_selector("#link.on", timeout=30_000)
+        self.page.wait_for_selector("#link.on", timeout=60_000)
         return self
 
     def open(self, path: str) -> Window:

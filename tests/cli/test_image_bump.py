@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from typing import Self
 
 import pytest
 import yaml
@@ -46,7 +47,21 @@ sources:
   - {mirror: main, suites: [bookworm], key: keys/archive.asc}
 """
 FLEET = ROOT / "fleet"
-TODAY = f"{datetime.now(UTC):%Y%m%d}T000000Z"
+AT = datetime.now(UTC)
+TODAY = f"{AT:%Y%m%d}T000000Z"
+
+
+class Still(datetime):
+    """The day on which these tests began: it may end while they go on."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return cls.fromtimestamp(AT.timestamp(), tz)
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reconciler.cli.image_bump.datetime", Still)
 
 
 @dataclass

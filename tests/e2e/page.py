@@ -141,7 +141,7 @@ class Terminals:
         if self._first.poll() is None:
             self._first.send_signal(signal.SIGINT)
         try:
-            return self._first.wait(30)
+            return self._first.wait(60)
         except subprocess.TimeoutExpired:
             self._first.kill()
             return self._first.wait()

@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ STORE = {
     "IMAGE_STORE_REGION": "eu-central-1",
     "IMAGE_STORE_ROLE": "arn:aws:iam::123456789012:role/image-store",
 }
-TODAY = f"{datetime.now(UTC):%Y%m%d}T000000Z"
 IMAGE = """\
 apiVersion: fleet/v1
 kind: Image
@@ -104,11 +104,21 @@ def monthly(tmp_path: Path, repo: Repo, hub: GithubServer, mirrors: str, release
     return done[0], run
 
 
+def whole_day(enough_s: float = 100) -> date:
+    """Today in UTC, with time enough left for a test: the next day's run has a newer snapshot to propose."""
+    now = datetime.now(UTC)
+    left_s = (now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1) - now).total_seconds()
+    if left_s < enough_s:
+        time.sleep(left_s + 1)
+    return datetime.now(UTC).date()
+
+
 def branches(repo: Repo) -> set[str]:
     return set(repo.git("ls-remote", "--heads", "origin").replace("refs/heads/", "").split()[1::2])
 
 
 def test_the_month_brings_one_pull_request_and_the_next_run_none(tmp_path: Path, mirror: Repository) -> None:
+    today = f"{whole_day():%Y%m%d}T000000Z"
     more = {"fleet/images/v1.2.0.yaml": IMAGE, "fleet/images/golden/debian-12.yaml": VARIANT}
     repo = clone(tmp_path, {**more, "fleet/images/golden/keys/archive.asc": mirror.key.read_text()})
     where = f"other=https://mirror.example/{{snapshot}}\nmain={mirror.address}\n"
@@ -120,7 +130,7 @@ def test_the_month_brings_one_pull_request_and_the_next_run_none(tmp_path: Path,
         (pull,) = hub.pulls
         assert pull["title"] == "Add release v1.2.1" and pull["base"]["ref"] == "main"
         assert "| `docker-ce` | `5:27.1.2-1` | `5:28.0-1` |" in pull["body"]
-        assert f"| `snapshot` | `20251115T000000Z` | `{TODAY}` |" in pull["body"]
+        assert f"| `snapshot` | `20251115T000000Z` | `{today}` |" in pull["body"]
         assert branches(repo) == {"main", "image/v1.2.1"}
         assert "Add release v1.2.1" in run.summary and f"pull request {pull['number']}" in run.summary
         assert "+++ b/" not in run.summary and JOB_TOKEN not in told(run)
