@@ -44,13 +44,13 @@ def hub() -> Iterator[GithubServer]:
 def bench(tmp_path: Path, hub: GithubServer) -> Iterator[Bench]:
     made = Bench(tmp_path)
     hub.repo = made.repo  # type: ignore[attr-defined]
-    api = GithubApi(hub.repository, lambda: "ghp_secret", url=hub.url, patience_s=0, read_timeout_s=5)
+    api = GithubApi(hub.repository, lambda: "ghp_secret", url=hub.url, patience_s=0, read_timeout_s=60)
     made.store.close()
     made.forge = GithubForge(hub.repository, lambda: "ghp_secret", api=api)
     made.start()
     yield made
     assert made.herald is not None
-    made.herald.stop(5)
+    made.herald.stop(60)
     made.forge.close()
     made.store.close()
 
@@ -114,7 +114,7 @@ def test_none_after_a_restart_nor_after_a_person_has_closed_it(bench: Bench, hub
     pull["state"] = "closed"
     bench.repo.git("branch", "-D", pull["head"]["ref"])
     assert bench.herald is not None
-    bench.herald.stop(5)
+    bench.herald.stop(60)
     bench.store.close()
     bench.start()
     keep_failing(bench)
@@ -136,7 +136,7 @@ def test_a_forge_that_is_down_holds_the_pull_request_back_and_nothing_else(bench
     assert bench.store.snapshot().failures[0].key == "v1.4.2"
     (intent,) = bench.store.open_intents()
     assert intent.action.key == PROPOSE.key and "503" in (intent.last_error or "")
-    assert bench.herald is not None and bench.herald.flush(10)
+    assert bench.herald is not None and bench.herald.flush(60)
     bench.settle()
     assert bench.condition("ForgeReady") == ("False", "NotAnswering")
     assert bench.condition("GitReady") == ("True", "UpToDate")
@@ -151,7 +151,7 @@ def test_the_forge_shows_the_rollout_and_the_refused_head(bench: Bench, hub: Git
     good = bench.repo.git("rev-parse", "main")
     bad = bench.repo.commit("Break", {"waves.yaml": waves(lab={"image": "v9"})})
     bench.poll()
-    assert bench.herald is not None and bench.herald.flush(10)
+    assert bench.herald is not None and bench.herald.flush(60)
     shown = {(each["sha"], each["state"]) for each in hub.statuses}
     assert (bad, "failure") in shown and any(sha == good for sha, _ in shown)
     (refused,) = [each["description"] for each in hub.statuses if each["sha"] == bad]

@@ -27,7 +27,7 @@ def made(tmp_path: Path) -> Repo:
 
 
 def mirror(tmp_path: Path, made: Repo) -> GitMirror:
-    one = GitMirror(tmp_path / "state", str(made.path), "main", timeout_s=20)
+    one = GitMirror(tmp_path / "state", str(made.path), "main", timeout_s=120)
     one.refresh()
     return one
 

@@ -182,11 +182,11 @@ def test_an_encoded_body_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_device_that_asks_too_often_waits_and_others_do_not(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(per_device=(0.5, 3))) as service:
+    with running(tmp_path, limits=Limits(per_device=(0.01, 3))) as service:
         eager, calm = service.enrol("A-1"), service.enrol("B-1")
         statuses = [service.send(report("A-1", n), eager) for n in range(1, 6)]
         assert [response.status_code for response in statuses] == [200, 200, 200, 429, 429]
-        assert 1 <= int(statuses[-1].headers["retry-after"]) <= 2
+        assert 1 <= int(statuses[-1].headers["retry-after"]) <= 100
         assert service.send(report("B-1"), calm).status_code == 200
 
 

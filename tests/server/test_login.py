@@ -101,11 +101,11 @@ def test_what_is_no_token_is_told_so_and_written_down_without_it(tmp_path: Path)
 
 
 def test_guessing_at_the_login_is_slowed_down_by_address(tmp_path: Path) -> None:
-    with inside(tmp_path, limits=replace(EASY, refused_per_address=(0.1, 3))) as world:
+    with inside(tmp_path, limits=replace(EASY, refused_per_address=(0.01, 3))) as world:
         browser, token = world.browser(), world.token()
         tried = [browser.post("/login", data={"token": "edge_" + "A" * 43}, headers=own(browser)) for _ in range(5)]
         assert [answer.status_code for answer in tried] == [401, 401, 401, 429, 429]
-        assert 1 <= int(tried[-1].headers["retry-after"]) <= 10
+        assert 1 <= int(tried[-1].headers["retry-after"]) <= 100
         assert "Try again in" in tried[-1].text
         # A good token waits too: an answer would tell that it is good.
         assert browser.post("/login", data={"token": token}, headers=own(browser)).status_code == 429
