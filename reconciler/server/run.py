@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from reconciler.ports import TerminalError
 from reconciler.server.connections import BoundedLoop, BoundedProtocol, Listener
 
-_START_S = 10.0
+_START_S = 60.0
 _STOP_S = 15.0
 
 

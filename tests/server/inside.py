@@ -73,7 +73,7 @@ class Bridge(httpx.BaseTransport):
         left = asyncio.ensure_future(gone.wait())
         await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
         with suppress(TimeoutError, asyncio.CancelledError):
-            await asyncio.wait_for(work, 2)
+            await asyncio.wait_for(work, 60)
         left.cancel()
         return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=bytes(body))
 
