@@ -94,7 +94,8 @@ def test_no_process_is_left_behind_where_this_one_is_interrupted() -> None:
     with pytest.raises(KeyboardInterrupt):
         parse_divided(own, 3, interrupted)
     assert {child.pid for child in psutil.Process().children()} <= before
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    # What an earlier test left to be collected may be closed meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 def test_where_no_process_can_be_started_this_one_does_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
