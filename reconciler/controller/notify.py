@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -161,9 +162,9 @@ class Notifier:
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything told so far is sent, or has failed once; whether that was so in time. For a single pass."""
-        until = datetime.now(UTC) + timedelta(seconds=timeout_s)
+        until = time.monotonic() + timeout_s
         self.ring()
-        return all(courier.settled((until - datetime.now(UTC)).total_seconds()) for courier in self._couriers)
+        return all(courier.settled(until - time.monotonic()) for courier in self._couriers)
 
     def stop(self, timeout_s: float) -> None:
         """Send nothing more; the rest is on record."""

@@ -6,14 +6,15 @@ import base64
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from reconciler.adapters.sql import SqlStore, open_store
 from reconciler.adapters.webhook import WebhookSender
+from reconciler.controller import notify as module
 from reconciler.controller.conditions import Finding, Type
 from reconciler.controller.notices import FOLD_ABOVE, Asked
 from reconciler.controller.notify import REFUSALS, Courier, Notifier, Office, Target, not_configured
@@ -414,6 +415,25 @@ def test_a_target_that_hangs_holds_up_neither_the_loop_nor_another_target(tmp_pa
 
 
 def test_a_single_pass_waits_until_everything_is_sent(bench: Bench) -> None:
+    bench.tell(OPENED)
+    bench.notifier.start()
+    assert bench.notifier.flush(60)
+    assert len(bench.sender.got) == 1
+    bench.notifier.stop(60)
+
+
+def test_a_clock_that_is_set_meanwhile_ends_no_single_pass_early(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Leaping(datetime):
+        """An hour further on at each look."""
+
+        looks = 0
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            cls.looks += 1
+            return cls.fromtimestamp(1_800_000_000 + 3600 * cls.looks, tz)
+
+    monkeypatch.setattr(module, "datetime", Leaping)
     bench.tell(OPENED)
     bench.notifier.start()
     assert bench.notifier.flush(60)
