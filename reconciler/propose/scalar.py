@@ -55,7 +55,10 @@ def text_written(value: str, *, flow: bool = False, style: str | None = None) ->
 
 def is_plain(value: str, *, flow: bool = False) -> bool:
     """Whether text can stand without quotes, and is text to every reader of YAML."""
-    if not _PLAIN.fullmatch(value) or _OTHER_TYPES.fullmatch(value) or value.startswith(("---", "...")):
+    # YAML 1.1 has types of their own for a merge and for a default value.
+    if value in ("<<", "=") or not _PLAIN.fullmatch(value) or _OTHER_TYPES.fullmatch(value):
+        return False
+    if value.startswith(("---", "...")):
         return False
     if ": " in value or " #" in value or value.endswith(":"):
         return False

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
@@ -24,6 +24,8 @@ WORDS = st.text(
         "v1.4.2",
         "2.10",
         "NO",
+        "<<",
+        "=",
         "null",
         "~",
         "a: b",
@@ -162,6 +164,8 @@ def test_an_edit_does_what_was_asked_and_touches_no_other_line(data: st.DataObje
         assert after.count(b"# why, and {more}: 'of' it") == before.count(b"# why, and {more}: 'of' it")
 
 
+@example("<<", None, False)
+@example("=", None, True)
 @given(WORDS, st.sampled_from([None, "'", '"']), st.booleans())
 def test_a_text_is_the_same_text_to_every_reader(word: str, style: str | None, flow: bool) -> None:
     text = text_written(word, flow=flow, style=style)
