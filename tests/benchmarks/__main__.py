@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.benchmarks import (
+    flagging,
     idling,
     imaging,
     loading,
@@ -36,6 +37,7 @@ def rows() -> Iterator[Row]:
     yield "peak memory of a plan, 1,000,000 devices (GiB)", float(peak), "1 GiB", 1.0, 1.0
     yield from ticking.measure()
     yield from watching.measure()
+    yield from flagging.measure()
     with tempfile.TemporaryDirectory() as folder:
         for row in loading.measure(Path(folder)):
             yield tuple(row)
