@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,6 +104,9 @@ def running_store() -> Iterator[Store]:
     store = Store()
     with moto_server(store.watched) as url:
         store.url = url
+        # moto's buckets are the process's, and outlive its servers: those of an office before this one are still there.
+        request = urllib.request.Request(f"{url}/moto-api/reset", method="POST")
+        urllib.request.urlopen(request, timeout=60).close()
         boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=BUCKET)
         try:
             yield store
