@@ -25,7 +25,7 @@ demo:  ## a promotion, a bad release stopped, its revert, an app release: 52 sit
 	@.ci/setup --system $(DEMO_PACKAGES)
 	@.venv/bin/reconciler demo $(DEMO)
 
-# Three workers keep two cores busy: much of the suite waits for processes and for clocks.
+# Three workers keep two cores busy, here and in `check`: much of the suite waits for processes and for clocks.
 test:  ## the whole suite but for virtual machines
 	@.ci/setup --system $(TEST_PACKAGES)
 	@$(PY) -m tests.support.golden
@@ -40,11 +40,11 @@ test-vm-full:  ## all of them, the long ones too: an hour or two
 	@.ci/setup --system $(VM_PACKAGES)
 	@.ci/test-vm full
 
-check:  ## lint, types, unit tests: under two minutes
+check:  ## lint, types, unit tests: a little over a minute
 	@.ci/setup
 	@.venv/bin/ruff check -q . && .venv/bin/ruff format --check -q .
 	@.venv/bin/mypy --no-error-summary
-	@PROPERTY_EXAMPLES=10 .venv/bin/pytest -q -n 2 -m "not vm and not slow and not system"
+	@PROPERTY_EXAMPLES=10 .venv/bin/pytest -q -n 3 -m "not vm and not slow and not system"
 
 bench:  ## what the work costs, as ratios to a yardstick in the same run
 	@.ci/setup
