@@ -36,7 +36,7 @@ test-vm:  ## tests that need root or virtual machines
 	@.ci/setup --system $(VM_PACKAGES)
 	@.ci/test-vm
 
-test-vm-full:  ## all of them, the long ones too: an hour or two
+test-vm-full:  ## all of them, the long ones too: two hours or more
 	@.ci/setup --system $(VM_PACKAGES)
 	@.ci/test-vm full
 
