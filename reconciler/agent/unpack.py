@@ -26,7 +26,6 @@ import mmap
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from reconciler.agent.orders import DIFFERS, DONE, MISSING, NOT_ASKED, ORDER, PACKING, WRITING
 
@@ -73,8 +72,10 @@ class Unpacker:
         self._packed = mmap.mmap(packed, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
         self._packed_at = ctypes.addressof(ctypes.c_char.from_buffer(self._packed))
         self._out = mmap.mmap(-1, MOST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):
+        try:  # noqa: SIM105 - not for this alone is contextlib read, four times
             self._out.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a kernel without them
+            pass
         self._out_at = ctypes.addressof(ctypes.c_char.from_buffer(self._out))
         self._bytes = memoryview(self._out)
         self._seen = memoryview(mmap.mmap(-1, _SEEN_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

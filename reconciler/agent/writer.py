@@ -154,7 +154,8 @@ def _read_behind(steps: Iterator[None], writer: SlotWriter, size: int, back: Rea
                 synced, place = end, writer.place() // CHUNK * CHUNK
                 if place - end >= STRETCH:
                     end, syncing = place, beside.submit(writer.sync)
-                yield from back.up_to(synced)
+                if synced > back.place:
+                    yield from back.up_to(synced)
             yield 0.0
         syncing.result()
     _filled(writer, size)
