@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from reconciler.agent.hardware import HardwareError, SlotWriter
-from reconciler.agent.orders import DIFFERS, DONE, MISSING, NOT_ASKED, ORDER
+from reconciler.agent.orders import DIFFERS, DONE, MISSING, ORDER
 from reconciler.protocol import scratch, seekable
 from reconciler.protocol.manifest import Manifest
 from reconciler.protocol.seekable import Frame
@@ -90,7 +90,7 @@ class _Programs:
         files = (str(file.fileno()), str(slot))
         try:
             with scratch.nameless_file() as waiting:
-                waiting.write(b"".join(ORDER.pack(*frame[:4], frame.sha256 or NOT_ASKED) for frame in orders))
+                waiting.write(b"".join(ORDER.pack(*frame[:4], bool(frame.sha256), frame.sha256) for frame in orders))
                 waiting.seek(0)
                 for _ in range(min(MOST_PROGRAMS, 2 * (os.cpu_count() or 1), len(orders))):
                     self._all.append(

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import struct
 
-ORDER = struct.Struct("<4Q32s")
-"""Start and end in the packed file, place and length in the image, and its sha256."""
+ORDER = struct.Struct("<4Q?32s")
+"""Start and end in the packed file, place and length in the image, whether it is read back, and what its sha256 is then."""
 DONE = struct.Struct("<2Q")
 """Place and length of a stretch of the slot that stands."""
-NOT_ASKED = bytes(32)
-"""In place of a sha256: nothing is to be read back."""
 PACKING, WRITING, DIFFERS, MISSING = 2, 3, 4, 5
 """How a program ends that has not done all: 1 is Python's own."""

@@ -8,9 +8,9 @@ memory is unpacked there at once, without a window; blocks of zeros are not writ
 zeros too, and hashed. Of the library it uses what is stable since zstd 1.4.0, but for the wish to leave zstd's own checksum unread,
 which may go unheard.
 
-    stdin     orders, 64 bytes each: start and end in the packed file, place and length in the image (little-endian), and the
-              sha256; zeros for one, where nothing is to be read back. A file that several share: each takes the next
-    stdout    16 bytes for each stretch of the slot that stands: place and length; an order may take several
+    stdin     orders (`orders.ORDER`): start and end in the packed file, place and length in the image, whether to read it back,
+              and its sha256. A file that several share: each takes the next
+    stdout    `orders.DONE` for each stretch of the slot that stands: place and length; an order may take several
     stderr    what went wrong, one line
     status    0: no order is left. PACKING: what is packed cannot be unpacked. WRITING: the slot cannot be written or read.
               DIFFERS: what was read back has another sha256. MISSING: zstd's library is not there
@@ -27,7 +27,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from reconciler.agent.orders import DIFFERS, DONE, MISSING, NOT_ASKED, ORDER, PACKING, WRITING
+from reconciler.agent.orders import DIFFERS, DONE, MISSING, ORDER, PACKING, WRITING
 
 LIBRARY = "libzstd.so.1"
 BLOCK = 4096
@@ -85,17 +85,19 @@ class Unpacker:
         self._direct = True
         self._past_the_cache(True)
 
-    def do(self, start: int, end: int, place: int, length: int, sha256: bytes) -> Iterator[tuple[int, int]]:
+    def do(
+        self, start: int, end: int, place: int, length: int, proves: bool, sha256: bytes
+    ) -> Iterator[tuple[int, int]]:
         """Fill `length` bytes of the slot from `place`, a multiple of 4096, with what `start` to `end` of the packed file
-        unpack to; yields (place, length) of what stands. With a sha256, all of it is read back once it is written.
+        unpack to; yields (place, length) of what stands. With `proves`, all of it is read back once it is written.
 
         PackingError; DiffersError; OSError: the slot cannot be written or read.
         """
-        if sha256 != NOT_ASKED and length > MOST_BYTES:
+        if proves and length > MOST_BYTES:
             raise PackingError(f"a frame has {length} bytes, and {MOST_BYTES} can be proven at once")
         for at, count in self._unpacked(start, end, place, length):
             self._write(at, count)
-            if sha256 != NOT_ASKED and self._read_back(at, count) != sha256:
+            if proves and self._read_back(at, count) != sha256:
                 raise DiffersError(f"bytes {at} to {at + count} are not what was written")
             yield at, count
 

@@ -149,13 +149,16 @@ def _read_behind(steps: Iterator[None], writer: SlotWriter, size: int, back: Rea
         # What lies before `end` is synced when `syncing` is done, and no sooner.
         end, syncing = 0, beside.submit(lambda: None)
         for _ in steps:
-            if syncing.done():
+            place = writer.place() // CHUNK * CHUNK
+            if place - end >= STRETCH:
+                # Whoever writes waits here: no more than two stretches are on their way to the disk.
                 syncing.result()
-                synced, place = end, writer.place() // CHUNK * CHUNK
-                if place - end >= STRETCH:
-                    end, syncing = place, beside.submit(writer.sync)
-                if synced > back.place:
-                    yield from back.up_to(synced)
+                synced, end = end, place
+                syncing = beside.submit(writer.sync)
+                yield from back.up_to(synced)
+            elif end > back.place and syncing.done():
+                syncing.result()
+                yield from back.up_to(end)
             yield 0.0
         syncing.result()
     _filled(writer, size)

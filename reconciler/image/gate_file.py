@@ -122,7 +122,7 @@ def _artifact(folder: Path, allowed: Collection[str] | None) -> Iterator[Fault]:
             ) from None
         if digest != manifest.digest:
             yield _paper(NAME, f"it says {manifest.digest} of the raw image, which has {digest}")
-        elif (framed := wrong_frames(packed, raw, manifest)) is not None:
+        if (framed := wrong_frames(packed, raw, manifest)) is not None:
             yield _paper(NAME, f"{framed}: devices would refuse the image")
         yield from _chunks(folder, manifest, raw)
         yield from inspect(raw, allowed=allowed)
