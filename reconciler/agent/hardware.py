@@ -64,11 +64,7 @@ class SlotWriter(Protocol):
         """Append bytes. Blocks of zeros are skipped."""
 
     def descriptor(self) -> int:
-        """The open file, for programs that write to it: anywhere before its size, with no zeros written but those in a block
-        that holds something. They may ask for writes past the page cache."""
-
-    def advance(self, place: int) -> None:
-        """Note that such programs have written, or skipped, all that lies before `place`."""
+        """The open file, at its place, for a program that writes to it: forward, and skipping zeros by seeking forward."""
 
     def place(self) -> int:
         """Up to which byte the slot was written, or skipped, by whoever does it."""

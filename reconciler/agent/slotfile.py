@@ -2,7 +2,8 @@
 
 Python 3.10, standard library only: runs as root on a device. Knows nothing of images and of what is recorded of slots;
 `directory` and `partitions` open them, `writer` decides what is written. Blocks of zeros are not written: whoever opened a
-slot has made sure that they are there, and in a file that was made empty they are holes. Source: design, section 5.
+slot has made sure that they are there, and in a file that was made empty they are holes. The slot's place lies in the
+kernel, in the open file itself, so that a program that is given the descriptor moves it too. Source: design, section 5.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from reconciler.agent.hardware import HardwareError
 from reconciler.protocol.chunks import data_at
 
 BLOCK = 4096
-PIECE = 4 * 1024 * 1024
+PIECE = 1024 * 1024
 _ZEROS = bytes(BLOCK)
 _ZERO_PIECE = memoryview(bytes(PIECE))
 
@@ -43,13 +44,6 @@ class SlotFile:
     def descriptor(self) -> int:
         self._disk.on_step("write slot")
         return self._descriptor()
-
-    def advance(self, place: int) -> None:
-        self._disk.on_step("write slot")
-        try:
-            os.lseek(self._descriptor(), place, os.SEEK_SET)
-        except OSError as error:
-            raise self._failed(error) from None
 
     def place(self) -> int:
         try:
@@ -132,7 +126,7 @@ def read_from_disk(path: Path, start: int, end: int) -> Iterator[memoryview]:
         end = min(end, os.lseek(descriptor, 0, os.SEEK_END))
         is_direct, next_data = _past_the_cache(descriptor, True), start
         # Not closed by hand: who took a piece may look at it still. Memory goes with the last who holds it.
-        views = [memoryview(mmap.mmap(-1, PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)) for _ in range(2)]
+        views = [memoryview(mmap.mmap(-1, PIECE)) for _ in range(2)]
         while start < end:
             length = min(PIECE, end - start)
             if next_data <= start:

@@ -1,13 +1,12 @@
 """Writes a proven artifact to the inactive slot and reads it back.
 
 Python 3.10, standard library and the programs zstd and prlimit: runs as root on a device. The packed file is hashed before the
-slot is touched. Then programs unpack the image straight into the slot (`frames`), skipping zeros. Each reads back what it wrote
-and hashes it, frame by frame, where the manifest names the frames' digests. Where it does not, a thread here syncs what they have
-written, the stretch before that is read back from the disk, and another thread hashes it. A slot gets its record only when what
-was read back is what was assigned, by its digest or by those of its frames: it proves the packed file, the unpacking and the disk
-at once. Where it is not, the artifact is looked at again to say which of them is at fault. Unpacking stops at the size
-that the signed manifest names, so a bomb fills nothing. Memory: a few pieces of 4 MiB; each program takes 32 MiB (with
-a window of up to 128 MiB for an image that is not in frames). Source: design, section 5.
+slot is touched. Then four things go on at once: zstd writes the unpacked image straight into the slot, skipping zeros; a thread
+syncs what it has written; the stretch before that is read back from the disk here, and hashed by another thread. A slot gets
+its record only when the digest of what was read back is the one that was assigned: it proves the packed file, the unpacking and
+the disk at once. Where it is not, the artifact is looked at again to say which of them is at fault. Unpacking stops at the size
+that the signed manifest names, so a bomb fills nothing. Memory: a few pieces of 1 MiB, and what zstd takes (a window of 128 MiB
+at most). Source: design, section 5.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from reconciler.agent import frames
 from reconciler.agent.artifact import Proven
 from reconciler.agent.hardware import Hardware, HardwareError, SlotWriter, Spoiled
-from reconciler.protocol.manifest import Manifest
 from reconciler.protocol.signature import Refused
 
 CHUNK = 1024 * 1024
@@ -36,6 +34,7 @@ HASHED = 128 * 1024
 STALL_S = 120.0
 MOST_THREADS = 4
 """Hash the packed file at once, where the machine has as many processors."""
+_POLL_S = 0.005
 _PAUSE_S = 0.02
 _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Large pages for zstd's window, where kernel and C library know them: a tenth of its time. Elsewhere nobody reads it."""
@@ -57,13 +56,15 @@ def write_image(proven: Proven, packed: Path, slot: str, hardware: Hardware) -> 
         hardware.forget_slot(slot)
         writer = hardware.open_slot(slot, manifest.image_size)
         try:
-            holds = yield from _written(proven.manifest, file, writer, slot, hardware)
+            with closing(ReadBack(slot, hardware)) as back:
+                yield from _fill(proven, file, writer, back)
+                digest = back.digest()
         except _Failed as error:
             yield from _blame(proven, file)
             raise HardwareError(f"slot {slot} was not written: {error}") from None
         finally:
             writer.abandon()
-        if not holds:
+        if digest != manifest.digest:
             yield from _blame(proven, file)
             raise Spoiled(f"slot {slot} does not hold what was written to it")
     hardware.record_slot(slot, manifest.release, manifest.digest, manifest.image_size)
@@ -118,58 +119,33 @@ class ReadBack:
             self._hashing.pop().result()
 
 
-def _written(
-    manifest: Manifest, file: BinaryIO, writer: SlotWriter, slot: str, hardware: Hardware
-) -> Generator[float, None, bool]:
-    """Write the slot, durably, and read it back; whether it holds what the manifest says."""
-    if manifest.compression == "none":
-        steps, proves = _copied(file, writer, manifest.image_size), False
-    else:
-        orders = frames.of(file, manifest)
-        steps, proves = frames.fill(file, writer, orders), all(frame.sha256 for frame in orders)
-    try:
-        with closing(steps):
-            if not proves:
-                with closing(ReadBack(slot, hardware)) as back:
-                    yield from _read_behind(steps, writer, manifest.image_size, back)
-                    return back.digest() == manifest.digest
-            for _ in steps:
-                yield 0.0
-    except frames.UnpackError as error:
-        raise _Failed(str(error)) from None
-    except frames.Differs:
-        return False
-    _filled(writer, manifest.image_size)
-    return True
-
-
-def _read_behind(steps: Iterator[None], writer: SlotWriter, size: int, back: ReadBack) -> Iterator[float]:
-    """Read back a stretch behind those who write; all of it is synced and read when this ends."""
-    with ThreadPoolExecutor(1, "sync") as beside:
+def _fill(proven: Proven, file: BinaryIO, writer: SlotWriter, back: ReadBack) -> Iterator[float]:
+    """Write the slot, and read it back a stretch behind; all of it is synced and read when this ends."""
+    size = proven.manifest.image_size
+    way = _copied if proven.manifest.compression == "none" else _unpacked
+    # The program ends before the thread is waited for, whatever happens here.
+    with ThreadPoolExecutor(1, "sync") as beside, closing(way(file, writer, size)) as steps:
         # What lies before `end` is synced when `syncing` is done, and no sooner.
         end, syncing = 0, beside.submit(lambda: None)
         for _ in steps:
-            place = writer.place() // CHUNK * CHUNK
+            place = writer.place()
+            # Zeros are skipped without writing, so only this stops a bomb that is made of them.
+            if place > size:
+                raise _Failed(f"the image unpacks to more than {size} bytes")
             if place - end >= STRETCH:
-                # Whoever writes waits here: no more than two stretches are on their way to the disk.
                 syncing.result()
-                synced, end = end, place
+                synced, end = end, place // CHUNK * CHUNK
                 syncing = beside.submit(writer.sync)
                 yield from back.up_to(synced)
-            elif end > back.place and syncing.done():
-                syncing.result()
-                yield from back.up_to(end)
             yield 0.0
         syncing.result()
-    _filled(writer, size)
-    yield from back.up_to(size)
-
-
-def _filled(writer: SlotWriter, size: int) -> None:
-    """The slot is durable, if it was filled to its end."""
-    if writer.place() != size:
-        raise _Failed(f"the image unpacks to {writer.place()} bytes, not to {size}")
+        if writer.place() != size:
+            raise _Failed(f"the image unpacks to {writer.place()} bytes, not to {size}")
+        syncing = beside.submit(writer.sync)
+        yield from back.up_to(end)
+        syncing.result()
     writer.finish()
+    yield from back.up_to(size)
 
 
 @contextmanager
@@ -243,6 +219,28 @@ def _copied(file: BinaryIO, writer: SlotWriter, size: int) -> Generator[None, No
             raise _Failed(f"the image has more than {size} bytes")
         writer.write(data)
         yield
+
+
+def _unpacked(file: BinaryIO, writer: SlotWriter, size: int) -> Generator[None, None, None]:
+    """Let zstd write the image into the slot; yields when there is a stretch to read back, and often enough besides."""
+    file.seek(0)
+    # zstd's own checksum is left unread, a twelfth of its time: the digest of what is read back proves more.
+    with _zstd(["--sparse", "--no-check"], file, writer.descriptor(), size) as process:
+        seen, moved_at, place = 0, time.monotonic(), 0
+        while process.poll() is None:
+            before, place = place, writer.place()
+            if place != before:
+                moved_at = time.monotonic()
+            elif time.monotonic() - moved_at > STALL_S:
+                raise HardwareError(f"zstd has written nothing for {STALL_S:.0f} s")
+            if place - seen >= STRETCH:
+                seen = place
+            else:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_S)
+            yield
+        if process.returncode != 0:
+            raise _Failed(_ending(process))
 
 
 def _blame(proven: Proven, file: BinaryIO) -> Iterator[float]:

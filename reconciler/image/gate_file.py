@@ -19,9 +19,8 @@ from pathlib import Path
 
 from reconciler.image.gate import Fault, fault, inspect
 from reconciler.image.gate_ext4 import Unreadable, Volume
-from reconciler.image.pack import hashed
+from reconciler.image.pack import hashed, wrong_parts
 from reconciler.image.papers import contradictions
-from reconciler.image.pieces import wrong_frames, wrong_parts
 from reconciler.image.process import PATH, program
 from reconciler.image.unpack import unpacked
 from reconciler.ports import TerminalError
@@ -122,8 +121,6 @@ def _artifact(folder: Path, allowed: Collection[str] | None) -> Iterator[Fault]:
             ) from None
         if digest != manifest.digest:
             yield _paper(NAME, f"it says {manifest.digest} of the raw image, which has {digest}")
-        if (framed := wrong_frames(packed, raw, manifest)) is not None:
-            yield _paper(NAME, f"{framed}: devices would refuse the image")
         yield from _chunks(folder, manifest, raw)
         yield from inspect(raw, allowed=allowed)
 

@@ -21,9 +21,8 @@ from typing import Any, Protocol
 
 from reconciler.image.gate import inspect
 from reconciler.image.inputs import BUILDER_VERSION, RecipeFile, inputs_digest
-from reconciler.image.pack import hashed
+from reconciler.image.pack import hashed, wrong_parts
 from reconciler.image.papers import contradictions
-from reconciler.image.pieces import wrong_frames, wrong_parts
 from reconciler.image.unpack import unpacked
 from reconciler.model.desired import Desired, ImageSpec
 from reconciler.ports import ArtifactFile, GitSource, TerminalError
@@ -229,8 +228,6 @@ def check_image(store: Shelf, release: str, papers: Papers, keys: Collection[str
         found = unpacked(packed, raw, manifest, needed_for=f"signing {release}")
         if found != manifest.digest:
             raise refused(release, f"the unpacked image has digest {found}, and its manifest says {manifest.digest}")
-        if (why_not := wrong_frames(packed, raw, manifest)) is not None:
-            raise refused(release, f"{why_not}: devices would refuse the image")
         faults = inspect(raw, allowed=keys or None)
     if faults:
         shown = ", ".join(f"{fault.path}: {fault.what}" for fault in faults[:_FAULTS])

@@ -72,20 +72,11 @@ class Manifest:
         """Bytes of a part of the packed file, the last may be short, and the sha256 of each part (64 hex digits): with these a
         device hashes the file on several processors. None: `extra` has no `parts`, or not such that they are all of the
         file; then it is hashed as a whole."""
-        return self._hashes("parts", self.size)
-
-    @property
-    def frames(self) -> tuple[int, tuple[str, ...]] | None:
-        """Bytes of the image that a frame of the packed file unpacks to, the last may be short, and the sha256 of each: with
-        these a device proves what it wrote on several processors. None: as for `parts`."""
-        return self._hashes("frames", self.image_size)
-
-    def _hashes(self, key: str, total: int) -> tuple[int, tuple[str, ...]] | None:
-        value = self.extra.get(key)
+        value = self.extra.get("parts")
         size, hashes = (value.get("size"), value.get("sha256")) if isinstance(value, Mapping) else (None, None)
         if type(size) is not int or size < 1 or not isinstance(hashes, (list, tuple)):
             return None
-        if len(hashes) != -(-total // size) or len(hashes) > MAX_PARTS:
+        if len(hashes) != -(-self.size // size) or len(hashes) > MAX_PARTS:
             return None
         if not all(isinstance(item, str) and _SHA256.fullmatch(item) for item in hashes):
             return None

@@ -367,11 +367,61 @@ def test_a_bomb_fills_nothing(hardware: DirectoryHardware, tmp_path: Path, fill:
     assert (hardware.root / "slot-b.img").stat().st_size <= MIB
 
 
+def test_a_program_that_skips_past_the_end_is_ended(
+    hardware: DirectoryHardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a bomb of zeros does, without an end: no limit on files holds it up."""
+    proven, packed = artifact(tmp_path, LARGE)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "zstd").write_text(
+        f"#!/usr/bin/env -S python3 -S\nimport os, sys, time\nif '--sparse' not in sys.argv:\n"
+        f"    os.execv({shutil.which('zstd')!r}, sys.argv)\nwhile True:\n"
+        "    os.lseek(1, 1 << 20, os.SEEK_CUR)\n    time.sleep(0.01)\n"
+    )
+    (tmp_path / "bin" / "zstd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with pytest.raises(HardwareError, match="unpacks to more than"):
+        run(hardware, proven, packed)
+    assert zstds() == 0
+    assert hardware.slots()["b"] == Slot()
+
+
 @pytest.mark.parametrize("damage", ["not zstd", "cut short"])
 def test_what_zstd_cannot_unpack_is_refused(hardware: DirectoryHardware, tmp_path: Path, damage: str) -> None:
     _, packed = artifact(tmp_path, LARGE)
     bad = packed.read_bytes()[:100_000] if damage == "cut short" else b"not zstd"
     refuses(hardware, *artifact(tmp_path, LARGE, packed=bad), "image-packing")
+
+
+def test_a_disk_that_is_full_is_not_the_artifacts_fault(tmp_path: Path) -> None:
+    """The file size limit stands in for a full disk: what zstd says of it is told."""
+    hardware = DirectoryHardware(tmp_path / "device", slot_bytes=SLOT_BYTES)
+    proven, packed = artifact(tmp_path, LARGE)
+    limited = tmp_path / "bin"
+    limited.mkdir()
+    (limited / "zstd").write_text(
+        "#!/bin/bash\n[[ $* == *--sparse* ]] && { echo 'zstd: error 70 : Write error : No space left on device' >&2; exit 70; }\n"
+        f'exec {shutil.which("zstd")} "$@"\n'
+    )
+    (limited / "zstd").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(HardwareError, match="No space left on device"):
+        patch.setenv("PATH", f"{limited}:{os.environ['PATH']}")
+        run(hardware, proven, packed)
+    assert hardware.slots()["b"] == Slot()
+
+
+def test_a_program_that_hangs_is_ended(
+    hardware: DirectoryHardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proven, packed = artifact(tmp_path, LARGE)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "zstd").write_text("#!/bin/bash\nexec sleep 60\n")
+    (tmp_path / "bin" / "zstd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(writer, "STALL_S", 0.2)
+    with pytest.raises(HardwareError, match="written nothing"):
+        run(hardware, proven, packed)
+    assert zstds() == 0
 
 
 @pytest.mark.parametrize("missing", ["zstd", "prlimit"])
@@ -381,9 +431,8 @@ def test_a_missing_program_is_named_with_its_package(
     proven, packed = artifact(tmp_path, LARGE)
     which: Callable[..., str | None] = shutil.which
     monkeypatch.setattr("shutil.which", lambda name, path=None: None if name == missing else which(name, path=path))
-    run(hardware, proven, packed)
     with pytest.raises(HardwareError, match=rf"{missing} is not installed.*Debian package"):
-        list(writer.prove_image(proven, packed))
+        run(hardware, proven, packed)
 
 
 def test_an_image_larger_than_the_slot_is_not_begun(tmp_path: Path) -> None:

@@ -27,11 +27,10 @@ import pytest
 from reconciler.agent import writer
 from reconciler.agent.artifact import Proven
 from reconciler.agent.directory import DirectoryHardware
-from reconciler.image import pack, pieces
+from reconciler.image import pack
 from reconciler.image.bareroot import BareRoot
 from reconciler.image.builder import ImageBuilder
 from reconciler.image.job import Maker
-from reconciler.image.process import Surroundings
 from reconciler.image.rootfs import DistributionRoot
 from reconciler.protocol import chunks
 from reconciler.protocol.manifest import NAME, Manifest
@@ -44,6 +43,7 @@ MEMORY_FOLDER = Path("/dev/shm")
 MIB = 1 << 20
 IMAGE_BYTES = 1024 * MIB
 ROUNDS = 7
+PACK = ("-9", "--long=27", "--single-thread")
 # A process that holds nothing but the agent. Not ru_maxrss: that one begins with what the parent held.
 PEAK = """
 import sys
@@ -157,14 +157,14 @@ def _subject(name: str, raw: Path, packed: Path) -> Subject:
     with raw.open("rb") as file:
         index = chunks.index(file)
     # What the builder names too: devices hash the packed file by its parts.
-    more = {"parts": pieces.hashed_parts(packed), "frames": pieces.hashed_frames(raw)}
+    more = {"parts": pack.hashed_parts(packed)}
     manifest = Manifest("v2", packed.name, packed.stat().st_size, "zstd", index.image_size, index.digest, more)
     return Subject(name, raw, packed, Proven(manifest, _hash(packed)), index.mapped_bytes)
 
 
 def _made(folder: Path) -> Subject:
     """Stretches of 16 MiB, every other one a hole: about what a file system that is half full looks like."""
-    raw, contents = folder / "made.img", _files(Path("/usr"))
+    raw, packed, contents = folder / "made.img", folder / "made.img.zst", _files(Path("/usr"))
     with raw.open("wb") as out:
         out.truncate(IMAGE_BYTES)
         for at in range(0, IMAGE_BYTES, 32 * MIB):
@@ -174,7 +174,7 @@ def _made(folder: Path) -> Subject:
                 data = next(contents)[:left]
                 out.write(data)
                 left -= len(data)
-    packed = pack.compress(Surroundings(folder, folder / "log", 600), raw, folder, "made", "zstd")
+    subprocess.run(["zstd", "-q", "-f", *PACK, str(raw), "-o", str(packed)], check=True)
     return _noted(_subject("a made image", raw, packed))
 
 

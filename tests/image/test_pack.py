@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import random
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +16,10 @@ import pytest
 from reconciler.agent import artifact
 from reconciler.agent.judge import Keyring
 from reconciler.agent.transport import Transport
-from reconciler.image import pack, pieces, sbom
+from reconciler.image import pack, sbom
 from reconciler.image.process import Surroundings
 from reconciler.ports import TerminalError
-from reconciler.protocol import chunks, seekable
+from reconciler.protocol import chunks
 from reconciler.protocol.assignment import ImageTarget
 from reconciler.protocol.manifest import MAX_MANIFEST_BYTES, Manifest
 from reconciler.protocol.sums import parse_sums
@@ -150,54 +149,13 @@ def test_the_parts_are_all_of_the_file(tmp_path: Path, size: int, monkeypatch: p
     data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     (tmp_path / "packed").write_bytes(data)
     for most in (4096, 1):
-        monkeypatch.setattr(pieces, "MAX_PARTS", most)
-        parts = pieces.hashed_parts(tmp_path / "packed")
+        monkeypatch.setattr(pack, "MAX_PARTS", most)
+        parts = pack.hashed_parts(tmp_path / "packed")
         part = parts["size"]
         hashes = [hashlib.sha256(data[at : at + part]).hexdigest() for at in range(0, size, part)]
         assert parts["sha256"] == hashes
         assert len(hashes) <= most
         assert Manifest("v1", "f", size, "zstd", size, "d", {"parts": parts}).parts == (part, tuple(hashes))
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("size", [4096, 3 << 20, (3 << 20) + 4096])
-def test_an_image_is_packed_in_frames_that_are_one_file_to_zstd(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    monkeypatch.setattr(seekable, "FRAME_BYTES", 1 << 20)
-    (tmp_path / "scratch").mkdir()
-    where = Surroundings(tmp_path / "scratch", tmp_path / "log", 60)
-    raw, zstd = tmp_path / "raw", need("zstd")
-    raw.write_bytes(random.Random(size).randbytes(size // 2) + bytes(size - size // 2))
-    made = []
-    for processors in (1, 3):
-        monkeypatch.setattr("os.cpu_count", lambda processors=processors: processors)
-        (tmp_path / str(processors)).mkdir()
-        made.append(pack.compress(where, raw, tmp_path / str(processors), NAME, "zstd"))
-    file = made[0]
-    assert file.read_bytes() == made[1].read_bytes(), "the same bytes on any machine"
-    assert not list((tmp_path / "scratch").glob("frames-*"))
-    subprocess.run([zstd, "-q", "--test", file], check=True)
-    assert subprocess.run([zstd, "-dcq", file], capture_output=True, check=True).stdout == raw.read_bytes()
-    with file.open("rb") as opened:
-        frames = seekable.read(opened.fileno())
-    assert frames is not None
-    assert [frame.length for frame in frames] == [min(1 << 20, size - at) for at in range(0, size, 1 << 20)]
-    for frame in frames:
-        packed = file.read_bytes()[frame.start : frame.end]
-        found = subprocess.run([zstd, "-dcq"], input=packed, capture_output=True, check=True).stdout
-        assert found == raw.read_bytes()[frame.place : frame.place + frame.length]
-        # With the size in its head, it is unpacked in memory at once; with a checksum behind it, zstd proves it by itself.
-        assert packed[4] & 0x04, "no checksum"
-        assert packed[4] & 0xE0, "no size of what it unpacks to"
-    told = pieces.hashed_frames(raw)
-    manifest = Manifest("v1", file.name, file.stat().st_size, "zstd", size, "sha256:" + "0" * 64, {"frames": told})
-    assert pieces.wrong_frames(file, raw, manifest) is None
-    (tmp_path / "other").write_bytes(raw.read_bytes()[:-1] + b"x")
-    said = pieces.wrong_frames(file, tmp_path / "other", manifest)
-    assert (
-        said == f"what frame {len(frames)} of {len(frames)} unpacks to has another sha256 than its list of frames says"
-    )
 
 
 def test_the_sums_list_what_the_manifest_names_and_every_byte_agrees(tmp_path: Path) -> None:

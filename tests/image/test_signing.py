@@ -209,12 +209,6 @@ CRITICAL_CHECK = {"name": "nvidia", "status": "critical", "message": "no driver"
             "part 1 of 1 of .* another sha256 .* devices would refuse",
         ),
         ({"parts": {"size": 16 << 20, "sha256": []}}, "its list of parts is not one of all of"),
-        (
-            {"frames": {"size": 32 << 20, "sha256": ["0" * 64]}},
-            "what frame 1 of 1 unpacks to has another sha256 .* devices would refuse",
-        ),
-        ({"frames": {"size": 32 << 20, "sha256": []}}, "its list of frames is not one of all of the image"),
-        ({"frames": {"size": 16 << 20, "sha256": ["0" * 64] * 2}}, "is not cut into frames as its list says"),
         ({"chunks": {"file": "x.chunks", "sha256": "0" * 64}}, "SHA256SUMS: it lists .*, not .*x.chunks"),
         ({"sha256": "0" * 64}, "manifest.json: its sha256 of .* is not the one in SHA256SUMS"),
     ],
@@ -244,7 +238,7 @@ def test_an_image_in_which_the_gate_finds_something_is_refused(world: World, key
     (world.folder / "SHA256SUMS").chmod(0o644)
     (world.folder / "SHA256SUMS").write_bytes(format_sums({**sums, packed.name: digest}))
     raw_digest = "sha256:" + hashlib.sha256(raw.read_bytes()).hexdigest()
-    forge(world, size=size, sha256=digest, digest=raw_digest, imageSize=raw.stat().st_size, parts=None, frames=None)
+    forge(world, size=size, sha256=digest, digest=raw_digest, imageSize=raw.stat().st_size, parts=None)
     refuse(world, keys, key, r"the sysprep gate finds \d+ faults in the image: /etc/")
 
 

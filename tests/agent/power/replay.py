@@ -12,7 +12,6 @@ from tests.agent.power.trace import SYNCS, Call, Descriptors, Open, path, read, 
 
 UNMOUNTED = "unmounted"
 """The mark after which all that was written is on the disk: an orderly reboot unmounts."""
-_OWN = "/proc/self/fd/"
 _RENAMES = frozenset(("rename", "renameat", "renameat2"))
 _REMOVALS = frozenset(("unlink", "unlinkat", "rmdir"))
 _FOREIGN = frozenset(("writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "splice", "truncate"))
@@ -93,9 +92,6 @@ class Replay:
     def _opened(self, call: Call) -> Iterator[Moment]:
         at = 0 if call.name in ("open", "creat") else 1
         place = self._open.place(call, call.arguments[0] if at else None, call.arguments[at])
-        # An open file that is opened once more: what it was opened by first.
-        if place.startswith(_OWN) and (before := self._open.get(call.process, place[len(_OWN) :])):
-            place = before.path
         flags = (
             frozenset(call.arguments[at + 1].split("|")) if call.name != "creat" else frozenset(("O_CREAT", "O_TRUNC"))
         )

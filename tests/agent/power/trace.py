@@ -134,8 +134,6 @@ class Descriptors:
                 self._copy(table, int(call.arguments[0]), result, "O_CLOEXEC" in call.arguments[-1])
             case "fcntl" if call.arguments[1].startswith("F_DUPFD"):
                 self._copy(table, int(call.arguments[0]), result, call.arguments[1] == "F_DUPFD_CLOEXEC")
-            case "fcntl" if call.arguments[1] == "F_SETFD":
-                self._copy(table, int(call.arguments[0]), int(call.arguments[0]), "FD_CLOEXEC" in call.arguments[2])
             case "execve":
                 self._tables[call.process] = {n: kept for n, kept in table.items() if not kept[1]}
             case _:
