@@ -3,6 +3,7 @@ too slowly, bombs, and files that change under the agent's hands. Real keys and 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import subprocess
 import threading
@@ -157,10 +158,16 @@ def own(office: Office, releases: Releases) -> Artifact:
 
 
 @pytest.fixture
-def fetch(site: Site, office: Office, own: Artifact) -> Iterator[Callable[[], None]]:
-    """Fetches and writes the artifact as the agent does, from its folder."""
+def supply(site: Site, office: Office) -> Iterator[DiskSupply]:
+    """What the agent has its artifacts from, with folders for sources."""
     transport = HttpTransport(Server(office.url, TOKEN, timeout_s=60, allow_file_urls=True))
-    supply = DiskSupply(site.hardware, transport, Disk(), office.keys.verifier)
+    yield DiskSupply(site.hardware, transport, Disk(), office.keys.verifier)
+    transport.close()
+
+
+@pytest.fixture
+def fetch(own: Artifact, supply: DiskSupply) -> Callable[[], None]:
+    """Fetches and writes the artifact as the agent does, from its folder."""
 
     def run() -> None:
         for _ in supply.fetch_image(own.target, [own.folder.as_uri() + "/"], START):
@@ -168,8 +175,7 @@ def fetch(site: Site, office: Office, own: Artifact) -> Iterator[Callable[[], No
         for _ in supply.write_image(own.target, "a"):
             pass
 
-    yield run
-    transport.close()
+    return run
 
 
 FILES = ("SHA256SUMS", "SHA256SUMS.gpg", "manifest.json", "edge-golden-v2-20300106.img.zst")
@@ -376,6 +382,50 @@ def test_a_file_swapped_between_the_proof_and_the_write(
     site.settle(opens + timedelta(minutes=20))
     assert (office.last().image, office.last().attempts) == ("v2", {})
     assert site.slot_digest("a", len(own.image)) == own.digest
+
+
+def _passes_for(own: Artifact, other: Artifact) -> tuple[bytes, bytes]:
+    """A manifest and a packed file that agree in all but one: the image is another than the digest says."""
+    (packed,) = other.folder.glob("*.zst")
+    data = packed.read_bytes()
+    parts = {"size": len(data), "sha256": [hashlib.sha256(data).hexdigest()]}
+    frames = {"size": len(other.image), "sha256": [hashlib.sha256(other.image).hexdigest()]}
+    extra = {"parts": parts, "frames": frames}
+    manifest = Manifest("v2", FILES[3], len(data), "zstd", len(other.image), own.digest, extra)
+    assert manifest.parts is not None
+    return manifest.to_bytes(), data
+
+
+def test_a_release_key_alone_gives_no_other_content_to_a_digest_that_was_assigned(
+    site: Site, office: Office, own: Artifact, releases: Releases, fetch: Callable[[], None]
+) -> None:
+    """Two keys agree on what a slot holds: it is hashed as a whole, whatever lists of pieces a signed manifest brings along."""
+    manifest, packed = _passes_for(own, releases.bad)
+    (own.folder / "manifest.json").write_bytes(manifest)
+    (own.folder / FILES[3]).write_bytes(packed)
+    seal_folder(own.folder, office.keys)
+    with pytest.raises(Refused) as caught:
+        fetch()
+    assert caught.value.code == "image-digest"
+    assert site.hardware.slots()["a"] == Slot()
+
+
+def test_whoever_changes_what_was_fetched_gives_no_other_content_to_it(
+    site: Site, own: Artifact, releases: Releases, supply: DiskSupply
+) -> None:
+    """Manifest and packed file together, so that each bears the other out."""
+    for _ in supply.fetch_image(own.target, [own.folder.as_uri() + "/"], START):
+        pass
+    manifest, packed = _passes_for(own, releases.bad)
+    (before,) = (path for path in (site.root / "agent" / "cache").rglob("*") if len(path.name) == 64 and path.is_file())
+    before.with_name("manifest.json").write_bytes(manifest)
+    before.with_name(hashlib.sha256(packed).hexdigest()).write_bytes(packed)
+    before.unlink()
+    with pytest.raises(Refused) as caught:
+        for _ in supply.write_image(own.target, "a"):
+            pass
+    assert caught.value.code == "image-digest"
+    assert site.hardware.slots()["a"] == Slot()
 
 
 def test_the_assignments_bytes_are_what_was_signed(site: Site, office: Office, releases: Releases) -> None:
