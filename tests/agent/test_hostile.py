@@ -178,6 +178,13 @@ def fetch(own: Artifact, supply: DiskSupply) -> Callable[[], None]:
     return run
 
 
+def _fetched(site: Site) -> Path:
+    """The packed image that waits on the device, named by its digest."""
+    cache = site.root / "agent" / "cache"
+    (packed,) = (path for path in cache.rglob("*") if len(path.name) == 64 and path.is_file())
+    return packed
+
+
 FILES = ("SHA256SUMS", "SHA256SUMS.gpg", "manifest.json", "edge-golden-v2-20300106.img.zst")
 
 
@@ -355,7 +362,7 @@ def test_a_file_swapped_between_the_proof_and_the_write(
     opens = START + timedelta(hours=1)
     office.assign(own, window=((opens, opens + timedelta(hours=1)),))
     site.settle(START + timedelta(minutes=5))
-    (packed,) = (path for path in (site.root / "agent" / "cache").rglob("*") if len(path.name) == 64 and path.is_file())
+    packed = _fetched(site)
     other = next(releases.bad.folder.glob("*.zst")).read_bytes().ljust(packed.stat().st_size, b"\0")
 
     def swap() -> None:
@@ -389,9 +396,7 @@ def _passes_for(own: Artifact, other: Artifact) -> tuple[bytes, bytes]:
     (packed,) = other.folder.glob("*.zst")
     data = packed.read_bytes()
     parts = {"size": len(data), "sha256": [hashlib.sha256(data).hexdigest()]}
-    frames = {"size": len(other.image), "sha256": [hashlib.sha256(other.image).hexdigest()]}
-    extra = {"parts": parts, "frames": frames}
-    manifest = Manifest("v2", FILES[3], len(data), "zstd", len(other.image), own.digest, extra)
+    manifest = Manifest("v2", FILES[3], len(data), "zstd", len(other.image), own.digest, {"parts": parts})
     assert manifest.parts is not None
     return manifest.to_bytes(), data
 
@@ -399,7 +404,7 @@ def _passes_for(own: Artifact, other: Artifact) -> tuple[bytes, bytes]:
 def test_a_release_key_alone_gives_no_other_content_to_a_digest_that_was_assigned(
     site: Site, office: Office, own: Artifact, releases: Releases, fetch: Callable[[], None]
 ) -> None:
-    """Two keys agree on what a slot holds: it is hashed as a whole, whatever lists of pieces a signed manifest brings along."""
+    """Two keys agree on what a slot holds: it is hashed as a whole, also where a signed manifest lists parts."""
     manifest, packed = _passes_for(own, releases.bad)
     (own.folder / "manifest.json").write_bytes(manifest)
     (own.folder / FILES[3]).write_bytes(packed)
@@ -417,7 +422,7 @@ def test_whoever_changes_what_was_fetched_gives_no_other_content_to_it(
     for _ in supply.fetch_image(own.target, [own.folder.as_uri() + "/"], START):
         pass
     manifest, packed = _passes_for(own, releases.bad)
-    (before,) = (path for path in (site.root / "agent" / "cache").rglob("*") if len(path.name) == 64 and path.is_file())
+    before = _fetched(site)
     before.with_name("manifest.json").write_bytes(manifest)
     before.with_name(hashlib.sha256(packed).hexdigest()).write_bytes(packed)
     before.unlink()
